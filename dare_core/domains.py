@@ -1,0 +1,101 @@
+"""Domains: which source tables hold users, items and interactions, and how knowledge of them is asked for.
+
+A domain is one file, ``config/<name>.toml``. Column names in it are the source's own, so that a team points the
+platform at its tables by writing this file and nothing else.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dare_core.errors import SettingError
+from dare_core.settings import Settings
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EntityTable(_Section):
+    """The table of one kind of entity."""
+
+    table: str
+    id: str
+    updated_at: str = Field(description="column with the time of a row's last change, UTC")
+    title: str | None = Field(None, description="column with the name that prompts use; required for items")
+    attributes: tuple[str, ...] = Field(description="columns that describe the entity, in the order prompts list them")
+    group: str = Field(description="attribute that names the retrieval-pool group; of a list, the first value")
+
+
+class InteractionTable(_Section):
+    """The table of what users did with items."""
+
+    table: str
+    user: str
+    item: str
+    value: str = Field(description="column with a rating or another measure of liking")
+    time: str
+
+
+class Source(_Section):
+    """Where the tables are."""
+
+    format: Literal["postgres", "jdbc", "parquet", "csv"] = "postgres"
+    location: str | None = Field(
+        None, description="postgres, jdbc: URL (default: the warehouse); parquet, csv: folder with one entry per table"
+    )
+    db_schema: str = Field("source", alias="schema", description="postgres, jdbc: the tables' schema")
+    list_separator: str = Field("|", description="csv: what separates the values of a multi-valued column")
+    items: EntityTable
+    users: EntityTable
+    interactions: InteractionTable
+
+
+class Knowledge(_Section):
+    """How the knowledge is asked for (KAR, arXiv 2306.10933, section 3.2)."""
+
+    framework: Literal["kar"] = "kar"
+    noun: str = Field(description="what an item is: movie, product")
+    plural: str
+    history: str = Field(description="what a user's history is of: viewing, purchase")
+    value_unit: str = Field(description="what follows an interaction's value: stars")
+    factors: tuple[str, ...] = Field(min_length=1, description="scenario-specific factors of preference")
+    max_history: int = Field(30, ge=1, description="interactions that a user's prompt shows at most, newest kept")
+
+
+class Domain(_Section):
+    """One ``config/<name>.toml``."""
+
+    name: str
+    source: Source
+    knowledge: Knowledge
+
+
+def load_domain(settings: Settings, name: str) -> Domain:
+    """Read ``config/<name>.toml``.
+
+    Raises:
+        SettingError: no such domain, no valid TOML, or a key is missing, unknown or of the wrong type.
+    """
+    known = sorted(path.stem for path in settings.config_dir.glob("*.toml"))
+    if not _NAME.fullmatch(name) or name not in known:
+        raise SettingError(f"domain {name!r} is not configured in {settings.config_dir}; there are: {', '.join(known)}")
+    return read_domain(settings.config_dir / f"{name}.toml")
+
+
+def read_domain(path: Path) -> Domain:
+    """The domain of one file; see :func:`load_domain`."""
+    try:
+        return Domain.model_validate({"name": path.stem, **tomllib.loads(path.read_text("utf-8"))})
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise SettingError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None

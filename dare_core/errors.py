@@ -1,0 +1,42 @@
+"""What can go wrong, in the user's words.
+
+Every error a user can cause or mend derives from :class:`DareError`. Its message is one line that says what was
+wrong, where, and what to do; the command line prints it and exits with status 2. Anything else that escapes is a
+defect of ours and keeps its traceback.
+"""
+
+
+class DareError(Exception):
+    """A failure that the reader of the message can mend."""
+
+
+class SettingError(DareError):
+    """A setting, a domain file or a command-line option has a value that is not allowed."""
+
+
+class InputError(DareError):
+    """A file or row that was handed in cannot be read as what it should be."""
+
+
+class SourceError(DareError):
+    """The source tables are missing, unreachable, or lack a column that the domain file names."""
+
+
+class ProgramMissingError(DareError):
+    """A program that must be installed beside Python, such as Java, was not found or did not work."""
+
+
+class ModelError(DareError):
+    """A model, tokenizer or encoder is not there, or is of a kind that the engine cannot run."""
+
+
+class PoolError(DareError):
+    """A retrieval pool is missing, damaged, or was built with another tokenizer."""
+
+
+class WarehouseError(DareError):
+    """The warehouse cannot be reached, lacks the ``vector`` extension, or has another schema version."""
+
+
+class QualityError(DareError):
+    """More texts failed validation than the run may lose."""

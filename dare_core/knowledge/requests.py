@@ -1,0 +1,86 @@
+"""From entities to requests: prompts that fit the context, identified by what they ask (DESIGN.md decision 5)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dare_core.domains import Domain
+from dare_core.errors import InputError
+from dare_core.knowledge.chat import ChatEncoder
+from dare_core.knowledge.prompts import render
+from dare_core.schemas import Kind
+from dare_core.settings import Verification
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decides a text beside its prompt. Batch size, drafts and pools do not, and are not here."""
+
+    model: str
+    tokenizer_hash: str
+    verification: Verification
+    top_k: int
+    min_prob: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered message, its token ids, and how many of the oldest history entries it had to leave out."""
+
+    text: str
+    token_ids: list[int]
+    dropped_history: int
+
+
+def fit_prompt(
+    domain: Domain, kind: Kind, attributes: Mapping[str, Any], encoder: ChatEncoder, max_tokens: int
+) -> Prompt:
+    """Render an entity's prompt, cut at whole history entries, oldest first, until it has at most ``max_tokens``.
+
+    Raises:
+        InputError: it does not fit even without any history.
+    """
+
+    def attempt(dropped: int) -> Prompt:
+        text = render(domain, kind, attributes, dropped)
+        return Prompt(text, encoder.encode(text), dropped)
+
+    prompt = attempt(0)
+    fewest, most = 0, len(attributes.get("history", []))
+    while len(prompt.token_ids) > max_tokens and fewest < most:  # the fewest entries that must go
+        middle = (fewest + most) // 2
+        if len(attempt(middle).token_ids) > max_tokens:
+            fewest = middle + 1
+        else:
+            most = middle
+    if fewest:
+        prompt = attempt(fewest)
+    if len(prompt.token_ids) > max_tokens:
+        raise InputError(
+            f"the prompt has {len(prompt.token_ids)} tokens, of at most {max_tokens} that leave room to answer"
+        )
+    return prompt
+
+
+def request_id(
+    domain: str, kind: Kind, entity_id: str, prompt_token_ids: list[int], decoding: Decoding, epoch: int
+) -> str:
+    """32 hex digits that identify a request by what it asks, never by how it is computed."""
+    relaxed = decoding.verification == "relaxed"
+    asked = [
+        domain,
+        kind,
+        entity_id,
+        prompt_token_ids,
+        decoding.model,
+        decoding.tokenizer_hash,
+        decoding.verification,
+        decoding.top_k if relaxed else None,
+        decoding.min_prob if relaxed else None,
+        decoding.max_new_tokens,
+        epoch,
+    ]
+    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()[:32]

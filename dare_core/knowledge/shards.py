@@ -1,0 +1,140 @@
+"""Shards: work lists of requests, the plan that names them, and the staged parts that a worker leaves.
+
+<run>/plan.json                      what is asked of the run; written last by planning
+<run>/shards/<shard>.parquet         the requests, sorted by group
+<run>/staged/<shard>/part-0000.parquet      written texts (``schemas.KNOWLEDGE``)
+<run>/staged/<shard>/failed-0000.parquet    requests that could not be served (``schemas.QUARANTINE``)
+<run>/staged/<shard>/manifest.json   written last by the worker
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from dare_core.errors import InputError
+from dare_core.knowledge.requests import Decoding
+from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
+
+_SECONDS: Final = b"engine_seconds"
+
+
+class Shard(BaseModel):
+    """A work list of one kind. ``pool_version`` is pinned: None where there was no pool when the run was planned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: Kind
+    requests: int
+    pool_version: str | None
+
+
+class Plan(BaseModel):
+    """What a run does, fixed when it is planned, so that its later stages agree whatever settings say by then."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    domain: str
+    framework: str
+    decoding: Decoding
+    started_at: datetime
+    shards: list[Shard]
+    skipped: dict[str, int]
+
+    @property
+    def requests(self) -> int:
+        """Texts to write."""
+        return sum(shard.requests for shard in self.shards)
+
+
+def write_json(path: Path, content: str) -> None:
+    """Write a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    scratch.write_text(content, "utf-8")
+    scratch.replace(path)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    pq.write_table(table, scratch, compression="zstd")
+    scratch.replace(path)
+
+
+def read_plan(run_dir: Path) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        InputError: the run has not been planned.
+    """
+    path = run_dir / "plan.json"
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there: the run has not been planned") from None
+
+
+def write_shards(
+    run_dir: Path, kind: Kind, rows: Sequence[dict[str, Any]], size: int, pool_version: str | None
+) -> list[Shard]:
+    """Cut one kind's REQUEST rows into shards of at most ``size`` and write them."""
+    written = []
+    for number, start in enumerate(range(0, len(rows), size)):
+        piece = rows[start : start + size]
+        shard = Shard(name=f"{kind}-{number:04d}", kind=kind, requests=len(piece), pool_version=pool_version)
+        write_table(_shard_path(run_dir, shard.name), pa.Table.from_pylist(piece, REQUEST))
+        written.append(shard)
+    return written
+
+
+def read_shard(run_dir: Path, shard: str) -> pa.Table:
+    """A shard's requests."""
+    return pq.read_table(_shard_path(run_dir, shard), schema=REQUEST)
+
+
+def _shard_path(run_dir: Path, shard: str) -> Path:
+    return run_dir / "shards" / f"{shard}.parquet"
+
+
+def read_staged(run_dir: Path, shards: Iterable[str]) -> tuple[pa.Table, pa.Table]:
+    """All written texts and all failed requests of some shards."""
+    folders = [run_dir / "staged" / shard for shard in shards]
+    return (
+        _read_parts((part for folder in folders for part in sorted(folder.glob("part-*.parquet"))), KNOWLEDGE),
+        _read_parts((part for folder in folders for part in sorted(folder.glob("failed-*.parquet"))), QUARANTINE),
+    )
+
+
+def engine_seconds(run_dir: Path, shards: Iterable[str]) -> float:
+    """Seconds the engine worked on some shards' staged parts, over all tries."""
+    parts = (part for shard in shards for part in (run_dir / "staged" / shard).glob("part-*.parquet"))
+    return sum(float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0)) for part in parts)
+
+
+def write_part(staged: Path, number: int, rows: list[dict[str, Any]], seconds: float) -> None:
+    """Stage KNOWLEDGE rows that took the engine ``seconds``."""
+    table = pa.Table.from_pylist(rows, KNOWLEDGE).replace_schema_metadata({_SECONDS: str(seconds)})
+    write_table(staged / f"part-{number:04d}.parquet", table)
+
+
+def _read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *(pq.read_table(path, schema=schema) for path in paths)])
+
+
+def read_manifest(staged: Path) -> dict[str, Any] | None:
+    """What a worker said of its finished shard; None while it is not finished."""
+    try:
+        content: dict[str, Any] = json.loads((staged / "manifest.json").read_bytes())
+        return content
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,404 @@
+"""Airflow on this machine: its processes, started and stopped as one.
+
+The demo, ``make ui`` and the integration test use it; production has an Airflow of its own. Airflow is never imported:
+its components are child processes (scheduler with LocalExecutor, DAG processor, API server on loopback), its metadata a
+database beside the warehouse.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any, Final, Self
+
+import psutil
+
+from dare_core.airflow_api import AirflowApi, AirflowError, OnProgress, RunFailedError, TaskState
+from dare_core.errors import SettingError
+from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.warehouse.server import database_url, serving
+
+DAGS_DIR: Final = PROJECT_DIR / "dags"
+USER: Final = "admin"
+
+#: The Airflow pool in which generation tasks run: one at a time, since each fills the accelerator.
+GENERATION_POOL: Final = "gpu"
+
+_COMPONENTS: Final[dict[str, tuple[str, ...]]] = {
+    "scheduler": ("scheduler", "--skip-serve-logs"),  # its log server would listen on every interface
+    "dag_processor": ("dag-processor",),
+    "api_server": ("api-server",),
+}
+_START_SECONDS: Final = 240.0
+_STOP_SECONDS: Final = 12.0
+_STOP_TRIES: Final = 3
+_POLL_SECONDS: Final = 1.0
+_LOG_LINES: Final = 25
+
+
+class LocalAirflow:
+    """Airflow's processes for as long as a ``with`` block lasts.
+
+    Entering returns when every component is healthy and the ``gpu`` pool exists; leaving, by whatever exception, ends
+    the components and everything they started: task processes, Spark and its JVM.
+
+    Args:
+        settings: tasks see exactly these, through ``DARE_…`` variables.
+        warehouse_url: libpq URL of a running server; Airflow's metadata goes to database ``airflow`` on it.
+        port: of the API server; ``settings.airflow_port`` when None, any free one when 0.
+        dags_dir: the folder of DAG files.
+        scheduled: whether ``refresh_knowledge`` follows its schedule, or runs only when it is triggered.
+
+    Raises (on entering):
+        SettingError: the port is taken.
+        AirflowError: an Airflow uses this data folder already, or a component did not start; ends with its log.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        warehouse_url: str,
+        *,
+        port: int | None = None,
+        dags_dir: Path = DAGS_DIR,
+        scheduled: bool = False,
+    ) -> None:
+        self.home = settings.data_dir.resolve() / "airflow"
+        self._settings = settings
+        self._warehouse_url = warehouse_url
+        self._port = settings.airflow_port if port is None else port
+        self._dags_dir = dags_dir
+        self._scheduled = scheduled
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    @property
+    def url(self) -> str:
+        """Where the UI and the REST API are."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def password(self) -> str:
+        """The password of user ``admin``, made once per data folder."""
+        passwords: dict[str, str] = json.loads(self._password_file.read_text("utf-8"))
+        return passwords[USER]
+
+    def check(self) -> None:
+        """Raise AirflowError when a component has ended."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise self._failure(f"Airflow's {name} ended with status {process.returncode}", name)
+
+    @contextmanager
+    def active(self, *dag_ids: str, timeout: float = 120) -> Iterator[None]:
+        """Let these DAGs run for as long as the block lasts.
+
+        Runs that an earlier, interrupted block left behind are marked as failed first, and whatever still runs at the
+        end of this one too; then the DAGs are paused again.
+
+        Args:
+            dag_ids: the DAGs, all of which must be parsed within ``timeout`` seconds.
+
+        Raises:
+            AirflowError: a DAG file cannot be imported, or does not define the DAG.
+        """
+        for dag_id in dag_ids:
+            self._await_parsed(dag_id, timeout)
+            self._fail_active_runs(dag_id)
+        try:
+            for dag_id in dag_ids:
+                self.api.pause(dag_id, False)
+            yield
+        finally:
+            with suppress(AirflowError):  # the failure that ended the block is the one to tell
+                for dag_id in dag_ids:
+                    self.api.pause(dag_id, True)
+                    self._fail_active_runs(dag_id)
+
+    def wait(self, dag_id: str, run_id: str, on_progress: OnProgress = lambda tasks: None) -> None:
+        """Wait for a run's success; ``on_progress`` sees its tasks about once a second.
+
+        Raises:
+            RunFailedError: the run failed; names the task and shows the end of its log.
+            AirflowError: a component ended meanwhile.
+        """
+        while True:
+            self.check()
+            state = self.api.run_state(dag_id, run_id)
+            tasks = self.api.tasks(dag_id, run_id)
+            on_progress(tasks)
+            if state == "success":
+                return
+            if state == "failed":
+                raise RunFailedError(self._explain(dag_id, run_id, tasks))
+            time.sleep(_POLL_SECONDS)
+
+    def await_triggered(self, dag_id: str, run_id: str, consumer: str, timeout: float = 60) -> str:
+        """Wait for the run of DAG ``consumer`` that this run's asset events start; returns its run id.
+
+        Raises:
+            AirflowError: none came within ``timeout`` seconds, or a component ended meanwhile.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self.check()
+            for triggered_dag, triggered_run in self.api.triggered_runs(dag_id, run_id):
+                if triggered_dag == consumer:
+                    return triggered_run
+            time.sleep(_POLL_SECONDS)
+        raise AirflowError(f"{dag_id} {run_id} started no run of {consumer} within {timeout:.0f} s")
+
+    def _start(self) -> None:
+        (self.home / "logs").mkdir(parents=True, exist_ok=True)
+        lock = self._lock()
+        if self._port == 0:
+            self._port = _free_port()
+        elif not _is_free(self._port):
+            raise SettingError(
+                f"setting airflow_port (DARE_AIRFLOW_PORT) is {self._port}: another program listens on that port"
+            )
+        self._write_password()
+        environment = self._environment()
+        self._spawn("db_migrate", ("db", "migrate"), environment, lock)
+        if self._processes["db_migrate"].wait() != 0:
+            raise self._failure("Airflow could not prepare its database", "db_migrate")
+        del self._processes["db_migrate"]
+        self._started_at = datetime.now(UTC)
+        for name, arguments in _COMPONENTS.items():
+            self._spawn(name, arguments, environment, lock)
+        lock.write(" ".join(str(process.pid) for process in self._processes.values()))
+        lock.flush()
+        self.api = AirflowApi(self.url, USER, self.password)
+        self._cleanup.callback(self.api.close)
+        self._await_health()
+        self.api.add_pool(GENERATION_POOL, 1)
+
+    def _lock(self) -> IO[str]:
+        """Held by this process and, through inheritance, by every component until the last has ended."""
+        lock = self._cleanup.enter_context((self.home / "lock").open("a+", encoding="ascii"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise AirflowError(
+                f"an Airflow runs on {self.home} already (processes {lock.read() or 'starting'}); "
+                "stop it, or choose another data folder with DARE_DATA_DIR"
+            ) from None
+        lock.truncate(0)
+        return lock
+
+    def _spawn(self, name: str, arguments: Sequence[str], environment: dict[str, str], lock: IO[str]) -> None:
+        with self._log_file(name).open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone, and _stop() finds the session's processes
+                pass_fds=(lock.fileno(),),
+            )
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        loopback = ",".join(filter(None, (inherited.get("NO_PROXY") or inherited.get("no_proxy"), "127.0.0.1")))
+        database = re.sub(r"^[^:]+", "postgresql+psycopg", database_url(self._warehouse_url, "airflow"))
+        settings = self._settings.model_dump(mode="json", exclude={"warehouse_url", "data_dir"}, exclude_none=True)
+        return {
+            **inherited,
+            **{f"DARE_{name.upper()}": str(value) for name, value in settings.items()},
+            "DARE_DATA_DIR": str(self._settings.data_dir.resolve()),
+            "DARE_WAREHOUSE_URL": self._warehouse_url,  # tasks never start a server
+            **({} if self._scheduled else {"DARE_REFRESH_SCHEDULE": "none"}),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+            "NO_PROXY": loopback,
+            "no_proxy": loopback,
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self._port),
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),  # shared by the components, new at every start
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self._dags_dir),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self._password_file),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+            "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": database,
+            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
+            "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+        }
+
+    @property
+    def _password_file(self) -> Path:
+        return self.home / "passwords.json"
+
+    def _write_password(self) -> None:
+        if not self._password_file.exists():  # written before Airflow would, which prints the password it makes
+            self._password_file.touch(mode=0o600)
+            self._password_file.write_text(json.dumps({USER: secrets.token_urlsafe(16)}), "utf-8")
+
+    def _await_health(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        sick = set(_COMPONENTS)
+        while sick:
+            self.check()
+            if time.monotonic() > deadline:
+                name = min(sick)
+                raise self._failure(f"Airflow's {name} was not healthy after {_START_SECONDS:.0f} s", name)
+            time.sleep(_POLL_SECONDS / 2)
+            with suppress(AirflowError):  # not listening yet
+                health = self.api.health()
+                sick = {name for name in ("scheduler", "dag_processor") if not self._beats(name, health[name])}
+
+    def _beats(self, name: str, health: dict[str, Any]) -> bool:
+        heartbeat = health[f"latest_{name}_heartbeat"]  # one from before our start is a former process's
+        return health["status"] == "healthy" and datetime.fromisoformat(heartbeat) >= self._started_at
+
+    def _await_parsed(self, dag_id: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while (parsed_at := self.api.parsed_at(dag_id)) is None or parsed_at < self._started_at:
+            self.check()
+            if errors := self.api.import_errors(since=self._started_at):
+                raise AirflowError(f"a DAG file in {self._dags_dir} cannot be imported:\n{errors[0]}")
+            if time.monotonic() > deadline:
+                raise AirflowError(f"no DAG {dag_id} was found in {self._dags_dir} within {timeout:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _fail_active_runs(self, dag_id: str) -> None:
+        for run_id in self.api.active_runs(dag_id):
+            self.api.fail_run(dag_id, run_id)
+
+    def _explain(self, dag_id: str, run_id: str, tasks: Sequence[TaskState]) -> str:
+        for task in tasks:
+            if task.state == "failed":
+                name = task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"
+                return f"{dag_id} {run_id}: task {name} failed:\n{self.api.log_tail(dag_id, run_id, task)}"
+        return f"{dag_id} {run_id} failed before any of its tasks did"
+
+    def _log_file(self, component: str) -> Path:
+        return self.home / "logs" / f"{component}.log"
+
+    def _failure(self, what: str, component: str) -> AirflowError:
+        log = self._log_file(component)
+        tail = log.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        return AirflowError("\n".join([f"{what}; the end of {log}:", *tail]))
+
+    def _stop(self) -> None:
+        ours: set[psutil.Process] = set()
+        try:
+            # The scheduler first: its tasks' last words go through the API server.
+            scheduler = [process for name, process in self._processes.items() if name == "scheduler"]
+            for roots in (scheduler, list(self._processes.values())):
+                family = _family(roots)
+                ours |= family
+                _terminate(family)
+        finally:  # LocalExecutor's workers ignore SIGTERM; and a second Ctrl-C lands here at once
+            ours |= _family(list(self._processes.values()))
+            _signal(ours, signal.SIGKILL)
+            for process in self._processes.values():
+                process.wait()
+            self._processes.clear()
+            self._cleanup.close()
+
+
+def serve_ui(settings: Settings) -> None:
+    """Run warehouse and Airflow until Ctrl-C; prints where the UI is and how to log in.
+
+    Raises:
+        SettingError, AirflowError, WarehouseError: something did not start, or ended on its own.
+    """
+    with exit_on_signals(), serving(settings) as warehouse_url:
+        print("Starting Airflow …", flush=True)
+        with LocalAirflow(settings, warehouse_url, scheduled=True) as airflow:
+            print(f"Airflow:  {airflow.url}\nuser:     {USER}\npassword: {airflow.password}", flush=True)
+            print("Ctrl-C stops it.", flush=True)
+            with suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(_POLL_SECONDS)
+                    airflow.check()
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit while the block lasts, so that ``with`` blocks are left in order."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    former = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _family(roots: Sequence[subprocess.Popen[bytes]]) -> set[psutil.Process]:
+    """The processes, their descendants, and whatever else lives in their sessions (its parent may have died)."""
+    sessions = {root.pid for root in roots}
+    family: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) in sessions:
+                family |= {process, *process.children(recursive=True)}
+    return family
+
+
+def _terminate(processes: set[psutil.Process]) -> None:
+    """SIGTERM, more than once: Python may lose one, and the scheduler waits for its tasks until the second."""
+    for _ in range(_STOP_TRIES):
+        _signal(processes, signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS / _STOP_TRIES)
+        if not alive:
+            return
+
+
+def _signal(processes: set[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the API server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

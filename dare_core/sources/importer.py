@@ -1,0 +1,106 @@
+"""Importing Arrow tables into a database as source tables."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+from sqlalchemy import Engine
+
+from dare_core.errors import InputError, SourceError
+from dare_core.warehouse.connection import driver_cursor, reason
+from dare_core.warehouse.load import copy_rows, sql_type
+
+_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_DESCRIPTION: Final = b"source_table"
+#: How comments of imported tables begin; a table without it is somebody else's and is never replaced.
+_MARK: Final = "Imported: "
+
+
+def described(table: pa.Table, comment: str, primary_key: Sequence[str], indexes: Sequence[str] = ()) -> pa.Table:
+    """The table with what its import needs besides columns, in the Arrow schema's metadata.
+
+    Args:
+        table: the rows.
+        comment: what they are.
+        primary_key: the key's columns.
+        indexes: columns that get an index of their own.
+    """
+    description = {"comment": comment, "primary_key": list(primary_key), "indexes": list(indexes)}
+    return table.replace_schema_metadata({_DESCRIPTION: json.dumps(description)})
+
+
+def import_tables(engine: Engine, tables: Mapping[str, pa.Table], schema: str = "source") -> dict[str, int]:
+    """Create or replace tables, all in one transaction: rows, primary keys, indexes and comments.
+
+    Args:
+        engine: the database.
+        tables: rows by table name, each from :func:`described`.
+        schema: the database schema, created when it is missing.
+
+    Returns:
+        The number of rows by table name.
+
+    Raises:
+        InputError: a name is no plain lower-case identifier, or a column has a type that is not supported.
+        SourceError: a table of that name was not imported and is left alone, the role lacks a right, or the rows break
+            their key.
+    """
+    for name in (schema, *tables, *(column for table in tables.values() for column in table.column_names)):
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"{name!r} cannot name a schema, table or column; use a-z, 0-9 and _, at most 63 characters"
+            )
+    with engine.begin() as connection, driver_cursor(connection) as cursor:
+        name = schema
+        try:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('dare source import'))")
+            cursor.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+            for name, table in tables.items():
+                _replace(cursor, schema, name, table)
+        except psycopg.Error as error:
+            raise SourceError(f"{schema}.{name} cannot be imported: {reason(error)}") from error
+    return {name: table.num_rows for name, table in tables.items()}
+
+
+def _replace(cursor: psycopg.Cursor[Any], schema: str, name: str, table: pa.Table) -> None:
+    description = json.loads(table.schema.metadata[_DESCRIPTION])
+    target = sql.Identifier(schema, name)
+    _refuse_foreign(cursor, schema, name)
+    cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(target))
+    cursor.execute(sql.SQL("CREATE TABLE {} ({})").format(target, sql.SQL(", ").join(map(_column, table.schema))))
+    copy_rows(cursor, target, table)
+    # Keys after the rows: building an index once is quicker than keeping it up.
+    key = sql.SQL(", ").join(map(sql.Identifier, description["primary_key"]))
+    cursor.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(target, key))
+    for column in description["indexes"]:
+        cursor.execute(sql.SQL("CREATE INDEX ON {} ({})").format(target, sql.Identifier(column)))
+    comment = sql.Literal(_MARK + description["comment"])
+    cursor.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(target, comment))
+    cursor.execute(sql.SQL("ANALYZE {}").format(target))
+
+
+def _refuse_foreign(cursor: psycopg.Cursor[Any], schema: str, name: str) -> None:
+    cursor.execute(
+        "SELECT coalesce(obj_description(c.oid, 'pg_class'), '') FROM pg_class AS c "
+        "JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        [schema, name],
+    )
+    present = cursor.fetchone()
+    if present and not present[0].startswith(_MARK):
+        raise SourceError(
+            f"{schema}.{name} exists and was not imported; it is left alone: rename it, or drop it, and import again"
+        )
+
+
+def _column(field: pa.Field) -> sql.Composed:
+    try:
+        kind = sql_type(field.type)
+    except KeyError:
+        raise InputError(f"column {field.name}: the type {field.type} is not supported in source tables") from None
+    return sql.SQL("{} {} {}").format(
+        sql.Identifier(field.name), sql.SQL(kind), sql.SQL("" if field.nullable else "NOT NULL")
+    )

@@ -1,0 +1,1 @@
+"""The warehouse: PostgreSQL with pgvector, embedded or by URL."""

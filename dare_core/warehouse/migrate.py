@@ -1,0 +1,107 @@
+"""The warehouse's schema version: brought up to date by the migrations and views in ``sql/``."""
+
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from psycopg import errors
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from dare_core.errors import WarehouseError
+from dare_core.settings import PROJECT_DIR
+from dare_core.warehouse.connection import reason
+from dare_core.warehouse.tables import SCHEMA
+
+_SQL_DIR: Final = PROJECT_DIR / "sql"
+_VERSION_TABLE: Final = "schema_version"
+_OLDEST_PGVECTOR: Final = (0, 8)  # the first with iterative index scans
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring an empty or older database to the current schema, whole or not at all; upgrades at once take turns.
+
+    Raises:
+        WarehouseError: the extension ``vector`` is missing or too old, the role lacks a right, or the database is newer
+            than this code.
+    """
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('dare warehouse upgrade'))"))
+            _require_known(connection)
+            _ensure_vector(connection)
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+            config = _config()
+            config.attributes["connection"] = connection
+            config.attributes["version_table"] = {"version_table": _VERSION_TABLE, "version_table_schema": SCHEMA}
+            command.upgrade(config, "head")
+            for view in sorted((_SQL_DIR / "views").glob("*.sql")):
+                connection.exec_driver_sql(view.read_text("utf-8"))
+    except DBAPIError as error:
+        raise explain(error) from error
+    engine.dispose()  # sessions from before the extension do not know its types
+
+
+def require_current(engine: Engine) -> None:
+    """Check that the database has the schema that this code works with.
+
+    Raises:
+        WarehouseError: it has not; says what to run.
+    """
+    with engine.connect() as connection:
+        found = _require_known(connection)
+    if found != ScriptDirectory.from_config(_config()).get_current_head():
+        state = "has no tables yet" if found is None else f"has the older schema version {found}"
+        raise WarehouseError(f"the warehouse {state}; run `dare warehouse upgrade`")
+
+
+def explain(error: DBAPIError) -> WarehouseError:
+    """What a failed upgrade needs from the administrator, in one line."""
+    said = reason(error)
+    match error.orig:
+        case errors.InsufficientPrivilege() if "extension" in said:
+            return WarehouseError(
+                f"the role may not create the extension vector ({said}); "
+                "ask an administrator to run `CREATE EXTENSION vector` in this database"
+            )
+        case errors.InsufficientPrivilege():
+            return WarehouseError(
+                f"the role may not create the warehouse's tables ({said}); ask for CREATE on the database"
+            )
+        case errors.FeatureNotSupported() | errors.UndefinedFile() if "extension" in said:
+            return WarehouseError(
+                f"the PostgreSQL server lacks pgvector ({said}); install it on the server "
+                "(package postgresql-NN-pgvector, or the image pgvector/pgvector) and upgrade again"
+            )
+    return WarehouseError(f"the warehouse cannot be upgraded: {said}")
+
+
+def _ensure_vector(connection: Connection) -> None:
+    connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+    version: str = connection.execute(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")).scalar_one()
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
+        raise WarehouseError(
+            f"the database has pgvector {version}, 0.8 or newer is needed; run `ALTER EXTENSION vector UPDATE`"
+        )
+
+
+def _require_known(connection: Connection) -> str | None:
+    """The database's schema version; None when it has none yet."""
+    context = MigrationContext.configure(
+        connection, opts={"version_table": _VERSION_TABLE, "version_table_schema": SCHEMA}
+    )
+    found = context.get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found is not None and found not in known:
+        raise WarehouseError(
+            f"the warehouse has schema version {found}, which is newer than this code; update the code"
+        )
+    return found
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_SQL_DIR / "migrations").replace("%", "%%"))
+    return config

@@ -1,0 +1,89 @@
+"""What the pipeline asks of the warehouse."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from sqlalchemy import Engine, Row, Select, Text, cast, func, select, text
+
+from dare_core import schemas
+from dare_core.warehouse.tables import ENTITY, KNOWLEDGE, POOL_VERSION
+
+#: ``valid``: the request's text is its entity's current one. ``closed``: a newer text replaced it. ``quarantined``: its
+#: text failed validation.
+RequestState = Literal["valid", "closed", "quarantined"]
+
+_ROWS_PER_BATCH: Final = 1000
+
+
+def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
+    """The newest ``data_as_of`` among the entities; None when there are none."""
+    query = select(func.max(ENTITY.c.data_as_of)).where(ENTITY.c.domain == domain, ENTITY.c.kind == kind)
+    with engine.connect() as connection:
+        newest: datetime | None = connection.execute(query).scalar_one()
+        return newest
+
+
+def entities(engine: Engine, domain: str, kind: str) -> Iterator[pa.RecordBatch]:
+    """Stream the entities in schema ENTITY, in a fixed order that is spread over groups: of the ids' MD5.
+
+    ``attributes`` comes as PostgreSQL keeps JSON: with the same content, but with its own spacing and order of keys.
+    """
+    columns = [cast(ENTITY.c[name], Text) if name == "attributes" else ENTITY.c[name] for name in schemas.ENTITY.names]
+    query = (
+        select(*columns)
+        .where(ENTITY.c.domain == domain, ENTITY.c.kind == kind)
+        .order_by(func.md5(ENTITY.c.entity_id), ENTITY.c.entity_id)
+    )
+    return _stream(engine, query, schemas.ENTITY)
+
+
+def request_states(engine: Engine, request_ids: Sequence[str]) -> dict[str, RequestState]:
+    """What became of requests; unknown ones are absent. A loaded text outranks a quarantined one."""
+    query = text("""
+        SELECT request_id, 'quarantined' FROM knowledge.quarantine WHERE request_id = ANY(:ids)
+        UNION ALL
+        SELECT request_id, CASE WHEN valid_to IS NULL THEN 'valid' ELSE 'closed' END
+        FROM knowledge.knowledge WHERE request_id = ANY(:ids)
+    """)
+    with engine.connect() as connection:
+        states = dict[str, RequestState]()
+        for request_id, state in connection.execute(query, {"ids": list(request_ids)}):
+            if state != "quarantined" or request_id not in states:
+                states[request_id] = state
+        return states
+
+
+def pool_texts(engine: Engine, domain: str, kind: str, tokenizer_hash: str) -> pa.Table:
+    """Every text ever loaded, closed ones too, in schema POOL_TEXT, oldest first."""
+    query = (
+        select(KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids)
+        .where(KNOWLEDGE.c.domain == domain, KNOWLEDGE.c.kind == kind, KNOWLEDGE.c.tokenizer_hash == tokenizer_hash)
+        .order_by(KNOWLEDGE.c.available_at, KNOWLEDGE.c.request_id)
+    )
+    return pa.Table.from_batches(_stream(engine, query, schemas.POOL_TEXT), schemas.POOL_TEXT)
+
+
+def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | None:
+    """The row of POOL_VERSION that new runs draft from; None before the first."""
+    query = select(POOL_VERSION).where(
+        POOL_VERSION.c.domain == domain, POOL_VERSION.c.kind == kind, POOL_VERSION.c.is_current
+    )
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+        return dict(row) if row else None
+
+
+def _stream(engine: Engine, query: Select[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Read through a server-side cursor: memory holds a batch, whatever the number of rows."""
+    with engine.connect().execution_options(yield_per=_ROWS_PER_BATCH) as connection:
+        for rows in connection.execute(query).partitions():
+            yield _batch(rows, schema)
+
+
+def _batch(rows: Sequence[Row[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True)
+    return pa.record_batch(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+    )

@@ -1,0 +1,113 @@
+"""The warehouse's tables for SQLAlchemy, derived from the Arrow schemas.
+
+The database gets its tables from the migrations in ``sql/migrations``; a test asserts that both are the same.
+"""
+
+from typing import Any, Final
+
+import pyarrow as pa
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    desc,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.types import TypeEngine
+
+from dare_core import schemas
+
+SCHEMA: Final = "knowledge"
+
+_SCALARS: Final[dict[pa.DataType, TypeEngine[Any]]] = {
+    pa.string(): Text(),
+    pa.int32(): Integer(),
+    pa.int64(): BigInteger(),
+    pa.float64(): Double(),
+    pa.bool_(): Boolean(),
+    schemas.TIME: TIMESTAMP(timezone=True),
+}
+
+
+def column_type(arrow: pa.DataType) -> TypeEngine[Any]:
+    """The column type that holds values of an Arrow type.
+
+    Raises:
+        KeyError: the schemas use no such type.
+    """
+    if pa.types.is_fixed_size_list(arrow):
+        vector: TypeEngine[Any] = VECTOR(arrow.list_size)
+        return vector
+    if pa.types.is_list(arrow):
+        return ARRAY(_SCALARS[arrow.value_type])
+    return _SCALARS[arrow]
+
+
+def _columns(schema: pa.Schema, key: tuple[str, ...], json: str | None = None) -> list[Column[Any]]:
+    return [
+        Column(
+            field.name,
+            JSONB() if field.name == json else column_type(field.type),
+            primary_key=field.name in key,
+            nullable=field.nullable,
+        )
+        for field in schema
+    ]
+
+
+metadata: Final = MetaData(schema=SCHEMA)
+
+_OF_ENTITY: Final = ("domain", "kind", "entity_id")
+
+ENTITY: Final = Table(
+    "entity",
+    metadata,
+    *_columns(schemas.ENTITY, key=_OF_ENTITY, json="attributes"),
+    Column("updated_at", TIMESTAMP(timezone=True), nullable=False, server_default=text("now()")),
+)
+
+KNOWLEDGE: Final = Table(
+    "knowledge",
+    metadata,
+    *_columns(schemas.KNOWLEDGE, key=("request_id",)),
+    Column("valid_from", TIMESTAMP(timezone=True), nullable=False),
+    Column("valid_to", TIMESTAMP(timezone=True)),
+    Index("knowledge_one_valid", *_OF_ENTITY, unique=True, postgresql_where=text("valid_to IS NULL")),
+    Index("knowledge_point_in_time", *_OF_ENTITY, desc("data_as_of")),
+)
+
+KNOWLEDGE_EMBEDDING: Final = Table(
+    "knowledge_embedding",
+    metadata,
+    *_columns(schemas.KNOWLEDGE_EMBEDDING, key=("request_id", "encoder")),
+    ForeignKeyConstraint(["request_id"], [KNOWLEDGE.c.request_id], ondelete="CASCADE"),
+    Index(
+        "knowledge_embedding_nearest",
+        "embedding",
+        postgresql_using="hnsw",
+        postgresql_ops={"embedding": "vector_cosine_ops"},
+    ),
+)
+
+POOL_VERSION: Final = Table(
+    "pool_version",
+    metadata,
+    *_columns(schemas.POOL_VERSION, key=("domain", "kind", "version")),
+    Index("pool_version_one_current", "domain", "kind", unique=True, postgresql_where=text("is_current")),
+)
+
+GENERATION_RUN: Final = Table(
+    "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json="params")
+)
+
+QUARANTINE: Final = Table("quarantine", metadata, *_columns(schemas.QUARANTINE, key=("request_id", "rule")))

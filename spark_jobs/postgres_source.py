@@ -1,0 +1,258 @@
+"""A PostgreSQL table as a Spark data source: read in partitions, streamed as Arrow batches, without a driver jar.
+
+    spark.dataSource.register(PostgresSource)
+    spark.read.format("dare_postgres").options(url=..., schema="source", table="ratings", columns='["user_id"]').load()
+
+Options: ``url`` (libpq; a unix socket will do), ``schema``, ``table``, ``columns`` (JSON list; default: all),
+``partitions`` (at most so many; default 1), and ``time_column`` with ``since`` and ``until`` (ISO 8601, inclusive, each
+optional): the database sends only rows whose time lies between. These are options, not filters pushed down, because
+Spark 4.1 keeps what ``pushFilters`` leaves behind with the loaded frame: two queries over one frame, one with a filter
+and one without, would both be filtered.
+
+Partitions are ranges of the table's blocks, read by PostgreSQL's TID range scans, so they need no key column and are
+of equal size on disk. Views and foreign tables have no blocks and are one partition.
+
+Every partition is a transaction of its own. On a quiet table each row is read exactly once. A row that is updated
+between two partitions' reads moves to another block: it can be read twice, as it was and as it is, or not at all. A
+reader that asks for rows changed *until* a moment before it started, as ``pull`` does, sees of such a row at most the
+older version, once; the newer one belongs to the next run.
+
+Types: whole numbers, floats, ``numeric(p, s)``, bool, text, date, timestamps and one-dimensional arrays of text or
+whole numbers keep their kind. ``numeric`` without precision is read as double; a timestamp without zone is taken as
+UTC; an infinite time or a numeric NaN is null. Any other type (uuid, enum, jsonb, ...) is read as its text.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+import pyarrow as pa
+from psycopg import conninfo, sql
+from psycopg.postgres import types as pg_types
+from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
+from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.types import StructType
+
+from dare_core.errors import SourceError
+from dare_core.schemas import TIME
+
+#: Rows fetched from the server, and handed to Spark, at a time.
+BATCH_ROWS: Final = 10_000
+
+_MAX_DECIMAL_DIGITS: Final = 38
+
+_SCALARS: Final = {
+    "bool": pa.bool_(),
+    "int2": pa.int16(),
+    "int4": pa.int32(),
+    "int8": pa.int64(),
+    "float4": pa.float32(),
+    "float8": pa.float64(),
+    "text": pa.string(),
+    "varchar": pa.string(),
+}
+_LISTS: Final = {
+    "text": pa.list_(pa.string()),
+    "varchar": pa.list_(pa.string()),
+    "int2": pa.list_(pa.int16()),
+    "int4": pa.list_(pa.int32()),
+    "int8": pa.list_(pa.int64()),
+}
+_AS_THEY_ARE: Final = {pg_types[name].oid: kind for name, kind in _SCALARS.items()} | {
+    pg_types[name].array_oid: kind for name, kind in _LISTS.items()
+}
+_NUMERIC: Final = pg_types["numeric"].oid
+_FINITE_TIMES: Final = {
+    pg_types["date"].oid: (pa.date32(), "CASE WHEN isfinite({0}) THEN {0} END"),
+    pg_types["timestamp"].oid: (TIME, "CASE WHEN isfinite({0}) THEN {0} AT TIME ZONE 'UTC' END"),
+    pg_types["timestamptz"].oid: (TIME, "CASE WHEN isfinite({0}) THEN {0} END"),
+}
+
+# A partitioned table's own relation is empty, and a block range applies to each of its leaves: the largest one counts.
+_EXTENT: Final = """
+    SELECT bool_and(relkind IN ('r', 'm', 'p')), max(pg_relation_size(oid)) / current_setting('block_size')::bigint
+    FROM pg_class, (SELECT format('%%I.%%I', %s::text, %s::text)::regclass AS root)
+    WHERE oid = root OR oid IN (SELECT relid FROM pg_partition_tree(root))
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is read; ``value`` is the SQL of its value, ``{}`` in it the column."""
+
+    name: str
+    type: pa.DataType
+    value: str = "{}"
+
+    def sql_value(self) -> sql.Composed:
+        return sql.SQL(self.value).format(sql.Identifier(self.name))
+
+    @classmethod
+    def described(cls, column: psycopg.Column) -> "Column":
+        """The column that a result's description announces."""
+        if column.type_code in _AS_THEY_ARE:
+            return cls(column.name, _AS_THEY_ARE[column.type_code])
+        if column.type_code in _FINITE_TIMES:
+            return cls(column.name, *_FINITE_TIMES[column.type_code])
+        if column.type_code != _NUMERIC:
+            return cls(column.name, pa.string(), "{}::text")
+        precision, scale = column.precision, column.scale
+        if precision is None or scale is None or not 0 <= scale <= precision <= _MAX_DECIMAL_DIGITS:
+            return cls(column.name, pa.float64(), "nullif({}, 'NaN')::float8")
+        return cls(column.name, pa.decimal128(precision, scale), "nullif({}, 'NaN')")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, view or foreign table of one database."""
+
+    url: str
+    schema: str
+    name: str
+
+    def columns(self) -> list[Column]:
+        """All columns, in the table's order.
+
+        Raises:
+            SourceError: the database cannot be reached, or the table is not there or not readable.
+        """
+        with self.connect() as connection:
+            try:
+                result = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(self.identifier()))
+            except psycopg.Error as error:
+                message = error.diag.message_primary or type(error).__name__
+                raise SourceError(f"source table {self.schema}.{self.name} cannot be read: {message}") from None
+            return [Column.described(column) for column in result.description or ()]
+
+    def blocks(self) -> int:
+        """How many blocks the table's rows lie in; 0 when they do not lie in blocks."""
+        with self.connect() as connection:
+            row = connection.execute(_EXTENT, (self.schema, self.name)).fetchone()
+        in_blocks, blocks = row or (False, None)
+        return int(blocks or 0) if in_blocks else 0
+
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A read-only connection in UTC.
+
+        Raises:
+            SourceError: in one line that never holds the password.
+        """
+        try:
+            port = conninfo.conninfo_to_dict(self.url).get("port") or "0"
+            well_formed = str(port).replace(",", "").isdigit()
+        except psycopg.ProgrammingError:
+            well_formed = False
+        if not well_formed:  # libpq would say so by quoting the URL, or the part of a password that it took for a port
+            raise SourceError("the source's URL is not of the form postgresql://user:password@host:port/database")
+        try:
+            connection = psycopg.connect(self.url, client_encoding="UTF8", fallback_application_name="dare")
+        except psycopg.Error as error:
+            raise SourceError(f"the source database cannot be reached: {' '.join(str(error).split())}") from None
+        connection.read_only = True
+        connection.execute("SET TIME ZONE 'UTC'")
+        return connection
+
+
+@dataclass(frozen=True)
+class TimeWindow:
+    """Rows whose ``column`` holds a time from ``since`` to ``until``, inclusive; ``None`` is no bound."""
+
+    column: str
+    since: datetime | None
+    until: datetime | None
+
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> "TimeWindow | None":
+        """The window that a reader's options describe; the inverse of :meth:`options`."""
+        if "time_column" not in options:
+            return None
+        bounds = (options.get(bound) for bound in ("since", "until"))
+        return cls(options["time_column"], *(datetime.fromisoformat(bound) if bound else None for bound in bounds))
+
+    def options(self) -> dict[str, str]:
+        bounds = {"since": self.since, "until": self.until}
+        return {"time_column": self.column} | {name: bound.isoformat() for name, bound in bounds.items() if bound}
+
+    def conditions(self) -> list[sql.Composed]:
+        # The bare column is compared, in a session that is in UTC, so that an index on it serves.
+        bounds = [(">=", self.since), ("<=", self.until)]
+        return [
+            sql.SQL("{} {} {} AND isfinite({})").format(column, sql.SQL(sign), sql.Literal(bound), column)
+            for column in [sql.Identifier(self.column)]
+            for sign, bound in bounds
+            if bound is not None
+        ]
+
+
+class PostgresSource(DataSource):  # type: ignore[misc]
+    """The data source's registration; see the module."""
+
+    @classmethod
+    def name(cls) -> str:
+        return "dare_postgres"
+
+    def schema(self) -> StructType:
+        return from_arrow_schema(pa.schema([(column.name, column.type) for column in self._columns()]))
+
+    def reader(self, schema: StructType) -> "PostgresReader":
+        partitions = int(self.options.get("partitions", "1"))
+        return PostgresReader(self._table(), self._columns(), partitions, TimeWindow.of(self.options))
+
+    def _table(self) -> Table:
+        return Table(self.options["url"], self.options["schema"], self.options["table"])
+
+    def _columns(self) -> list[Column]:
+        columns = {column.name: column for column in self._table().columns()}
+        return [columns[name] for name in json.loads(self.options.get("columns", "null")) or columns]
+
+
+@dataclass
+class BlockRange(InputPartition):  # type: ignore[misc]
+    """Blocks ``start`` up to, not including, ``end``; ``None`` means all that follow, also those added meanwhile."""
+
+    start: int
+    end: int | None
+
+
+class PostgresReader(DataSourceReader):  # type: ignore[misc]
+    """Reads some columns of a table."""
+
+    def __init__(self, table: Table, columns: list[Column], partitions: int, window: TimeWindow | None = None) -> None:
+        self._table = table
+        self._columns = columns
+        self._partitions = partitions
+        self._window = window
+
+    def partitions(self) -> Sequence[BlockRange]:
+        blocks = self._table.blocks()
+        count = max(1, min(self._partitions, blocks))
+        bounds = [blocks * index // count for index in range(count)]
+        return [BlockRange(start, end) for start, end in zip(bounds, [*bounds[1:], None], strict=True)]
+
+    def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
+        assert isinstance(partition, BlockRange)
+        schema = pa.schema([(column.name, column.type) for column in self._columns])
+        with self._table.connect() as connection, connection.cursor("dare_read") as cursor:
+            cursor.execute(self._query(partition), binary=True)
+            while rows := cursor.fetchmany(BATCH_ROWS):
+                values = zip(*rows, strict=True)
+                arrays = [pa.array(column, kind) for column, kind in zip(values, schema.types, strict=True)]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def _query(self, blocks: BlockRange) -> sql.Composed:
+        conditions: list[sql.Composable] = [*self._window.conditions()] if self._window else []
+        if blocks.start > 0:
+            conditions.append(sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({blocks.start},0)")))
+        if blocks.end is not None:
+            conditions.append(sql.SQL("ctid < {}::tid").format(sql.Literal(f"({blocks.end},0)")))
+        return sql.SQL("SELECT {} FROM {} WHERE {}").format(
+            sql.SQL(", ").join(column.sql_value() for column in self._columns),
+            self._table.identifier(),
+            sql.SQL(" AND ").join(conditions or [sql.SQL("true")]),
+        )

@@ -1,0 +1,61 @@
+"""The Spark session of every program here, and what a program prints."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pyspark.sql import SparkSession
+
+from dare_core.errors import DareError
+from spark_jobs.postgres_source import PostgresSource
+
+#: What the programs' correctness rests on, wherever they run. Arrow reads Spark's default INT96 times as nanoseconds;
+#: PostgreSQL tells columns apart by case.
+_REQUIRED: Final = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.caseSensitive": "true",
+}
+
+
+def open_session() -> SparkSession:
+    """The running session, or a new one: as ``spark-submit`` configured it, else local on two cores.
+
+    Side effect: Python workers run this interpreter (``PYSPARK_PYTHON``) unless the variable is set.
+    """
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder
+    for key, value in _REQUIRED.items():
+        builder = builder.config(key, value)
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; without it nobody has chosen a master
+        builder = builder.master("local[2]").config("spark.ui.enabled", "false")
+        builder = builder.config("spark.ui.showConsoleProgress", "false")
+        builder = builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+    spark = builder.getOrCreate()
+    context = spark.sparkContext
+    context.setLogLevel("ERROR")
+    given = context.getConf()
+    if given.get("spark.master", "").startswith("local") and not given.contains("spark.sql.shuffle.partitions"):
+        # The default, 200, makes tasks that take longer to start than to run.
+        spark.conf.set("spark.sql.shuffle.partitions", context.defaultParallelism)
+    spark.dataSource.register(PostgresSource)
+    return spark
+
+
+def run(program: Callable[[SparkSession], Mapping[str, int]]) -> int:
+    """Run a program in a session of its own and return its exit status.
+
+    Prints the result as one JSON line, last on stdout. A :class:`DareError` becomes one line on stderr and status 2.
+    """
+    spark = open_session()
+    try:
+        result = program(spark)
+    except DareError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        spark.stop()
+    print(json.dumps(result))
+    return 0

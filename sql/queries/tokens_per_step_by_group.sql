@@ -1,0 +1,17 @@
+-- What decoding gained in each group: tokens written per decode step (plain decoding: 1), and the share of tokens that
+-- relaxed verification let through though the model would have written another.
+--
+-- :domain text = movies  the domain
+-- :run_id text = null  one run; all runs when it is not given
+
+SELECT
+    kind,
+    group_name,
+    count(*) AS texts,
+    sum(new_tokens) AS tokens,
+    round(sum(new_tokens)::numeric / nullif(sum(steps), 0), 3) AS tokens_per_step,
+    round(sum(relaxed)::numeric / nullif(sum(new_tokens), 0), 4) AS relaxed_token_rate
+FROM knowledge.knowledge
+WHERE domain = :domain AND (:run_id IS NULL OR run_id = :run_id)
+GROUP BY kind, group_name
+ORDER BY kind, tokens_per_step DESC, group_name;

@@ -1,0 +1,49 @@
+-- Interactions with the features that their moment allows: rows to train a ranking model on, the newest first.
+--
+-- Point in time: an interaction at t takes of its user and of its item the knowledge with the newest data_as_of before t,
+-- texts that were replaced since included. "Before" is strict, since a prompt whose data_as_of is t shows the interaction
+-- itself: the label would leak. What counts is data_as_of and not available_at: knowledge of old events is written today,
+-- from what was known then. Where the log is as young as the knowledge, `available_at <= rated_at` narrows the join to
+-- what a model could really have been served with.
+--
+-- Interactions before both sides' first knowledge are left out; so are, with knowledge of all that happened, a user's
+-- rows altogether: `as_of` on the runs that write knowledge keeps events back for training.
+--
+-- similarity is one feature made of both vectors; select u.embedding and i.embedding to train on them.
+--
+-- :domain text = movies  the domain
+-- :encoder text = null  the vectors' encoder; any when it is not given
+-- :limit int = 20  rows at most
+
+WITH feature AS (
+    SELECT k.kind, k.entity_id, k.group_name, k.data_as_of, k.available_at, e.encoder, e.embedding
+    FROM knowledge.knowledge AS k
+    JOIN knowledge.knowledge_embedding AS e USING (request_id)
+    WHERE k.domain = :domain AND (:encoder IS NULL OR e.encoder = :encoder)
+)
+SELECT
+    r.user_id,
+    r.item_id,
+    r.rating,
+    r.rated_at,
+    u.group_name AS user_group,
+    i.group_name AS item_group,
+    u.data_as_of AS user_data_as_of,
+    i.data_as_of AS item_data_as_of,
+    1 - (u.embedding <=> i.embedding) AS similarity
+FROM source.ratings AS r
+LEFT JOIN LATERAL (
+    SELECT * FROM feature
+    WHERE kind = 'user' AND entity_id = r.user_id AND data_as_of < r.rated_at
+    ORDER BY data_as_of DESC, available_at DESC, encoder
+    LIMIT 1
+) AS u ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM feature
+    WHERE kind = 'item' AND entity_id = r.item_id AND data_as_of < r.rated_at
+    ORDER BY data_as_of DESC, available_at DESC, encoder
+    LIMIT 1
+) AS i ON true
+WHERE u.entity_id IS NOT NULL OR i.entity_id IS NOT NULL
+ORDER BY r.rated_at DESC, r.user_id, r.item_id
+LIMIT :limit;

@@ -1,0 +1,137 @@
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dare_core import models
+from dare_core.errors import ModelError
+from dare_core.knowledge import shards
+from dare_core.knowledge.chat import ChatEncoder
+from dare_core.knowledge.requests import Decoding, request_id
+from dare_core.knowledge.shards import Plan, Shard
+from dare_core.knowledge.worker import work_off
+from dare_core.pools import PoolStore
+from dare_core.settings import Settings
+from tests.tiny_model import save_tiny_model
+
+NEW_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, model: Path) -> Settings:
+    return Settings(data_dir=tmp_path, model=str(model), verification="strict", batch_size=2, checkpoint_seconds=1e-6)
+
+
+def planned(settings: Settings, titles: list[str], run_id: str = "run", pool_version: str | None = None) -> Plan:
+    """A run of one shard that asks about some titles; None of them fails but one whose prompt is too long."""
+    tokenizer = models.load_tokenizer(settings)
+    decoding = Decoding(settings.model, models.tokenizer_hash(tokenizer), "strict", 2, 0.1, NEW_TOKENS)
+    encoder = ChatEncoder(tokenizer)
+    rows = []
+    for title in titles:
+        ids = encoder.encode(title)
+        rows.append(
+            {
+                "request_id": request_id("movies", "item", title[:20], ids, decoding, 0),
+                "domain": "movies",
+                "kind": "item",
+                "entity_id": title[:20],
+                "group_name": "Drama",
+                "prompt": title,
+                "prompt_token_ids": ids,
+                "dropped_history": 0,
+                "epoch": 0,
+                "data_as_of": datetime(1998, 1, 1, tzinfo=UTC),
+            }
+        )
+    parts = shards.write_shards(settings.run_dir(run_id), "item", rows, 100, pool_version)
+    return Plan(
+        run_id=run_id,
+        domain="movies",
+        framework="kar",
+        decoding=decoding,
+        started_at=datetime.now(UTC),
+        shards=parts,
+        skipped={},
+    )
+
+
+def texts(settings: Settings, plan: Plan) -> dict[str, str]:
+    written, _ = shards.read_staged(settings.run_dir(plan.run_id), [shard.name for shard in plan.shards])
+    rows = written.to_pylist()
+    assert len({row["request_id"] for row in rows}) == len(rows)
+    return {row["entity_id"]: row["text_hash"] for row in rows}
+
+
+def test_every_request_is_answered_in_parts_and_the_manifest_comes_last(settings: Settings) -> None:
+    plan = planned(settings, ["Heat", "Alien", "Fargo", "Ran"])
+    manifest = work_off(settings, plan, plan.shards[0])
+    staged = settings.run_dir("run") / "staged" / "item-0000"
+    assert json.loads((staged / "manifest.json").read_text()) == manifest
+    assert (manifest["texts"], manifest["failed"], manifest["resumed"]) == (4, 0, 0)
+    assert len(list(staged.glob("part-*.parquet"))) > 1
+    assert set(texts(settings, plan)) == {"Heat", "Alien", "Fargo", "Ran"}
+    assert not list(staged.glob(".*"))
+    assert shards.engine_seconds(settings.run_dir("run"), ["item-0000"]) > 0
+    assert work_off(settings, plan, plan.shards[0]) == manifest  # done is done
+
+
+def test_a_worker_that_was_killed_goes_on_where_it_stopped(settings: Settings) -> None:
+    titles = ["Heat", "Alien", "Fargo", "Ran", "M"]
+    undisturbed = planned(settings, titles, "undisturbed")
+    work_off(settings, undisturbed, undisturbed.shards[0])
+    plan = planned(settings, titles)
+    work_off(settings, plan, plan.shards[0])
+    staged = settings.run_dir("run") / "staged" / "item-0000"
+    (staged / "manifest.json").unlink()
+    lost = max(staged.glob("part-*.parquet"))
+    lost_rows = pq.read_metadata(lost).num_rows
+    lost.unlink()
+    manifest = work_off(settings, plan, plan.shards[0])
+    assert manifest["resumed"] == len(titles) - lost_rows
+    assert manifest["texts"] == lost_rows
+    assert texts(settings, plan) == texts(settings, undisturbed)
+
+
+def test_a_request_that_cannot_be_served_is_staged_with_its_reason(settings: Settings) -> None:
+    plan = planned(settings, ["Heat", "long " * 300])
+    manifest = work_off(settings, plan, plan.shards[0])
+    _, failed = shards.read_staged(settings.run_dir("run"), ["item-0000"])
+    assert manifest["failed"] == 1
+    [row] = failed.to_pylist()
+    assert row["rule"] == "generation"
+    assert "exceed the engine's length" in row["value"]
+    assert set(texts(settings, plan)) == {"Heat"}
+
+
+def test_a_pinned_pool_changes_the_steps_and_not_the_texts(settings: Settings) -> None:
+    plan = planned(settings, ["Heat", "Alien"], "first")
+    work_off(settings, plan, plan.shards[0])
+    written, _ = shards.read_staged(settings.run_dir("first"), ["item-0000"])
+    store = PoolStore(settings.pool_dir("movies", "item"))
+    pool = store.build(
+        written.select(["group_name", "token_ids"]).rename_columns(["group", "token_ids"]),
+        settings.model,
+        plan.decoding.tokenizer_hash,
+        258,
+    )
+    again = planned(settings, ["Heat", "Alien"], "second", pool.version)
+    manifest = work_off(settings, again, again.shards[0])
+    assert manifest["tokens_per_step"] > 2
+    assert texts(settings, again) == texts(settings, plan)
+    drafted, _ = shards.read_staged(settings.run_dir("second"), ["item-0000"])
+    assert set(drafted["pool_version"].to_pylist()) == {pool.version}
+
+
+def test_another_tokenizer_than_the_plans_is_refused(settings: Settings) -> None:
+    plan = planned(settings, ["Heat"])
+    other = plan.model_copy(update={"decoding": Decoding(settings.model, "other", "strict", 2, 0.1, NEW_TOKENS)})
+    with pytest.raises(ModelError, match="was planned with other; plan the run again"):
+        work_off(settings, other, Shard.model_validate(plan.shards[0].model_dump()))

@@ -1,0 +1,235 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from dare_core.errors import QualityError
+from dare_core.quality.validation import Limits, Validation, validate
+from dare_core.schemas import KNOWLEDGE, QUARANTINE
+
+GOOD = "A quiet drama about two brothers who come home, and about what neither of them says."
+LOOP = "It is a film about a film. " * 20
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def staged(*texts: str, **columns: list[object]) -> pa.Table:
+    """Rows with request ids r0, r1, ...; ``columns`` replaces whole columns."""
+    constant: dict[pa.DataType, object] = {
+        pa.string(): "x",
+        pa.int32(): 1,
+        pa.float64(): 0.5,
+        pa.list_(pa.int32()): [1, 2],
+        pa.timestamp("us", tz="UTC"): NOW,
+    }
+    values = {field.name: [constant[field.type]] * len(texts) for field in KNOWLEDGE}
+    values |= {
+        "request_id": [f"r{row}" for row in range(len(texts))],
+        "text": list(texts),
+        "max_new_tokens": [96] * len(texts),
+        "new_tokens": [90] * len(texts),
+        **columns,
+    }
+    return pa.table(values, schema=KNOWLEDGE)
+
+
+def check(table: pa.Table, docs: Path, run_id: str = "run") -> Validation:
+    return validate(table, table["request_id"].to_pylist(), docs, run_id)
+
+
+def broken(outcome: Validation) -> set[tuple[str, str]]:
+    rows = outcome.quarantine.to_pylist()
+    return {(row["request_id"], row["rule"]) for row in rows}
+
+
+def pages(docs: Path, run_id: str) -> list[Path]:
+    return list((docs / "validations").glob(f"*/{run_id}/*/*.html"))
+
+
+def test_good_texts_pass_and_the_docs_are_written(tmp_path: Path) -> None:
+    table = staged(GOOD, GOOD + " Quite.")
+    outcome = check(table, tmp_path / "docs")
+    assert outcome.passed.equals(table)
+    assert outcome.quarantine.schema == QUARANTINE
+    assert len(outcome.quarantine) == 0
+    assert outcome.docs_index == tmp_path / "docs" / "index.html"
+    assert "run" in outcome.docs_index.read_text()
+    assert len(pages(tmp_path / "docs", "run")) == 1
+
+
+def test_each_rule_names_the_row_that_breaks_it(tmp_path: Path) -> None:
+    texts = ["", "Too short.", GOOD * 300, LOOP, GOOD + "\x00" * 5, GOOD, GOOD]
+    outcome = check(staged(*texts, new_tokens=[1, 1, 1, 1, 1, 97, 96]), tmp_path)
+    assert broken(outcome) == {
+        ("r0", "blank"),
+        ("r0", "length"),
+        ("r1", "length"),
+        ("r2", "length"),
+        ("r2", "repetition"),
+        ("r3", "repetition"),
+        ("r4", "unprintable"),
+        ("r5", "token_budget"),
+    }
+    assert outcome.passed["request_id"].to_pylist() == ["r6"]
+
+
+def test_a_quarantined_row_says_what_was_measured_and_keeps_its_text(tmp_path: Path) -> None:
+    outcome = check(staged(GOOD, "<b>short</b>", entity_id=["1", "A&B"]), tmp_path)
+    row = outcome.quarantine.to_pylist()[0]
+    moment = row.pop("quarantined_at")
+    assert abs((datetime.now(UTC) - moment).total_seconds()) < 60
+    assert row == {
+        "request_id": "r1",
+        "rule": "length",
+        "domain": "x",
+        "kind": "x",
+        "entity_id": "A&B",
+        "run_id": "run",
+        "value": "12",
+        "text": "<b>short</b>",
+    }
+    assert outcome.passed["request_id"].to_pylist() == ["r0"]
+
+
+def test_a_share_is_stored_with_three_digits(tmp_path: Path) -> None:
+    outcome = check(staged(LOOP, GOOD), tmp_path)
+    # a loop of 7 words, 64 words read: 61 four-grams, 7 of them different
+    assert outcome.quarantine["value"].to_pylist() == ["0.885"]
+
+
+def test_limits_can_be_set(tmp_path: Path) -> None:
+    table = staged("short", "brief", GOOD)
+    outcome = validate(table, table["request_id"].to_pylist(), tmp_path, "run", Limits(min_characters=5))
+    assert len(outcome.passed) == 3
+
+
+def test_nothing_planned_passes(tmp_path: Path) -> None:
+    outcome = check(KNOWLEDGE.empty_table(), tmp_path)
+    assert len(outcome.passed) == len(outcome.quarantine) == 0
+    assert pages(tmp_path, "run")
+
+
+def test_a_planned_request_without_a_row_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        QualityError, match=r"run run .*every planned request: 1 rows, not 3.*missing: r1, r2; see .*index"
+    ):
+        validate(staged(GOOD), ["r0", "r1", "r2"], tmp_path, "run")
+    assert pages(tmp_path, "run")
+
+
+def test_no_rows_at_all_where_some_were_planned_fail_the_run(tmp_path: Path) -> None:
+    with pytest.raises(QualityError, match="missing: r0"):
+        validate(KNOWLEDGE.empty_table(), ["r0"], tmp_path, "run")
+
+
+def test_a_row_that_nobody_planned_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(QualityError, match="planned requests only: r1"):
+        validate(staged(GOOD, GOOD), ["r0"], tmp_path, "run")
+
+
+def test_a_doubled_request_fails_the_run_even_when_the_count_is_right(tmp_path: Path) -> None:
+    with pytest.raises(QualityError, match=r"one row per request: r0;.*missing: r1"):
+        validate(staged(GOOD, GOOD, request_id=["r0", "r0"]), ["r0", "r1"], tmp_path, "run")
+
+
+def test_many_ids_are_counted_not_listed(tmp_path: Path) -> None:
+    with pytest.raises(QualityError, match="missing: r1, r2, r3 and 5 more;"):
+        validate(staged(GOOD), [f"r{row}" for row in range(9)], tmp_path, "run")
+
+
+def test_a_column_too_few_or_too_many_fails_the_run(tmp_path: Path) -> None:
+    table = staged(GOOD)
+    with pytest.raises(QualityError, match=r"columns: .*missing.*text"):
+        check(table.drop_columns(["text"]), tmp_path)
+    with pytest.raises(QualityError, match=r"columns: .*unexpected.*mood"):
+        check(table.append_column("mood", pa.array(["calm"])), tmp_path)
+
+
+def test_a_column_of_another_type_fails_the_run(tmp_path: Path) -> None:
+    table = staged(GOOD)
+    position = table.column_names.index("steps")
+    with pytest.raises(QualityError, match="steps is string, not int32"):
+        check(table.set_column(position, "steps", pa.array(["7"])), tmp_path)
+
+
+def test_a_missing_value_where_one_is_required_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(QualityError, match="required values: r1"):
+        check(staged(GOOD, GOOD, model=["m", None]), tmp_path)
+    with pytest.raises(QualityError, match="required values: r0"):
+        check(staged(GOOD, GOOD, text=[None, GOOD]), tmp_path)
+    with pytest.raises(QualityError, match="required values: r1"):
+        check(staged(GOOD, GOOD, new_tokens=[1, None]), tmp_path)
+
+
+def test_an_optional_value_may_be_missing(tmp_path: Path) -> None:
+    assert len(check(staged(GOOD, pool_version=[None]), tmp_path).passed) == 1
+
+
+def test_markup_in_texts_and_ids_is_shown_not_run(tmp_path: Path) -> None:
+    attack = "<script>alert(1)</script>"
+    outcome = check(staged(attack, GOOD, entity_id=["<img src=x onerror=alert(2)>", "1"]), tmp_path)
+    assert outcome.quarantine["text"].to_pylist() == [attack]
+    html = "".join(page.read_text() for page in tmp_path.rglob("*.html"))
+    assert attack not in html
+    assert "<img src=x" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_runs_accumulate_and_a_repeated_run_replaces_its_result(tmp_path: Path) -> None:
+    check(staged("short", GOOD), tmp_path, "first")
+    before = pages(tmp_path, "first")
+    check(staged(GOOD), tmp_path, "profiling-2")
+    assert pages(tmp_path, "first") == before
+    check(staged(GOOD), tmp_path, "first")
+    assert len(pages(tmp_path, "first")) == len(pages(tmp_path, "profiling-2")) == 1
+    assert pages(tmp_path, "first") != before
+    index = (tmp_path / "index.html").read_text()
+    assert index.count("'run_name': 'first'") == index.count("'run_name': 'profiling-2'") == 1
+
+
+def test_runs_that_validate_at_the_same_time_all_reach_the_index(tmp_path: Path) -> None:
+    names = ["one", "two", "three"]
+    with ThreadPoolExecutor() as threads:
+        outcomes = list(threads.map(lambda name: check(staged(GOOD, "short"), tmp_path, name), names))
+    assert all(broken(outcome) == {("r1", "length")} for outcome in outcomes)
+    index = (tmp_path / "index.html").read_text()
+    assert all(f"'run_name': '{name}'" in index for name in names)
+
+
+def test_processes_validate_into_one_folder_quietly_and_write_nowhere_else(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_validation import GOOD, check, staged
+assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
+assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
+"""
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, name],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("left", "right")
+    ]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said == ["", ""]
+    assert len(pages(tmp_path / "docs", "left")) == len(pages(tmp_path / "docs", "right")) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"docs", "home"}
+    assert not list((tmp_path / "home").rglob("*great_expectations*"))
+
+
+def test_great_expectations_is_imported_only_when_it_is_used() -> None:
+    program = "import sys, dare_core.quality.validation; assert 'great_expectations' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,190 @@
+"""``pull`` on a small shop: what is pulled, as of when, in which words."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from dare_core.errors import SettingError, SourceError
+from dare_core.schemas import PULLED
+from spark_jobs.pull import pull
+
+Pull = Callable[..., tuple[dict[str, int], dict[str, dict[str, Any]]]]
+
+
+def day(number: int) -> datetime:
+    return datetime(2024, 1, number, tzinfo=UTC)
+
+
+LATER = day(30)
+COLUMNS = dict(zip(PULLED.names, PULLED.types, strict=True))
+
+
+@pytest.fixture
+def pulled(spark: SparkSession, shop: Any, tmp_path: Path) -> Pull:
+    """Pull with the shop's domain: the counts, and per kind the written rows by entity."""
+
+    def pulled(*kinds: str, as_of: datetime = LATER, **since: datetime) -> tuple[dict[str, int], dict[str, Any]]:
+        counts = pull(spark, shop.domain, kinds, since, as_of, tmp_path / "out", shop.url)
+        rows = {}
+        for kind in kinds:
+            table = pq.read_table(tmp_path / "out" / kind)
+            assert dict(zip(table.schema.names, table.schema.types, strict=True)) == COLUMNS
+            assert set(table["kind"].to_pylist()) <= {kind}
+            rows[kind] = {row["entity_id"]: row for row in table.to_pylist()}
+            assert counts[kind] == len(rows[kind]) == table.num_rows
+        return counts, rows
+
+    return pulled
+
+
+def attributes(row: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(row["attributes"]))
+
+
+def test_items_carry_title_and_attributes_in_configured_order(pulled: Pull, shop: Any) -> None:
+    _, rows = pulled("item")
+    assert set(rows["item"]) == {"1", "2", "3"}
+    first = attributes(rows["item"]["1"])
+    assert list(first.items()) == [
+        ("title", shop.odd_title), ("release_year", 1995), ("genres", ["Drama", "Comedy"]), ("price", 9.5),
+    ]  # fmt: skip
+    assert attributes(rows["item"]["2"]) == {"title": "Plain", "genres": []}
+    assert rows["item"]["1"]["data_as_of"] == day(1)
+    assert rows["item"]["1"]["domain"] == "shop"
+
+
+def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) -> None:
+    counts, rows = pulled("user")
+    assert counts == {"user": 4, "dropped_interactions": 2}
+    first = attributes(rows["user"]["1"])
+    assert first["age"] == 24
+    assert [(entry["title"], entry["value"], entry["time"]) for entry in first["history"]] == [
+        ("Later", 5, "2024-01-03T00:00:00+00:00"),  # of the same time as another, which has the lower item id
+        (shop.odd_title, 2, "2024-01-10T00:00:00+00:00"),
+        ("Plain", 1, "2024-01-21T00:00:00+00:00"),
+    ]
+    assert first["history"][1]["genres"] == ["Drama", "Comedy"]
+    assert rows["user"]["1"]["data_as_of"] == day(21)
+    assert attributes(rows["user"]["2"]) == {"history": []}
+
+
+def test_nothing_after_as_of_is_seen(pulled: Pull) -> None:
+    counts, rows = pulled("item", "user", as_of=day(10))
+    assert counts == {"item": 2, "user": 3, "dropped_interactions": 2}
+    assert set(rows["item"]) == {"1", "2"}
+    assert set(rows["user"]) == {"1", "2", "4"}  # the third came later
+    assert rows["user"]["1"]["data_as_of"] == day(10)  # inclusive
+    assert rows["user"]["4"]["data_as_of"] == day(6)  # its row changed later
+    times = [entry["time"] for row in rows["user"].values() for entry in attributes(row)["history"]]
+    assert max(times) == day(10).isoformat()
+
+
+def test_only_what_changed_since_the_watermark_is_pulled_with_its_whole_history(pulled: Pull) -> None:
+    _, rows = pulled("item", "user", item=day(5), user=day(8), as_of=day(10))
+    assert set(rows["item"]) == {"2"}
+    assert set(rows["user"]) == {"1", "2"}  # one acted, one changed
+    assert len(attributes(rows["user"]["1"])["history"]) == 3
+    assert pulled("item", "user", item=day(30), user=day(30))[0] == {"item": 0, "user": 0, "dropped_interactions": 2}
+
+
+def test_a_second_pull_writes_the_same(pulled: Pull) -> None:
+    assert pulled("user") == pulled("user")
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("INSERT INTO shop.items SELECT * FROM shop.items WHERE item_id = 2", "several rows .* same item_id: '2'"),
+        ("UPDATE shop.items SET item_id = NULL WHERE item_id = 1", "1 rows have no item_id"),
+        ("UPDATE shop.users SET updated_at = NULL WHERE user_id = 2", "updated_at is empty, .* user_id is '2'"),
+        ("UPDATE shop.ratings SET rated_at = 'infinity' WHERE user_id = 77", "rated_at is empty.* '77' and '1'"),
+        ("ALTER TABLE shop.items DROP COLUMN genres", r"'items' .*no column 'genres' \(source.items.attributes\)"),
+        ("DROP TABLE shop.ratings", r"source table shop\.ratings cannot be read"),
+    ],
+)
+def test_source_rows_that_would_be_lost_are_errors(pulled: Pull, shop: Any, statement: str, message: str) -> None:
+    shop.execute(statement)
+    with pytest.raises(SourceError, match=message):
+        pulled("item", "user")
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "message"),
+    [
+        ('title = "title"', "", "source.items.title is missing"),
+        ('"age"', '"history"', "'history' is a reserved name"),
+        ('group = "genres"', 'group = "price_class"', "'price_class' is no attribute"),
+    ],
+)
+def test_a_domain_that_cannot_be_pulled_is_an_error(
+    pulled: Pull, shop: Any, line: str, other: str, message: str
+) -> None:
+    shop.domain_file.write_text(shop.domain_file.read_text("utf-8").replace(line, other), "utf-8")
+    with pytest.raises(SettingError, match=message):
+        pulled("item")
+
+
+def test_parquet_folders_are_sources(pulled: Pull, shop: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    (folder / "items").mkdir(parents=True)
+    item = {"release_year": 2000.0, "genres": ["Drama"], "price": float("nan"), "updated_at": datetime(2024, 1, 1)}
+    for index, title in enumerate(["nul\0 free", "second"]):
+        named = item | {"item_id": f"i{index}", "title": title}
+        pq.write_table(pa.Table.from_pylist([named]), folder / f"items/{index}.parquet")
+    user = {"user_id": "u", "age": 5, "occupation": "x", "updated_at": day(1)}
+    rating = {"user_id": "u", "item_id": "i1", "rating": 4.0, "rated_at": day(2)}
+    pq.write_table(pa.Table.from_pylist([user]), folder / "users.parquet")
+    pq.write_table(pa.Table.from_pylist([rating]), folder / "ratings.parquet")
+    shop.write_domain(f'format = "parquet"\nlocation = "{folder}"')
+    _, rows = pulled("item", "user")
+    assert attributes(rows["item"]["i0"]) == {"title": "nul free", "release_year": 2000, "genres": ["Drama"]}
+    assert [entry["title"] for entry in attributes(rows["user"]["u"])["history"]] == ["second"]
+
+
+def test_csv_files_are_sources(pulled: Pull, shop: Any, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text(
+        "item_id,title,release_year,genres,price,updated_at\n"
+        '007,"A ""quoted"", | title\nin two lines",1995,Drama | Comedy,,2024-01-01T00:00:00Z\n'
+        "8,Plain,,Drama,1.5,2024-01-01 00:00:00\n",
+        "utf-8",
+    )
+    (tmp_path / "users.csv").write_text("user_id,age,occupation,updated_at\n1,24,writer,2024-01-01\n", "utf-8")
+    (tmp_path / "ratings").mkdir()
+    for index, rating in enumerate(["007,4.5", "8,good"]):
+        (tmp_path / f"ratings/{index}.csv").write_text(
+            f"user_id,item_id,rating,rated_at\n1,{rating},2024-01-0{index + 2}T00:00:00Z\n", "utf-8"
+        )
+    shop.write_domain(f'format = "csv"\nlocation = "{tmp_path}"')
+    _, rows = pulled("item", "user")
+    assert attributes(rows["item"]["007"]) == {
+        "title": 'A "quoted", | title\nin two lines', "release_year": "1995", "genres": ["Drama", "Comedy"],
+    }  # fmt: skip
+    assert attributes(rows["item"]["8"])["genres"] == ["Drama"]
+    assert [entry["value"] for entry in attributes(rows["user"]["1"])["history"]] == [4.5, "good"]
+
+    (tmp_path / "users.csv").write_text("user_id,age,occupation,updated_at\n1,24,writer,yesterday\n", "utf-8")
+    with pytest.raises(SourceError, match="updated_at is empty, or no time, where user_id is '1'"):
+        pulled("user")
+    (tmp_path / "users.csv").unlink()
+    with pytest.raises(SourceError, match=r"'users' .*there is neither .*users.csv nor .*users/"):
+        pulled("user")
+
+
+def test_jdbc_tables_are_sources(pulled: Pull, spark: SparkSession, shop: Any) -> None:
+    url = "jdbc:derby:memory:shop;create=true"  # Spark brings Derby along
+    item = "1 item_id, 'Plain' title, 1995 release_year, 'Drama' genres, 1.5d price, timestamp'2024-01-01' updated_at"
+    spark.sql(f"SELECT {item}").write.jdbc(url, "APP.ITEMS", mode="overwrite")
+    shop.write_domain(f'format = "jdbc"\nlocation = "{url}"\nschema = "app"')
+    _, rows = pulled("item")
+    assert attributes(rows["item"]["1"])["genres"] == "Drama"
+    shop.write_domain('format = "jdbc"\nlocation = "jdbc:nosuch://reader:hunter2@db/shop"')
+    with pytest.raises(SourceError, match="no JDBC driver for source location; set jdbc_driver_jar") as raised:
+        pulled("item")
+    assert "hunter2" not in str(raised.value)

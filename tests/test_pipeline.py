@@ -1,0 +1,138 @@
+"""The stages between Spark and the warehouse, with a model that writes nonsense: what a run may lose, what it keeps."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from sqlalchemy import Engine, text
+
+from dare_core import pipeline
+from dare_core.errors import InputError, QualityError, WarehouseError
+from dare_core.knowledge.shards import read_plan
+from dare_core.pipeline import RunRequest
+from dare_core.pools import PoolStore
+from dare_core.schemas import ENTITY
+from dare_core.settings import Settings
+from dare_core.warehouse.load import publish_pool, upsert_entities
+from tests.tiny_model import save_tiny_model
+
+NOW = datetime(1998, 5, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def settings(settings: Settings, warehouse_url: str, engine: Engine, model: Path) -> Settings:
+    """A warehouse of five items and two users, and a model that writes nonsense."""
+    rows = [
+        {
+            "domain": "movies",
+            "kind": kind,
+            "entity_id": str(number),
+            "group_name": f"group {number % 2}",
+            "attributes": json.dumps({"title": f"Film {number}", "history": []}),
+            "data_as_of": NOW,
+        }
+        for kind, count in (("item", 5), ("user", 2))
+        for number in range(count)
+    ]
+    upsert_entities(engine, pa.Table.from_pylist(rows, ENTITY))
+    changes = {"warehouse_url": warehouse_url, "model": str(model), "max_new_tokens": 16, "shard_size": 2}
+    return Settings.model_validate(settings.model_dump() | changes)
+
+
+def rows(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
+
+
+def generate_all(settings: Settings, request: RunRequest) -> list[dict[str, object]]:
+    return [pipeline.generate(settings, request, shard) for shard in pipeline.plan(settings, request)]
+
+
+def test_a_plan_is_made_once_and_cut_into_shards_by_kind(settings: Settings, engine: Engine) -> None:
+    request = RunRequest(run_id="r", item_limit=3)
+    shards = pipeline.plan(settings, request)
+    assert [(shard["name"], shard["requests"], shard["pool_version"]) for shard in shards] == [
+        ("item-0000", 2, None),
+        ("item-0001", 1, None),
+        ("user-0000", 2, None),
+    ]
+    assert pipeline.plan(settings.model_copy(update={"shard_size": 64}), request) == shards
+    assert rows(engine, "SELECT state, planned FROM knowledge.generation_run") == [("planned", 5)]
+
+
+def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Settings, engine: Engine) -> None:
+    request = RunRequest(run_id="bad", kinds=("item",))
+    generate_all(settings, request)
+    with pytest.raises(QualityError, match=r"100% of the 5 texts of run bad failed, more than max_failing_share 25%"):
+        pipeline.validate(settings, request)
+    assert rows(engine, "SELECT state, generated, quarantined FROM knowledge.generation_run") == [("failed", 5, 5)]
+    assert not (settings.run_dir("bad") / "validated.parquet").exists()
+    assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(5,)]
+    assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(0,)]
+    assert pipeline.plan(settings, RunRequest(run_id="next", kinds=("item",))) == []  # no text is written to fail again
+
+
+def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engine: Engine) -> None:
+    lenient = settings.model_copy(update={"max_failing_share": 1.0})
+    request = RunRequest(run_id="lenient", kinds=("user",))
+    generate_all(lenient, request)
+    for stage in (pipeline.validate, pipeline.embed, pipeline.load, pipeline.validate, pipeline.embed, pipeline.load):
+        stage(lenient, request)
+    assert rows(engine, "SELECT state, loaded, quarantined FROM knowledge.generation_run") == [("loaded", 0, 2)]
+    assert pipeline.rebuild_pools(lenient, "movies") == {}
+
+
+def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
+    request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
+    assert pipeline.plan(settings, request) == []
+    planned = json.loads((settings.run_dir("long") / "plan.json").read_text())
+    assert planned["skipped"] == {"item_unfit": 5}
+    assert rows(engine, "SELECT rule, count(*) FROM knowledge.quarantine GROUP BY rule") == [("prompt", 5)]
+    with pytest.raises(InputError, match="max_new_tokens 5000 leaves no room for a prompt"):
+        pipeline.plan(settings, RunRequest(run_id="longer", max_new_tokens=5000))
+
+
+def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settings, engine: Engine) -> None:
+    texts = pa.table({"group": ["group 0"], "token_ids": pa.array([[65, 66, 67]], pa.list_(pa.int32()))})
+    request = RunRequest(run_id="first", kinds=("item",))
+    pipeline.plan(settings, request)
+    tokenizer_hash = read_plan(settings.run_dir("first")).decoding.tokenizer_hash
+    manifest = PoolStore(settings.pool_dir("movies", "item")).build(texts, settings.model, tokenizer_hash, 258)
+    row = {
+        "domain": "movies",
+        "kind": "item",
+        "version": manifest.version,
+        "location": "here",
+        "model": settings.model,
+        "tokenizer_hash": tokenizer_hash,
+        "groups": 1,
+        "texts": 1,
+        "tokens": 3,
+        "is_current": True,
+        "created_at": NOW,
+    }
+    publish_pool(engine, row)
+    shards = pipeline.plan(settings, RunRequest(run_id="second", kinds=("item",)))
+    assert {shard["pool_version"] for shard in shards} == {manifest.version}
+    publish_pool(engine, row | {"version": "0" * 16, "tokenizer_hash": "another"})
+    shards = pipeline.plan(settings, RunRequest(run_id="third", kinds=("item",)))
+    assert {shard["pool_version"] for shard in shards} == {None}  # the current pool is of another tokenizer
+
+
+def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empty_database_url: str) -> None:
+    empty = Settings.model_validate(settings.model_dump() | {"warehouse_url": empty_database_url})
+    with pytest.raises(WarehouseError, match="dare warehouse upgrade"):
+        pipeline.plan(empty, RunRequest(run_id="r"))
+
+
+@pytest.mark.parametrize("run_id", ["../x", "", "a/b", "-x", "a" * 300])
+def test_a_run_id_that_names_no_folder_is_refused(run_id: str) -> None:
+    with pytest.raises(ValueError, match="a run id has letters"):
+        RunRequest(run_id=run_id)

@@ -1,0 +1,266 @@
+"""Loading, on a real database."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+from sqlalchemy import Engine
+
+from dare_core import schemas
+from dare_core.errors import InputError, WarehouseError
+from dare_core.warehouse import read
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.load import LoadSummary, load_knowledge, publish_pool, quarantine, record_run, upsert_entities
+
+Rows = Callable[..., pa.Table]
+
+
+def _all(engine: Engine, query: str) -> list[tuple[Any, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(query)]
+
+
+def _everything(engine: Engine) -> list[list[tuple[Any, ...]]]:
+    tables = ("entity", "knowledge", "knowledge_embedding", "quarantine")
+    return [_all(engine, f"SELECT to_jsonb(t)::text FROM knowledge.{table} AS t ORDER BY 1") for table in tables]
+
+
+def test_every_column_comes_back_as_it_was_loaded(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    rows = knowledge_rows(
+        [{"request_id": "r1", "entity_id": "1", "text": "Ünïcode \\ \t\n\N{PILE OF POO}", "token_ids": []}]
+    )
+    vectors = embedding_rows(["r1"])
+    assert load_knowledge(engine, rows, vectors) == LoadSummary(loaded=1, already_there=0, superseded=0)
+    assert _all(engine, f"SELECT {', '.join(schemas.KNOWLEDGE.names)} FROM knowledge.knowledge") == [
+        tuple(rows.to_pylist()[0].values())
+    ]
+    [(vector,)] = _all(engine, "SELECT embedding FROM knowledge.knowledge_embedding")
+    assert vector.to_list() == vectors["embedding"][0].as_py()
+
+
+def test_loading_again_changes_nothing(
+    engine: Engine, entity_rows: Rows, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    entities = entity_rows([{"entity_id": "1"}, {"entity_id": "2"}])
+    rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}, {"request_id": "r2", "entity_id": "2"}])
+    assert upsert_entities(engine, entities) == 2
+    load_knowledge(engine, rows, embedding_rows(["r1", "r2"]))
+    before = _everything(engine)
+    assert upsert_entities(engine, entities) == 0
+    assert load_knowledge(engine, rows, embedding_rows(["r1", "r2"])) == LoadSummary(
+        loaded=0, already_there=2, superseded=0
+    )
+    assert _everything(engine) == before
+
+
+def test_the_first_committed_text_of_a_request_wins(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    load_knowledge(
+        engine, knowledge_rows([{"request_id": "r1", "entity_id": "1", "text": "first"}]), embedding_rows([])
+    )
+    second = knowledge_rows(
+        [{"request_id": "r1", "entity_id": "1", "text": "second"}, {"request_id": "r2", "entity_id": "2"}]
+    )
+    assert load_knowledge(engine, second, embedding_rows([])) == LoadSummary(loaded=1, already_there=1, superseded=0)
+    assert _all(engine, "SELECT text FROM knowledge.knowledge WHERE request_id = 'r1'") == [("first",)]
+
+
+def test_a_new_text_closes_the_entitys_earlier_one(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    old = [
+        {"request_id": "r1", "entity_id": "1"},
+        {"request_id": "r2", "entity_id": "2"},
+        {"request_id": "u1", "entity_id": "1", "kind": "user"},
+    ]
+    load_knowledge(engine, knowledge_rows(old), embedding_rows([]))
+    new = knowledge_rows([{"request_id": "r1b", "entity_id": "1", "epoch": 1}])
+    assert load_knowledge(engine, new, embedding_rows(["r1b"])) == LoadSummary(loaded=1, already_there=0, superseded=1)
+    assert _all(
+        engine,
+        """
+        SELECT old.valid_to = new.valid_from, new.valid_to IS NULL
+        FROM knowledge.knowledge AS old, knowledge.knowledge AS new
+        WHERE old.request_id = 'r1' AND new.request_id = 'r1b'
+    """,
+    ) == [(True, True)]
+    assert read.request_states(engine, ["r1", "r1b", "r2", "u1", "none"]) == {
+        "r1": "closed", "r1b": "valid", "r2": "valid", "u1": "valid"
+    }  # fmt: skip
+
+
+def test_vectors_of_unknown_requests_are_left_out(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows(["r1", "stranger"]))
+    assert _all(engine, "SELECT request_id FROM knowledge.knowledge_embedding") == [("r1",)]
+
+
+def test_one_entity_with_two_new_texts_is_refused(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    rows = knowledge_rows([{"request_id": "r1", "entity_id": "7"}, {"request_id": "r2", "entity_id": "7"}])
+    with pytest.raises(InputError, match="hold movies item 7 more than once"):
+        load_knowledge(engine, rows, embedding_rows([]))
+
+
+def test_vectors_of_another_width_are_refused(engine: Engine, knowledge_rows: Rows) -> None:
+    vectors = pa.table(
+        {
+            "request_id": ["r1"],
+            "encoder": ["big"],
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 768, pa.float32()), 768),
+        }
+    )
+    with pytest.raises(InputError, match="have 768 dimensions and the warehouse stores 384"):
+        load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), vectors)
+
+
+@pytest.mark.parametrize(
+    ("death", "error"),
+    [("RAISE EXCEPTION 'dead'", psycopg.Error), ("PERFORM pg_terminate_backend(pg_backend_pid())", WarehouseError)],
+)
+def test_a_load_that_dies_in_the_middle_leaves_nothing(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows, death: str, error: type[Exception]
+) -> None:
+    load_knowledge(engine, knowledge_rows([{"request_id": "r0", "entity_id": "1"}]), embedding_rows(["r0"]))
+    before = _everything(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {death}; RETURN new; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER die AFTER INSERT ON knowledge.knowledge_embedding FOR EACH ROW EXECUTE FUNCTION die()"
+        )
+    rows, vectors = knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows(["r1"])
+    with pytest.raises(error, match=r"dead|terminating connection"):
+        load_knowledge(engine, rows, vectors)
+    assert _everything(engine) == before
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER die ON knowledge.knowledge_embedding")
+    assert load_knowledge(engine, rows, vectors) == LoadSummary(loaded=1, already_there=0, superseded=1)
+
+
+def test_loads_at_once_wait_for_each_other(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    together = threading.Barrier(4)
+
+    def load(worker: int) -> LoadSummary:
+        rows = [{"request_id": f"shared-{n}", "entity_id": f"{n}", "text": f"by {worker}"} for n in range(20)]
+        rows.append({"request_id": f"own-{worker}", "entity_id": "everybodys"})
+        together.wait()
+        return load_knowledge(engine, knowledge_rows(rows), embedding_rows([row["request_id"] for row in rows]))
+
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(load, range(4)))
+    assert sorted(summary.loaded for summary in done) == [1, 1, 1, 21]
+    assert sum(summary.superseded for summary in done) == 3
+    assert _all(engine, "SELECT count(*) FILTER (WHERE valid_to IS NULL), count(*) FROM knowledge.knowledge") == [
+        (21, 24)
+    ]
+    assert _all(engine, "SELECT count(*) FROM knowledge.knowledge WHERE valid_to < valid_from") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"kind": "shop"}, "knowledge_kind"),
+        ({"verification": "lax"}, "knowledge_verification"),
+        ({"text": "nul \0"}, "0x00"),
+        ({"text": None}, "null"),
+    ],
+)
+def test_rows_that_cannot_be_stored_are_refused(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows, row: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1", **row}]), embedding_rows([]))
+
+
+def test_rows_without_a_column_are_refused(engine: Engine, entity_rows: Rows) -> None:
+    with pytest.raises(InputError, match="group_name"):
+        upsert_entities(engine, entity_rows([{"entity_id": "1"}]).drop(["group_name"]))
+
+
+def test_a_database_without_tables_asks_for_the_upgrade(empty_database_url: str, entity_rows: Rows) -> None:
+    engine = connect(empty_database_url)
+    with pytest.raises(WarehouseError, match="run `dare warehouse upgrade`"):
+        upsert_entities(engine, entity_rows([{"entity_id": "1"}]))
+    engine.dispose()
+
+
+def test_an_entity_is_updated_only_when_something_changed(engine: Engine, entity_rows: Rows) -> None:
+    early, late = datetime(1998, 1, 1, tzinfo=UTC), datetime(1998, 2, 1, tzinfo=UTC)
+
+    def upsert(attributes: str, data_as_of: datetime) -> tuple[int, datetime, str]:
+        changed = upsert_entities(
+            engine, entity_rows([{"entity_id": "1", "attributes": attributes, "data_as_of": data_as_of}])
+        )
+        [(moment, title)] = _all(engine, "SELECT data_as_of, attributes ->> 'title' FROM knowledge.entity")
+        return changed, moment, title
+
+    assert upsert('{"title": "Heat", "year": 1995}', late) == (1, late, "Heat")
+    assert upsert('{"year":1995,"title":"Heat"}', late) == (0, late, "Heat"), "the same JSON, written otherwise"
+    assert upsert('{"title": "Heat", "year": 1995}', early) == (0, late, "Heat"), "alone, data_as_of never moves back"
+    assert upsert('{"title": "Ronin", "year": 1998}', early) == (1, early, "Ronin")
+    assert upsert('{"title": "Ronin", "year": 1998}', late) == (1, late, "Ronin")
+
+
+def test_entities_that_come_twice_or_with_broken_json_are_refused(engine: Engine, entity_rows: Rows) -> None:
+    with pytest.raises(InputError, match="movies item 1 more than once"):
+        upsert_entities(engine, entity_rows([{"entity_id": "1"}, {"entity_id": "1"}]))
+    with pytest.raises(InputError, match="json"):
+        upsert_entities(engine, entity_rows([{"entity_id": "1", "attributes": "{broken"}]))
+
+
+def test_quarantine_keeps_a_text_once_per_rule_whatever_it_holds(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    row = {
+        "request_id": "r1", "domain": "movies", "kind": "item", "entity_id": "1", "run_id": "run-1", "value": None,
+        "text": "nul \0 inside", "quarantined_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    rows = pa.Table.from_pylist([{**row, "rule": "printable"}, {**row, "rule": "length"}], schemas.QUARANTINE)
+    assert quarantine(engine, rows) == 2
+    assert quarantine(engine, rows) == 0
+    assert _all(engine, "SELECT DISTINCT text FROM knowledge.quarantine") == [("nul \N{REPLACEMENT CHARACTER} inside",)]
+    assert read.request_states(engine, ["r1"]) == {"r1": "quarantined"}
+    load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows([]))
+    assert read.request_states(engine, ["r1"]) == {"r1": "valid"}
+
+
+def test_a_run_is_recorded_column_by_column(engine: Engine) -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    planned = {
+        "domain": "movies",
+        "state": "planned",
+        "params": '{"top_k": 2}',
+        "model": "m",
+        "started_at": began,
+        "planned": 5,
+    }
+    record_run(engine, "run-1", **planned)
+    record_run(engine, "run-1", **planned)
+    record_run(engine, "run-1", state="loaded", loaded=4)
+    assert _all(engine, "SELECT state, planned, loaded, params ->> 'top_k' FROM knowledge.generation_run") == [
+        ("loaded", 5, 4, "2")
+    ]
+    with pytest.raises(WarehouseError, match="run-2 cannot be recorded"):
+        record_run(engine, "run-2", state="loaded")
+    with pytest.raises(WarehouseError, match="generation_run_state"):
+        record_run(engine, "run-1", state="dancing")
+
+
+def test_one_pool_version_is_current(engine: Engine) -> None:
+    assert read.current_pool(engine, "movies", "item") is None
+    row = {
+        "domain": "movies", "kind": "item", "version": "v1", "location": "/pools", "model": "m", "tokenizer_hash": "t",
+        "groups": 2, "texts": 10, "tokens": 100, "is_current": False, "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    for version in ("v1", "v2", "v1", "v1"):
+        publish_pool(engine, {**row, "version": version})
+        assert read.current_pool(engine, "movies", "item") == {**row, "version": version, "is_current": True}
+    publish_pool(engine, {**row, "kind": "user", "version": "v9"})
+    assert _all(engine, "SELECT count(*) FILTER (WHERE is_current), count(*) FROM knowledge.pool_version") == [(2, 3)]
+    with pytest.raises(WarehouseError, match="v3 cannot be published"):
+        publish_pool(engine, {**row, "version": "v3", "location": None})
+    assert (read.current_pool(engine, "movies", "item") or {})["version"] == "v1", (
+        "a failed publication leaves the old one"
+    )
