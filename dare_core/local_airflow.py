@@ -23,10 +23,12 @@ from types import FrameType, TracebackType
 from typing import IO, Any, Final, Self
 
 import psutil
+from sqlalchemy import func, select
 
 from dare_core.airflow_api import AirflowApi, AirflowError, OnProgress, RunFailedError, TaskState
 from dare_core.errors import SettingError
 from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.warehouse.connection import connect
 from dare_core.warehouse.server import database_url, serving
 
 DAGS_DIR: Final = PROJECT_DIR / "dags"
@@ -34,6 +36,9 @@ USER: Final = "admin"
 
 #: The Airflow pool in which generation tasks run: one at a time, since each fills the accelerator.
 GENERATION_POOL: Final = "gpu"
+
+_DATABASE: Final = "airflow"
+_CLAIM: Final = 0x0DA12E  # the advisory lock, in that database, of the one Airflow that may use it
 
 _COMPONENTS: Final[dict[str, tuple[str, ...]]] = {
     "scheduler": ("scheduler", "--skip-serve-logs"),  # its log server would listen on every interface
@@ -62,7 +67,8 @@ class LocalAirflow:
 
     Raises (on entering):
         SettingError: the port is taken.
-        AirflowError: an Airflow uses this data folder already, or a component did not start; ends with its log.
+        AirflowError: an Airflow uses this data folder or this warehouse's server already, or a component did not start;
+            then the message ends with its log.
     """
 
     def __init__(
@@ -182,7 +188,9 @@ class LocalAirflow:
                 f"setting airflow_port (DARE_AIRFLOW_PORT) is {self._port}: another program listens on that port"
             )
         self._write_password()
-        environment = self._environment()
+        database = database_url(self._warehouse_url, _DATABASE)
+        self._claim(database)
+        environment = self._environment(database)
         self._spawn("db_migrate", ("db", "migrate"), environment, lock)
         if self._processes["db_migrate"].wait() != 0:
             raise self._failure("Airflow could not prepare its database", "db_migrate")
@@ -211,6 +219,17 @@ class LocalAirflow:
         lock.truncate(0)
         return lock
 
+    def _claim(self, database: str) -> None:
+        """Keep out an Airflow of another data folder: its scheduler would run our tasks with its own settings."""
+        engine = connect(database)
+        self._cleanup.callback(engine.dispose)
+        connection = self._cleanup.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+        if not connection.execute(select(func.pg_try_advisory_lock(_CLAIM))).scalar_one():
+            raise AirflowError(
+                f"the Airflow of another data folder uses database {_DATABASE} on the warehouse's server; "
+                "stop it, or choose another server with DARE_WAREHOUSE_URL"
+            )
+
     def _spawn(self, name: str, arguments: Sequence[str], environment: dict[str, str], lock: IO[str]) -> None:
         with self._log_file(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
@@ -223,10 +242,10 @@ class LocalAirflow:
                 pass_fds=(lock.fileno(),),
             )
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, database: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         loopback = ",".join(filter(None, (inherited.get("NO_PROXY") or inherited.get("no_proxy"), "127.0.0.1")))
-        database = re.sub(r"^[^:]+", "postgresql+psycopg", database_url(self._warehouse_url, "airflow"))
+        metadata = re.sub(r"^[^:]+", "postgresql+psycopg", database)
         settings = self._settings.model_dump(mode="json", exclude={"warehouse_url", "data_dir"}, exclude_none=True)
         return {
             **inherited,
@@ -250,8 +269,8 @@ class LocalAirflow:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self._password_file),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": database,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": metadata,
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         }

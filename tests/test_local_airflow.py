@@ -175,11 +175,19 @@ def test_a_second_airflow_on_the_same_data_folder_is_refused(
 
 
 @pytest.mark.integration
-def test_leaving_in_the_middle_of_a_run_ends_every_process_and_the_run(
-    settings: Settings, warehouse_url: str, dags_dir: Path, tmp_path: Path
+def test_an_airflow_of_another_data_folder_on_the_same_server_is_refused(
+    airflow: LocalAirflow, settings: Settings, warehouse_url: str, tmp_path: Path
 ) -> None:
-    here = settings.model_copy(update={"data_dir": tmp_path})
+    elsewhere = settings.model_copy(update={"data_dir": tmp_path})
+    with pytest.raises(AirflowError, match="Airflow of another data folder"):
+        LocalAirflow(elsewhere, warehouse_url, port=0).__enter__()
+
+
+@pytest.mark.integration
+def test_leaving_in_the_middle_of_a_run_ends_every_process_and_the_run(settings: Settings, dags_dir: Path) -> None:
     with (
+        TemporaryDirectory(prefix="dare-") as folder,
+        serving(here := settings.model_copy(update={"data_dir": Path(folder)})) as warehouse_url,
         pytest.raises(KeyboardInterrupt),
         LocalAirflow(here, warehouse_url, port=0, dags_dir=dags_dir) as running,
         running.active("producer"),
