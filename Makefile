@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test lint bench lock clean
+.PHONY: setup demo ui test lint bench bench-vllm lock clean
 
 setup: $(STAMP)
 
@@ -40,9 +40,13 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/dare bench decode
 
+# vLLM's CPU build in an environment of its own, so that `make bench` measures it too.
+bench-vllm:
+	@sh scripts/install_vllm.sh .venv-vllm
+
 # Resolve pyproject.toml anew and write the pins of what was resolved; no addresses are recorded.
 lock:
 	@$(PYTHON) scripts/lock.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-vllm

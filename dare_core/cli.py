@@ -285,18 +285,46 @@ def pool_inspect(
 
 @bench_app.command("decode")
 def bench_decode(
-    prompts: Annotated[int, typer.Option(min=1, help="items to write about")] = 8,
-    pool_texts: Annotated[int, typer.Option(min=1, help="texts of other items in the pool")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="sequences at once, on both sides")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
+    prompts: Annotated[int, typer.Option(min=1, help="items to write about")] = 64,
+    pool_texts: Annotated[int, typer.Option(min=1, help="texts of other items in the pool")] = 1000,
+    batch_size: Annotated[list[int], typer.Option(min=1, help="sequences at once; may be given several times")] = [  # noqa: B006
+        1,
+        4,
+        16,
+        32,
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 160,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contender; medians are reported")] = 3,
     model: Model = None,
+    chart: Annotated[Path | None, typer.Option(help="draw the figures into this SVG file")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Tokens per second of transformers' generate and of the engine, one sequence and a batch."""
+    """Tokens per second of transformers, vLLM (where `make bench-vllm` installed it) and the engine, in one run."""
+    from dare_core.bench.decode import Plan
     from dare_core.bench.decode import bench_decode as measure
 
-    settings = _settings(model=model, batch_size=batch_size)
-    print(json.dumps(measure(settings, prompts, pool_texts, max_new_tokens, repeats, on_progress=stderr.print)))
+    plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batch_size), repeats)
+    result = measure(_settings(model=model), plan, on_progress=stderr.print)
+    if chart:
+        from dare_core.bench.charts import draw_decode
+
+        draw_decode(result, chart)
+    if as_json:
+        print(json.dumps(result))
+        return
+    rows = [(name, speed, result["tokens_per_step"].get(name)) for name, speed in result["tokens_per_second"].items()]
+    console.print(result_table("medians", ("contender", "tokens/s", "tokens/step"), rows))
+
+
+@bench_app.command("project")
+def bench_project(
+    record: Annotated[Path | None, typer.Option(help="what `dare bench decode` recorded")] = None,
+    chart: Annotated[Path | None, typer.Option(help="draw the projection into this SVG file")] = None,
+) -> None:
+    """Project the recorded acceptance to GPUs with a roofline model of a step. Not a measurement."""
+    from dare_core.bench.project import project
+
+    print(json.dumps(project(record or _settings().data_dir / "bench" / "record", chart)))
 
 
 def _show_pool(root: Path, version: str | None, as_json: bool) -> None:

@@ -1,12 +1,12 @@
 """Draft trees: what a drafter proposes and the engine verifies. The only ground that decoding and pools share.
 
-A draft tree continues one sequence. Node *i* holds a token; its parent is an earlier node, or the sequence's last
-committed token (``-1``). Children of one parent hold distinct tokens. One forward pass scores every node (paper
-section 4.2).
+A draft tree continues one sequence. Each node holds a token; its parent is an earlier node, or the sequence's last
+committed token, the root, which is no node itself. Children of one parent hold distinct tokens. One forward pass scores
+every node (paper section 4.2). The trees of all sequences of a step stand side by side in one :class:`Forest`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -14,72 +14,121 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, eq=False)
-class DraftTree:
-    """Candidate continuations of one sequence, as a forest rooted at its last committed token.
+@dataclass(eq=False)
+class Context:
+    """A text so far, as a drafter sees it. The engine appends to it in place.
 
     Attributes:
-        tokens: ``[n]`` int32, the token of each node.
-        parents: ``[n]`` int32, the index of each node's parent, less than the node's own; -1 for the root's children.
-        probabilities: ``[n]`` float32, the drafter's estimate that the path down to the node is what follows.
-
-    Raises:
-        ValueError: the arrays differ in length, or a parent does not come before its child.
+        group: the group of users or items that the text belongs to.
+        tokens: ``[capacity]`` int32: prompt, then output; valid up to ``length``.
+        prompt_length: tokens of the prompt.
+        length: tokens of prompt and output together.
     """
 
+    group: str
+    tokens: NDArray[np.int32]
+    prompt_length: int
+    length: int
+
+    @property
+    def output(self) -> NDArray[np.int32]:
+        """``[length - prompt_length]`` int32: the new tokens, a view."""
+        return self.tokens[self.prompt_length : self.length]
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """The draft trees of ``s`` sequences, ``n`` nodes together.
+
+    Attributes:
+        offsets: ``[s + 1]`` int32: tree *i* is the nodes ``offsets[i]`` up to ``offsets[i + 1]``.
+        tokens: ``[n]`` int32: the token of each node.
+        parents: ``[n]`` int32: the parent's place in the forest, before the node's own and in the same tree; -1 for the
+            root's children.
+        depths: ``[n]`` int32: 1 for the root's children, one more for each generation.
+        shares: ``[n]`` float32 in (0, 1]: the drafter's estimate that the node follows once its parent has.
+        evidence: ``[n]`` int16: what kind of evidence the estimate rests on, below the drafter's ``evidence_kinds``.
+            Estimates of one kind are equally trustworthy; the engine learns how much.
+    """
+
+    offsets: NDArray[np.int32]
     tokens: NDArray[np.int32]
     parents: NDArray[np.int32]
-    probabilities: NDArray[np.float32]
+    depths: NDArray[np.int32]
+    shares: NDArray[np.float32]
+    evidence: NDArray[np.int16]
 
-    def __post_init__(self) -> None:
-        n = len(self.tokens)
-        if len(self.parents) != n or len(self.probabilities) != n:
-            raise ValueError(
-                f"a tree of {n} tokens has {len(self.parents)} parents and {len(self.probabilities)} probabilities"
-            )
-        if n and not ((self.parents >= -1) & (self.parents < np.arange(n))).all():
-            raise ValueError("in a draft tree every parent comes before its child")
+    @classmethod
+    def empty(cls, sequences: int) -> "Forest":
+        """``sequences`` trees without nodes."""
+        return cls.of_leaves(np.zeros(sequences, np.int64))
+
+    @classmethod
+    def of_leaves(cls, sizes: NDArray[np.int64]) -> "Forest":
+        """Trees of ``sizes`` nodes, all of them children of their root and of token 0: rows to measure with."""
+        n = int(sizes.sum())
+        return cls(
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
+            np.zeros(n, np.int32),
+            np.full(n, -1, np.int32),
+            np.ones(n, np.int32),
+            np.ones(n, np.float32),
+            np.zeros(n, np.int16),
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @cached_property
-    def depths(self) -> NDArray[np.int32]:
-        """``[n]`` int32: 1 for the root's children, one more for each generation."""
-        depths = np.zeros(len(self), np.int32)
-        for node, parent in enumerate(self.parents):
-            depths[node] = 1 if parent < 0 else depths[parent] + 1
-        return depths
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """``[s]`` int32: nodes of each tree."""
+        return np.diff(self.offsets)
 
     @cached_property
-    def ancestors(self) -> NDArray[np.bool_]:
-        """``[n, n]`` bool: row *i* marks node *i* and every node on its path to the root."""
-        ancestors = np.eye(len(self), dtype=np.bool_)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                ancestors[node] |= ancestors[parent]
-        return ancestors
+    def trees(self) -> NDArray[np.int32]:
+        """``[n]`` int32: which tree each node belongs to."""
+        return np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int32), self.sizes)
 
-    def up_to_depth(self, depth: int) -> "DraftTree":
-        """The tree without the nodes that lie deeper."""
-        kept = self.depths <= depth
+    def spread(self, places: NDArray[np.bool_]) -> "Forest":
+        """The same trees as the True ones of ``places``, with empty trees between them."""
+        sizes = np.zeros(len(places), np.int32)
+        sizes[places] = self.sizes
+        return replace(self, offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+
+    def keep(self, kept: NDArray[np.bool_]) -> "Forest":
+        """The forest of the nodes ``kept`` (``[n]`` bool), among which is the parent of each of them."""
         if kept.all():
             return self
-        moved_to = np.cumsum(kept) - 1
-        parents = np.where(self.parents < 0, -1, moved_to[self.parents])
-        return DraftTree(self.tokens[kept], parents[kept].astype(np.int32), self.probabilities[kept])
-
-
-EMPTY_TREE = DraftTree(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
+        moved_to = np.cumsum(kept, dtype=np.int32) - 1
+        parents = self.parents[kept]
+        return Forest(
+            np.concatenate([[0], np.cumsum(kept, dtype=np.int32)]).astype(np.int32)[self.offsets],
+            self.tokens[kept],
+            np.where(parents < 0, -1, moved_to[parents]).astype(np.int32),
+            self.depths[kept],
+            self.shares[kept],
+            self.evidence[kept],
+        )
 
 
 class Drafter(Protocol):
     """Where draft trees come from."""
 
+    evidence_kinds: int
+
     def resolve(self, group: str) -> str | None:
-        """The group that texts of ``group`` are drafted from: itself, the global pool ``*``, or None for nothing."""
+        """The group that texts of ``group`` are drafted from: itself, the global pool ``*``, or None for no pool."""
         ...
 
-    def draft(self, group: str, tokens: Sequence[int], max_nodes: int) -> DraftTree:
-        """Continue the text that begins with ``tokens`` (its generated part alone) by at most ``max_nodes`` nodes."""
+    def draft(self, contexts: Sequence[Context], max_nodes: int) -> Forest:
+        """Continue each text by a tree of at most ``max_nodes`` nodes."""
+        ...
+
+    def learn(self, context: Context, trusted: NDArray[np.bool_]) -> None:
+        """Take in a finished text, for drafts to come.
+
+        Args:
+            context: the finished text.
+            trusted: ``[length - prompt_length]`` bool, False where an output token passed by relaxation alone.
+        """
         ...

@@ -50,7 +50,7 @@ def load_model(settings: Settings) -> LanguageModel:
     """Load ``settings.model`` for decoding.
 
     Raises:
-        ModelError: it is not there, is no causal LM, or needs ``trust_remote_code``.
+        ModelError: it is not there, is no causal LM, needs ``trust_remote_code``, or asks for penalties.
     """
     import torch
     import transformers
@@ -68,8 +68,11 @@ def load_model(settings: Settings) -> LanguageModel:
     generation = model.generation_config
     eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
     ignored = [name for name in _SAMPLING_PENALTIES if getattr(generation, name, None) not in (None, 0, 1, 1.0)]
-    if ignored:
-        log.warning("%s asks for %s in its generation config; decoding is greedy without it", settings.model, ignored)
+    if ignored and not settings.ignore_penalties:
+        raise ModelError(
+            f"model {settings.model!r} asks for {', '.join(ignored)} in its generation config, which draft trees do "
+            "not support; set DARE_IGNORE_PENALTIES=true to decode without"
+        )
     return LanguageModel(
         model=model,
         name=settings.model,

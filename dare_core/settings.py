@@ -41,6 +41,7 @@ class Settings(BaseSettings):
 
     model: str = Field(BUNDLED_MODEL, description="a transformers causal LM: hub id, folder, or the bundled one")
     trust_remote_code: bool = Field(False, description="run code that a model repository brings along")
+    ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     encoder: str = Field(
@@ -52,8 +53,12 @@ class Settings(BaseSettings):
     min_prob: Share = Field(0.1, description="relaxed: and have a probability above this")
     max_new_tokens: int = Field(192, ge=1)
     batch_size: int = Field(16, ge=1, description="sequences decoded at once")
-    draft_nodes: int = Field(16, ge=0, description="nodes of one sequence's draft tree at most (paper: 64, on a GPU)")
-    step_draft_nodes: int = Field(32, ge=0, description="nodes of a step's draft trees at most; a GPU takes more")
+    draft_nodes: int = Field(32, ge=0, description="nodes of one sequence's draft tree at most (paper: 64)")
+    draft_budget: Literal["measured", "fixed"] = Field(
+        "measured", description="measured: verify the nodes that pay on this machine; fixed: all of them"
+    )
+    learned_tokens: int = Field(65_536, ge=0, description="tokens of a task's own texts to draft from; 0: none")
+    cache_gib: float | None = Field(None, gt=0, description="memory for keys and values; unset: as batch_size needs")
 
     shard_size: int = Field(64, ge=1, description="requests per generation task")
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")

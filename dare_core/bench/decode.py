@@ -1,118 +1,345 @@
-"""``dare bench decode``: our engine beside transformers, on the same MovieLens prompts in one run."""
+"""``dare bench decode``: our engine beside transformers and vLLM, on the same MovieLens prompts in one run."""
 
+import hashlib
+import random
+import re
 import statistics
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from dare_core import models
-from dare_core.bench.plain import Timing, generate_plainly
+from dare_core.bench.plain import Run, generate_continuously, generate_plainly
+from dare_core.bench.vllm_client import VENV, VllmPeer, serving_vllm
 from dare_core.domains import load_domain
+from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
-from dare_core.knowledge.writer import Writer
-from dare_core.pools import Pool, PoolStore
+from dare_core.pools import Pool, PoolDrafter, PoolStore
 from dare_core.schemas import POOL_TEXT
-from dare_core.settings import Settings, Verification
+from dare_core.settings import Settings
 from dare_core.sources.movielens import read_movielens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    from dare_core.decoding import Request
+    from dare_core.decoding import Engine, EngineConfig, Request
+    from dare_core.models import LanguageModel
+
+#: Prompts for one sequence at a time; batches get two rounds of them, 16 at least.
+_PROMPTS_ALONE: Final = 8
+#: The reduced precision that is measured besides.
+_REDUCED: Final = "bfloat16"
+#: vLLM's engines: name, precision, tokens that n-gram speculation proposes.
+_VLLM: Final = (("vllm", "float32", 0), ("vllm_ngram", "float32", 4), ("bf16_vllm", _REDUCED, 0))
+#: Logits so near to each other are a tie (DESIGN.md decision 9).
+_TIE: Final = 1e-3
+
+OnProgress = Callable[[str], None]
 
 
-def bench_decode(
-    settings: Settings,
-    prompts: int,
-    pool_texts: int,
-    max_new_tokens: int,
-    repeats: int,
-    on_progress: Callable[[str], None] = lambda what: None,
-) -> dict[str, Any]:
-    """Measure tokens per second of transformers ``generate`` and of the engine, one sequence and a batch.
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
 
-    Args:
-        settings: the model; ``batch_size`` is the batch that both sides get.
+    Attributes:
         prompts: items to write about, none of them in the pool.
         pool_texts: strict texts of other items that the pool is built of; written once and kept under ``data_dir``.
         max_new_tokens: length of a text.
-        repeats: how often each contender runs, in alternating order; medians are reported.
-        on_progress: told what is being done.
+        batch_sizes: sequences at once.
+        repeats: runs of each contender, in alternating order; medians are reported.
     """
+
+    prompts: int = 64
+    pool_texts: int = 1000
+    max_new_tokens: int = 160
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 32)
+    repeats: int = 3
+
+    def prompts_at(self, batch_size: int) -> int:
+        """How many of the prompts are written ``batch_size`` at a time."""
+        return min(self.prompts, _PROMPTS_ALONE if batch_size == 1 else max(16, 2 * batch_size))
+
+
+def bench_decode(settings: Settings, plan: Plan, on_progress: OnProgress = lambda what: None) -> dict[str, Any]:
+    """Measure tokens per second; see docs/benchmarks.md for who takes part and what the keys mean.
+
+    Besides, what the engine drafted and what of it was accepted is recorded under ``data_dir`` for
+    :func:`dare_core.bench.project.project`.
+    """
+    bench = _Bench(settings, plan, on_progress)
+    with ExitStack() as peers:
+        contenders = bench.contenders(peers)
+        runs: dict[str, list[Run]] = {name: [] for name in contenders}
+        for repeat in range(plan.repeats):
+            for name in contenders if repeat % 2 == 0 else reversed(contenders):
+                on_progress(f"{name}, run {repeat + 1} of {plan.repeats}")
+                runs[name].append(contenders[name]())
+    bench.record()
+    speeds = {name: statistics.median(run.tokens_per_second for run in made) for name, made in runs.items()}
+    return {
+        **_ratios(speeds, plan),
+        "overhead_ms_b16": bench.overhead_ms(),
+        **bench.fidelity(runs),
+        "tokens_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
+        "runs": {name: [round(run.tokens_per_second, 2) for run in made] for name, made in runs.items()},
+        **bench.engine_figures(),
+        **asdict(plan),
+        "pool_texts": bench.pool.manifest.texts,
+        "model": settings.model,
+    }
+
+
+class _Bench:
+    """The prompts, the pool, the models, and what the engine's runs left to be reported."""
+
+    def __init__(self, settings: Settings, plan: Plan, on_progress: OnProgress) -> None:
+        self._settings, self._plan, self._on_progress = settings, plan, on_progress
+        self._plain: dict[str, LanguageModel] = {}
+        self._ours: dict[str, LanguageModel] = {}  # the engine takes them over
+        for dtype in dict.fromkeys((settings.dtype, _REDUCED)):
+            of_type = settings.model_copy(update={"dtype": dtype})
+            self._plain[dtype], self._ours[dtype] = models.load_model(of_type), models.load_model(of_type)
+        self._asked, others = _requests(settings, plan)
+        self._last: dict[str, Engine] = {}  # of each contender's runs
+        self._pool: Pool | None = None
+        self.pool = self._pool = self._write_pool(others)
+
+    def contenders(self, peers: ExitStack) -> dict[str, Callable[[], Run]]:
+        """Every contender by name, which ends with its batch size; starts vLLM where it is installed."""
+        sizes, named = self._plan.batch_sizes, dict[str, Callable[[], Run]]()
+        large = [size for size in sizes if size >= 16]  # smaller padded batches are never transformers' best
+        for size in (1, *large):
+            named[f"generate_b{size}"] = partial(self._generate, size)
+        named["prompt_lookup_b1"] = partial(self._generate, 1, prompt_lookup_num_tokens=10)
+        named["generate_batch_b16"] = partial(self._generate_batch, 16)
+        for size in sizes:
+            for kind in ("undrafted", "strict", "relaxed"):
+                named[f"{kind}_b{size}"] = partial(self._write, f"{kind}_b{size}", size)
+        for size in (1, 16):
+            named[f"ungrouped_relaxed_b{size}"] = partial(self._write, f"ungrouped_relaxed_b{size}", size)
+        for size in (1, 16):
+            named[f"bf16_generate_b{size}"] = partial(self._generate, size, dtype=_REDUCED)
+            for mode in ("strict", "relaxed"):
+                named[f"bf16_{mode}_b{size}"] = partial(self._write, f"bf16_{mode}_b{size}", size)
+        if not VENV.exists():
+            self._on_progress("vLLM is not installed (make bench-vllm): its figures will be missing")
+            return named
+        for name, dtype, ngram in _VLLM:
+            self._on_progress(f"starting {name}")
+            peer = peers.enter_context(self._vllm(name, dtype, ngram))
+            for size in sizes if dtype == self._settings.dtype else (1, 16):
+                prompts = [request.prompt_token_ids for request in self._at(size)]
+                named[f"{name}_b{size}"] = partial(peer.write, prompts, self._plan.max_new_tokens, size)
+        return named
+
+    def fidelity(self, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+        """Strict texts against transformers' greedy ones, and reduced precision against full."""
+        size = max(self._plan.batch_sizes)
+        prompts = [request.prompt_token_ids for request in self._at(size)]
+        greedy = runs[f"generate_b{size}"][0].texts
+        strict = runs[f"strict_b{size}"][0].texts
+        differing = [i for i, text in enumerate(strict) if text != greedy[i]]
+        wrong = [i for i in differing if not self._is_tie(prompts[i], greedy[i], strict[i])]
+        reduced = runs["bf16_strict_b16"][0].texts
+        alike = [_common_prefix(*pair) for pair in zip(reduced, greedy, strict=False)]
+        return {
+            "strict_equal_share": round(1 - len(differing) / len(greedy), 4),
+            "strict_wrong": len(wrong),
+            "strict_texts": len(greedy),
+            "bf16_equal_share": sum(a == b for a, b in zip(reduced, greedy, strict=False)) / len(reduced),
+            "bf16_median_common_tokens": statistics.median(alike),
+        }
+
+    def overhead_ms(self) -> float:
+        """Milliseconds of drafting, verifying and committing in a step of 16 sequences, eight nodes forced on each."""
+        from dare_core.decoding import Engine
+
+        self._on_progress("overhead of a step")
+        engine = Engine(*self._parts("relaxed_b16", 16, draft_nodes=8, budget="fixed"))
+        list(engine.generate(self._at(16)))
+        total = engine.statistics
+        return round(1e3 * (total.draft_seconds + total.verify_seconds + total.commit_seconds) / total.steps, 3)
+
+    def engine_figures(self) -> dict[str, Any]:
+        """Of each of the engine's contenders, its last run: where time went, what was drafted and accepted."""
+        figures: dict[str, dict[str, Any]] = {"tokens_per_step": {}, "nodes_per_step": {}, "relaxed_token_rate": {}}
+        figures["time_shares"] = {}
+        for name, engine in self._last.items():
+            total = engine.statistics
+            times = {part: getattr(total, f"{part}_seconds") for part in ("draft", "forward", "verify", "commit")}
+            whole = sum(times.values())
+            figures["time_shares"][name] = {part: round(seconds / whole, 4) for part, seconds in times.items()}
+            figures["tokens_per_step"][name] = round(total.new_tokens / total.decode_steps, 3)
+            figures["nodes_per_step"][name] = round(total.drafted / total.decode_steps, 3)
+            figures["relaxed_token_rate"][name] = round(total.relaxed / total.new_tokens, 4)
+        # Where arithmetic is the limit every token costs at least one row.
+        step_cost = self._last[f"relaxed_b{max(self._plan.batch_sizes)}"].step_cost
+        assert step_cost is not None
+        figures["ceiling_rows_per_second"] = round(step_cost.rows[-1] / step_cost.seconds[-1])
+        figures["step_ms_by_rows"] = {
+            str(int(rows)): round(1e3 * seconds, 2)
+            for rows, seconds in zip(step_cost.rows, step_cost.seconds, strict=True)
+        }
+        return figures
+
+    def _at(self, batch_size: int) -> "list[Request]":
+        return self._asked[: self._plan.prompts_at(batch_size)]
+
+    def _generate(self, size: int, dtype: str | None = None, **options: Any) -> Run:
+        plain = self._plain[dtype or self._settings.dtype]
+        plain.model.set_attn_implementation("sdpa")
+        prompts = [request.prompt_token_ids for request in self._at(size)]
+        return generate_plainly(plain, prompts, self._plan.max_new_tokens, size, **options)
+
+    def _generate_batch(self, size: int) -> Run:
+        prompts = [request.prompt_token_ids for request in self._at(size)[:size]]
+        return generate_continuously(self._plain[self._settings.dtype], prompts, self._plan.max_new_tokens)
+
+    def _write(self, name: str, size: int) -> Run:
+        from dare_core.decoding import Engine
+
+        engine = self._last[name] = Engine(*self._parts(name, size))
+        return _timed(engine, self._at(size))
+
+    def record(self) -> Path:
+        """Write the same prompts with trees of the paper's size, all of them verified, and keep what came of them."""
+        from dare_core.bench.record import RecordingEngine, write_record
+
+        self._on_progress("recording what is accepted")
+        acceptance, timings = [], []
+        for mode in ("strict", "relaxed"):
+            engine = RecordingEngine(*self._parts(f"{mode}_b1", 1, draft_nodes=64, budget="fixed"))
+            list(engine.generate(self._at(1)))
+            acceptance += engine.acceptance
+            timings += engine.timings
+        for size in self._plan.batch_sizes:
+            engine = RecordingEngine(*self._parts(f"relaxed_b{size}", size))
+            list(engine.generate(self._at(size)))
+            timings += engine.timings
+        folder = self._settings.data_dir / "bench" / "record"
+        write_record(folder, self._plain[self._settings.dtype].model, acceptance, timings)
+        return folder
+
+    def _parts(
+        self, name: str, size: int, **changes: Any
+    ) -> "tuple[PreTrainedModel, PoolDrafter | None, EngineConfig]":
+        """What an engine is made of: precision, drafts and verification as a contender's name says."""
+        from dare_core.decoding import EngineConfig, Rule
+
+        settings = self._settings
+        ours = self._ours[_REDUCED if name.startswith("bf16") else settings.dtype]
+        longest = max(len(request.prompt_token_ids) for request in self._asked) + self._plan.max_new_tokens
+        config = EngineConfig(
+            max_sequences=size,
+            max_length=longest,
+            rule=Rule("relaxed" if "relaxed" in name else "strict", settings.top_k, settings.min_prob),
+            eos_token_ids=ours.eos_token_ids,
+            draft_nodes=settings.draft_nodes,
+        )
+        drafter = PoolDrafter(self._pool, settings.learned_tokens, grouped="ungrouped" not in name)
+        return ours.model, None if name.startswith("undrafted") else drafter, replace(config, **changes)
+
+    def _vllm(self, name: str, dtype: str, ngram: int) -> AbstractContextManager[VllmPeer]:
+        return serving_vllm(
+            Path(models.locate(self._settings)),
+            dtype,
+            max(len(request.prompt_token_ids) for request in self._asked) + self._plan.max_new_tokens,
+            max(self._plan.batch_sizes),
+            sorted(self._ours[self._settings.dtype].eos_token_ids),
+            ngram,
+            self._settings.data_dir / "bench" / f"{name}.log",
+        )
+
+    def _write_pool(self, others: "list[Request]") -> Pool:
+        """A pool of strict texts, written on first use."""
+        from dare_core.decoding import Engine
+
+        tokenizer = models.load_tokenizer(self._settings)
+        tokenizer_hash = models.tokenizer_hash(tokenizer)
+        asked = hashlib.sha256(repr([(r.id, r.max_new_tokens) for r in others]).encode()).hexdigest()[:12]
+        store = PoolStore(self._settings.data_dir / "bench" / f"{tokenizer_hash}-{asked}")
+        if not (store.root / "CURRENT").exists():
+            self._on_progress(f"writing a pool of {len(others)} texts, once")
+            model, _, config = self._parts("strict", max(self._plan.batch_sizes))
+            engine = Engine(model, PoolDrafter(None), config)
+            rows = []
+            groups = {request.id: request.group for request in others}
+            for result in engine.generate(others):
+                rows.append({"group": groups[result.id], "token_ids": result.token_ids})
+                if len(rows) % 50 == 0:
+                    self._on_progress(f"pool: {len(rows)} of {len(others)} texts")
+            rows.sort(key=lambda row: (row["group"], row["token_ids"]))
+            store.build(pa.Table.from_pylist(rows, POOL_TEXT), self._settings.model, tokenizer_hash, len(tokenizer))
+        return store.open(tokenizer_hash)
+
+    def _is_tie(self, prompt: Sequence[int], expected: list[int], got: list[int]) -> bool:
+        """Whether the first difference is between two tokens of equal logits, but for rounding."""
+        import torch
+
+        model = self._plain[self._settings.dtype].model
+        model.set_attn_implementation("sdpa")
+        at = _common_prefix(expected, got)
+        if at >= min(len(expected), len(got)):
+            return False
+        with torch.inference_mode():
+            top = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].topk(2)
+        return set(top.indices.tolist()) == {expected[at], got[at]} and float(top.values[0] - top.values[1]) < _TIE
+
+
+def _requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Request]]":
+    """The prompts asked, and those of the pool's texts; both spread evenly over all items."""
     from dare_core.decoding import Request
 
-    tokenizer = models.load_tokenizer(settings)
     domain = load_domain(settings, "movies")
-    encoder = ChatEncoder(tokenizer)
+    encoder = ChatEncoder(models.load_tokenizer(settings))
     items = [row for row in read_movielens()["items"].to_pylist() if row["genres"]]
-    spread = items[:: max(1, len(items) // (prompts + pool_texts))]
+    total = plan.prompts + plan.pool_texts
+    if total > len(items):
+        raise InputError(f"{plan.prompts} prompts and {plan.pool_texts} pool texts exceed the {len(items)} items")
+    spread = [items[i * len(items) // total] for i in range(total)]
+    requests = [
+        Request(row["item_id"], row["genres"][0], encoder.encode(render(domain, "item", row)), plan.max_new_tokens)
+        for row in spread
+    ]
+    chosen = [i * total // plan.prompts for i in range(plan.prompts)]
+    random.Random(0).shuffle(chosen)  # noqa: S311  # so that the first few are of all kinds
+    return [requests[i] for i in chosen], [requests[i] for i in range(total) if i not in set(chosen)]
 
-    def requests(rows: list[dict[str, Any]]) -> "list[Request]":
-        return [
-            Request(row["item_id"], row["genres"][0], encoder.encode(render(domain, "item", row)), max_new_tokens)
-            for row in rows
-        ]
 
-    asked = requests(spread[:prompts])
-    on_progress(f"pool of {pool_texts} texts")
-    pool = _pool(settings, requests(spread[prompts : prompts + pool_texts]), tokenizer)
+def _timed(engine: "Engine", requests: "Sequence[Request]") -> Run:
+    started = time.perf_counter()
+    texts = {result.id: result.token_ids for result in engine.generate(requests)}
+    return Run([texts[request.id] for request in requests], time.perf_counter() - started)
 
-    def plain(batch_size: int) -> Timing:
-        return generate_plainly(language_model, [list(r.prompt_token_ids) for r in asked], max_new_tokens, batch_size)
 
-    def ours(verification: Verification, batch_size: int) -> Timing:
-        writer = Writer(
-            settings.model_copy(update={"verification": verification, "batch_size": batch_size}), tokenizer, pool
-        )
-        list(writer.write(asked))
-        steps[verification, batch_size] = writer.throughput.tokens / writer.throughput.steps
-        return Timing(writer.throughput.tokens, writer.throughput.seconds)
+def _ratios(speeds: Mapping[str, float], plan: Plan) -> dict[str, float | None]:
+    """The figures that the project holds itself to; None where a peer was not measured."""
 
-    language_model = models.load_model(settings)
-    steps: dict[tuple[str, int], float] = {}
-    batch = min(settings.batch_size, prompts)
-    contenders: dict[str, Callable[[], Timing]] = {
-        "generate_b1": lambda: plain(1),
-        "strict_b1": lambda: ours("strict", 1),
-        "relaxed_b1": lambda: ours("relaxed", 1),
-        f"generate_b{batch}": lambda: plain(batch),
-        f"strict_b{batch}": lambda: ours("strict", batch),
-        f"relaxed_b{batch}": lambda: ours("relaxed", batch),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats):
-        for name in contenders if repeat % 2 == 0 else reversed(contenders):
-            on_progress(f"{name}, run {repeat + 1} of {repeats}")
-            speeds[name].append(contenders[name]().tokens_per_second)
-    medians = {name: statistics.median(runs) for name, runs in speeds.items()}
-    ratios = {
-        f"{mode}_b{size}_vs_generate": round(medians[f"{mode}_b{size}"] / medians[f"generate_b{size}"], 3)
-        for mode in ("strict", "relaxed")
-        for size in dict.fromkeys((1, batch))
-    }
+    def best(kind: str) -> float:
+        return max(speed for name, speed in speeds.items() if re.fullmatch(rf"{kind}_b\d+", name))
+
+    def over_vllm(mode: str, size: int) -> float | None:
+        theirs = [speeds[name] for name in (f"vllm_b{size}", f"vllm_ngram_b{size}") if name in speeds]
+        ours = speeds.get(f"{mode}_b{size}")
+        return round(ours / max(theirs), 3) if theirs and ours else None
+
+    worst = [ratio for size in plan.batch_sizes if (ratio := over_vllm("strict", size)) is not None]
     return {
-        **ratios,
-        "tokens_per_second": {name: round(speed, 2) for name, speed in medians.items()},
-        "tokens_per_step": {f"{mode}_b{size}": round(value, 3) for (mode, size), value in steps.items()},
-        "prompts": len(asked),
-        "pool_texts": pool.manifest.texts,
-        "max_new_tokens": max_new_tokens,
-        "repeats": repeats,
-        "model": settings.model,
-        "dtype": settings.dtype,
+        "strict_b1_vs_generate": round(speeds["strict_b1"] / speeds["generate_b1"], 3),
+        "relaxed_b1_vs_generate": round(speeds["relaxed_b1"] / speeds["generate_b1"], 3),
+        "strict_best_vs_generate_best": round(best("strict") / best("generate"), 3),
+        "relaxed_best_vs_generate_best": round(best("relaxed") / best("generate"), 3),
+        **{f"relaxed_b{size}_vs_vllm_b{size}": over_vllm("relaxed", size) for size in plan.batch_sizes},
+        "strict_worst_vs_vllm": min(worst, default=None),
     }
 
 
-def _pool(settings: Settings, requests: "Sequence[Request]", tokenizer: "PreTrainedTokenizerBase") -> Pool:
-    """A pool of the requests' strict texts, written by the engine on first use."""
-    tokenizer_hash = models.tokenizer_hash(tokenizer)
-    length = requests[0].max_new_tokens if requests else 0
-    store = PoolStore(settings.data_dir / "bench" / f"{tokenizer_hash}-{len(requests)}x{length}")
-    if not (store.root / "CURRENT").exists():
-        writer = Writer(settings.model_copy(update={"verification": "strict"}), tokenizer, None)
-        texts = {result.id: result.token_ids for result in writer.write(requests)}
-        rows = [{"group": request.group, "token_ids": texts[request.id]} for request in requests]
-        store.build(pa.Table.from_pylist(rows, POOL_TEXT), settings.model, tokenizer_hash, len(tokenizer))
-    return store.open(tokenizer_hash)
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,9 +1,9 @@
-"""Plain decoding with transformers: the baseline."""
+"""What transformers offers without this engine: the baselines."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dare_core import models
 from dare_core.settings import Settings
@@ -13,32 +13,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """New tokens, and the seconds it took to write them; loading excluded."""
+class Run:
+    """New tokens of some prompts' texts, in the prompts' order, and the seconds it took to write them; no loading."""
 
-    tokens: int
+    texts: list[list[int]]
     seconds: float
 
     @property
+    def tokens(self) -> int:
+        """New tokens of all texts."""
+        return sum(map(len, self.texts))
+
+    @property
     def tokens_per_second(self) -> float:
-        """New tokens of all sequences per second."""
+        """New tokens of all texts per second."""
         return self.tokens / self.seconds
 
 
 def generate_plainly(
-    language_model: "LanguageModel", prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
-) -> Timing:
+    language_model: "LanguageModel",
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    **options: Any,
+) -> Run:
     """``model.generate`` without sampling, on transformers' default attention, prompts padded on the left in batches.
 
-    Tokens that a batch writes behind a sequence's end are not counted.
+    Args:
+        language_model: a model that no engine has taken over.
+        prompts: token ids.
+        max_new_tokens: length of a text at most; what a batch writes behind a text's end is cut off.
+        batch_size: prompts in one call.
+        options: further ones of ``generate``, such as ``prompt_lookup_num_tokens``.
     """
     import torch
 
-    model = language_model.model
-    model.set_attn_implementation("sdpa")
-    ends = torch.tensor(sorted(language_model.eos_token_ids), dtype=torch.long)
-    padding = min(language_model.eos_token_ids, default=0)
-    tokens, started = 0, time.perf_counter()
+    model, ends = language_model.model, language_model.eos_token_ids
+    padding = min(ends, default=0)
+    texts: list[list[int]] = []
+    started = time.perf_counter()
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
         width = max(map(len, batch))
@@ -50,14 +63,36 @@ def generate_plainly(
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=padding,
-        )[:, width:].cpu()
-        ended_before = torch.isin(out, ends).long().cumsum(1) - torch.isin(out, ends).long() > 0
-        tokens += int((~ended_before).sum())
-    return Timing(tokens, time.perf_counter() - started)
+            **options,
+        )
+        texts += [_until_end(row, ends) for row in out[:, width:].tolist()]
+    return Run(texts, time.perf_counter() - started)
 
 
-def baseline(settings: Settings, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> dict[int, Timing]:
-    """Plain decoding of the same prompts, one at a time and as one padded batch: timings by batch size."""
+def generate_continuously(
+    language_model: "LanguageModel", prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> Run:
+    """``model.generate_batch``: transformers' continuous batching, all prompts at once, without sampling."""
+    from transformers import GenerationConfig
+
+    ends = language_model.eos_token_ids
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=min(ends, default=0)
+    )
+    started = time.perf_counter()
+    answers = language_model.model.generate_batch([list(prompt) for prompt in prompts], config, warmup=False)
+    seconds = time.perf_counter() - started
+    by_prompt = {tuple(answer.prompt_ids): answer.generated_tokens for answer in answers.values()}
+    return Run([_until_end(by_prompt[tuple(prompt)], ends) for prompt in prompts], seconds)
+
+
+def baseline(settings: Settings, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> dict[int, Run]:
+    """Plain decoding of the same prompts, one at a time and as one padded batch: runs by batch size."""
     language_model = models.load_model(settings)
     generate_plainly(language_model, prompts[:1], 4, 1)  # warm-up
     return {size: generate_plainly(language_model, prompts, max_new_tokens, size) for size in (1, len(prompts))}
+
+
+def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: end + 1]

@@ -1,92 +1,120 @@
 """Tree attention over a packed batch, registered with transformers' ``AttentionInterface``.
 
 All sequences' new rows go through the model side by side as one ``[1, rows]`` batch; attention alone tells them apart.
-Each sequence's rows attend to its own cached positions and, within the step, to themselves and their ancestors.
+A sequence's rows are a chain of tokens that the model has not seen yet and the nodes of a draft tree behind it. They
+attend to the sequence's committed positions and, within the step, to themselves and their ancestors.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
 from dare_core.decoding.kv_cache import KVCache
+from dare_core.drafts import Forest
 
 NAME: Final = "dare_packed"
 
-#: Segments of up to so many rows are attended in one call, padded to the longest; longer ones, prompts, one by one.
-_SHORT: Final = 80
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """One sequence's rows in the packed batch.
-
-    Attributes:
-        slot: its cache slot.
-        first_row: where its ``n`` rows begin in the batch.
-        cached: committed positions, all of them visible but for a sliding window.
-        depths: ``[n]`` distance of each row from the first one, in positions.
-        visible: ``[n, n]`` bool, which of the step's own rows each row sees.
-    """
-
-    slot: int
-    first_row: int
-    cached: int
-    depths: NDArray[np.int64]
-    visible: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.depths)
+#: Slots between neighbours that are read along, masked, so that a view of the cache serves instead of a copy.
+_LARGEST_SPAN: Final = 2.0
 
 
 class PackedBatch:
-    """What attention needs to know of a step; handed through the model's forward as the keyword ``packed_batch``.
+    """One step's rows, and what attention needs to know of them; goes through the model's forward as ``packed_batch``.
+
+    Args:
+        cache: where the sequences' keys and values are, and their tokens.
+        slots: ``[s]`` int64, ascending: the sequences' slots.
+        chains: ``[s]`` int64: how many tokens behind the committed ones each sequence feeds, at least one.
+        emitting: ``[s]`` bool: whether the logits at the chain's end are wanted.
+        forest: the draft trees behind them.
+        device: where the model is.
 
     Attributes:
-        positions: ``[rows]`` position ids.
-        groups: the segments, gathered into calls of scaled dot-product attention.
+        tokens, positions: ``[rows]`` on the device.
+        logit_rows: ``[emitting + nodes]`` on the device: per sequence the row of its chain's end, then its nodes'.
     """
 
-    def __init__(self, cache: KVCache, segments: Sequence[Segment], device: torch.device) -> None:
-        self.cache = cache
-        self.positions = _tensor(np.concatenate([segment.cached + segment.depths for segment in segments]), device)
-        self._slots = _tensor(np.repeat([s.slot for s in segments], [len(s) for s in segments]), device)
-        self._places = _tensor(np.concatenate([s.cached + np.arange(len(s)) for s in segments]), device)
-        short = [segment for segment in segments if len(segment) <= _SHORT]
-        long = [[segment] for segment in segments if len(segment) > _SHORT]
-        self.groups = [_Group(sorted(part, key=lambda s: s.slot), device) for part in (short, *long) if part]
+    def __init__(
+        self,
+        cache: KVCache,
+        slots: NDArray[np.int64],
+        chains: NDArray[np.int64],
+        emitting: NDArray[np.bool_],
+        forest: Forest,
+        device: torch.device,
+    ) -> None:
+        sizes = chains + forest.sizes
+        first_rows = np.concatenate([[0], np.cumsum(sizes)])
+        cached = cache.lengths[slots]
+        rows = np.empty((3, first_rows[-1]), np.int64)
+        logit_rows = np.empty(emitting.sum() + len(forest), np.int64)
+        _lay_out(
+            cache.tokens, slots, cached, chains, emitting, first_rows, forest.offsets, forest.tokens, forest.depths,
+            rows, logit_rows,
+        )  # fmt: skip
+        self.tokens, self.positions, self._places = _tensor(rows, device)
+        self.logit_rows = _tensor(logit_rows, device)
+        self._cache = cache
+        single = chains == 1
+        # Sequences that write are attended in one call, padded to the largest tree; prompts are long and go one by one.
+        parts = [np.flatnonzero(single)] if single.any() else []
+        parts += [np.array([i]) for i in np.flatnonzero(~single)]
+        layout = (slots, cached, chains, first_rows, forest)
+        self.groups = [_Group(part, *layout, device) for part in parts]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put all rows' keys and values ``[kv_heads, rows, head_dim]`` behind their sequences' committed ones."""
-        self.cache.write(layer, self._slots, self._places, keys, values)
+        self._cache.write(layer, self._places, keys, values)
+
+    def read(self, layer: int, group: "_Group") -> tuple[Tensor, Tensor]:
+        """Keys and values that a group attends to."""
+        return self._cache.read(layer, group.slots, group.length)
 
 
 class _Group:
-    """Segments that are attended in one call: ``s`` of them, padded to ``n`` rows and ``length`` cache positions."""
+    """Sequences that are attended in one call: ``s`` of them, padded to ``n`` rows and ``length`` cache positions."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        self._segments = segments
+    def __init__(
+        self,
+        members: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        cached: NDArray[np.int64],
+        chains: NDArray[np.int64],
+        first_rows: NDArray[np.int64],
+        forest: Forest,
+        device: torch.device,
+    ) -> None:
         self._device = device
-        self._n = max(map(len, segments))
-        self.length = max(segment.cached + len(segment) for segment in segments)
-        slots = [segment.slot for segment in segments]
-        together = slots == list(range(slots[0], slots[0] + len(slots)))
-        # Neighbouring slots are a view of the cache; others have to be gathered.
-        self.slots = slice(slots[0], slots[-1] + 1) if together else _tensor(np.array(slots), device)
-        padded = np.zeros((len(segments), self._n), np.int64)
-        real = np.zeros((len(segments), self._n), np.bool_)
-        for i, segment in enumerate(segments):
-            padded[i, : len(segment)] = np.arange(segment.first_row, segment.first_row + len(segment))
-            real[i, : len(segment)] = True
-        self._padded_rows = _tensor(padded.ravel(), device)
-        self.rows = _tensor(padded[real], device)
-        self._real = _tensor(np.flatnonzero(real), device)
+        sizes = (first_rows[1:] - first_rows[:-1])[members]
+        taken = slots[members]
+        span = int(taken[-1] - taken[0]) + 1
+        if span <= _LARGEST_SPAN * len(members):
+            self._s, places = span, taken - taken[0]
+            self.slots: slice | Tensor = slice(int(taken[0]), int(taken[-1]) + 1)
+        else:
+            self._s, places = len(members), np.arange(len(members))
+            self.slots = _tensor(taken, device)
+        self._n = int(sizes.max())
+        self.length = int((cached[members] + sizes).max())
+        # Every real row of the padded [s, n] block, and the batch's row that belongs there.
+        real = np.concatenate([place * self._n + np.arange(size) for place, size in zip(places, sizes, strict=True)])
+        rows = np.concatenate([first_rows[i] + np.arange(size) for i, size in zip(members, sizes, strict=True)])
+        padded_rows = np.zeros(self._s * self._n, np.int64)
+        padded_rows[real] = rows
+        self._unpadded = len(rows) == len(padded_rows) == first_rows[-1]  # trees of one size: the batch as it lies
+        self._padded_rows, self._real, self.rows = (_tensor(part, device) for part in (padded_rows, real, rows))
+        self._layout = (
+            members, places, cached, chains, forest.offsets, forest.parents, forest.depths,
+        )  # fmt: skip
         self._masks: dict[int | None, Tensor] = {}
 
     def queries(self, query: Tensor, kv_heads: int) -> Tensor:
@@ -95,27 +123,22 @@ class _Group:
         Query heads that share a KV head become further query rows of it, so that nothing is copied per head.
         """
         heads, _, head_dim = query.shape
-        picked = query.index_select(1, self._padded_rows)
-        apart = picked.view(kv_heads, heads // kv_heads, len(self._segments), self._n, head_dim)
-        return apart.permute(2, 0, 1, 3, 4).reshape(len(self._segments), kv_heads, -1, head_dim)
+        picked = query if self._unpadded else query.index_select(1, self._padded_rows)
+        apart = picked.view(kv_heads, heads // kv_heads, self._s, self._n, head_dim)
+        return apart.permute(2, 0, 1, 3, 4).reshape(self._s, kv_heads, -1, head_dim)
 
     def unpadded(self, attended: Tensor, heads: int) -> Tensor:
         """The inverse for attention's output: ``[len(rows), heads, head_dim]``, in the order of :attr:`rows`."""
         s, kv_heads, _, head_dim = attended.shape
         apart = attended.view(s, kv_heads, heads // kv_heads, self._n, head_dim)
-        return apart.permute(0, 3, 1, 2, 4).reshape(s * self._n, heads, head_dim).index_select(0, self._real)
+        rows = apart.permute(0, 3, 1, 2, 4).reshape(s * self._n, heads, head_dim)
+        return rows if self._unpadded else rows.index_select(0, self._real)
 
     def mask(self, query_groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive ``[s, 1, query_groups * n, length]``, made once per step and window."""
         if window not in self._masks:
-            hidden = np.ones((len(self._segments), self._n, self.length), np.bool_)
-            for i, segment in enumerate(self._segments):
-                n, cached = len(segment), segment.cached
-                hidden[i, :n, :cached] = False
-                hidden[i, :n, cached : cached + n] = ~segment.visible
-                if window is not None:
-                    keys = np.concatenate([np.arange(cached), cached + segment.depths])
-                    hidden[i, :n, : cached + n] |= (cached + segment.depths)[:, None] - keys >= window
+            hidden = np.ones((self._s, self._n, self.length), np.bool_)
+            _show(hidden, *self._layout, window or np.iinfo(np.int64).max)
             mask = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
             mask.masked_fill_(_tensor(hidden, self._device), torch.finfo(dtype).min)
             self._masks[window] = mask.repeat(1, query_groups, 1)[:, None]
@@ -135,7 +158,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of every segment to its own cache slot.
+    """Attention of every sequence to its own cache slot.
 
     Args:
         query: ``[1, heads, rows, head_dim]``.
@@ -147,9 +170,9 @@ def packed_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     heads, kv_heads = query.shape[1], key.shape[1]
     packed_batch.write(layer, key[0], value[0])
-    out = query.new_empty(query.shape[2], heads, value.shape[3])
+    parts = []
     for group in packed_batch.groups:
-        keys, values = packed_batch.cache.read(layer, group.slots, group.length)
+        keys, values = packed_batch.read(layer, group)
         queries = group.queries(query[0], kv_heads)
         mask = group.mask(heads // kv_heads, sliding_window, query.dtype)
         if softcap is None:
@@ -157,8 +180,62 @@ def packed_attention(
         else:
             scores = torch.tanh(queries @ keys.transpose(2, 3) * (scaling / softcap)) * softcap + mask
             attended = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
-        out[group.rows] = group.unpadded(attended, heads)
+        parts.append(group.unpadded(attended, heads))
+    if len(parts) == 1:  # then its rows are all rows, in order
+        return parts[0][None], None
+    out = query.new_empty(query.shape[2], heads, value.shape[3])
+    for group, part in zip(packed_batch.groups, parts, strict=True):
+        out[group.rows] = part
     return out[None], None
+
+
+@njit(cache=True, nogil=True)
+def _lay_out(  # type: ignore[no-untyped-def]
+    table, slots, cached, chains, emitting, first_rows, offsets, node_tokens, depths, rows, logit_rows
+):
+    """Fill ``rows`` (token, position and place in the cache of every row) and ``logit_rows``."""
+    wanted = 0
+    for i in range(len(slots)):
+        slot, row = slots[i], first_rows[i]
+        for j in range(chains[i]):
+            rows[0, row + j] = table[slot, cached[i] + j]
+            rows[1, row + j] = cached[i] + j
+        row += chains[i]
+        if emitting[i]:
+            logit_rows[wanted] = row - 1
+            wanted += 1
+        last = cached[i] + chains[i] - 1
+        for node in range(offsets[i], offsets[i + 1]):
+            rows[0, row] = node_tokens[node]
+            rows[1, row] = last + depths[node]
+            logit_rows[wanted] = row
+            wanted += 1
+            row += 1
+        for j in range(first_rows[i], row):
+            rows[2, j] = slot * table.shape[1] + cached[i] + j - first_rows[i]
+
+
+@njit(cache=True, nogil=True)
+def _show(  # type: ignore[no-untyped-def]
+    hidden, members, places, cached, chains, offsets, parents, depths, window
+):
+    """Clear ``hidden`` ``[s, n, length]`` where a row sees a cache position: nearer than ``window`` and before it."""
+    for m in range(len(members)):
+        i, place = members[m], places[m]
+        begin, chain = cached[i], chains[i]
+        for j in range(chain):
+            for k in range(max(0, begin + j - window + 1), begin + j + 1):
+                hidden[place, j, k] = False
+        last = begin + chain - 1
+        first = offsets[i]
+        for node in range(first, offsets[i + 1]):
+            row, position = chain + node - first, last + depths[node]
+            for k in range(max(0, position - window + 1), last + 1):
+                hidden[place, row, k] = False
+            ancestor = node
+            while ancestor >= 0 and position - (last + depths[ancestor]) < window:
+                hidden[place, row, begin + chain + ancestor - first] = False
+                ancestor = parents[ancestor]
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -3,7 +3,9 @@
 from bisect import insort
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -14,21 +16,30 @@ class CacheShape(NamedTuple):
     kv_heads: int
     head_dim: int
 
+    def slot_bytes(self, capacity: int, dtype: torch.dtype) -> int:
+        """Bytes of one sequence's keys and values at ``capacity`` positions."""
+        return 2 * self.layers * self.kv_heads * capacity * self.head_dim * dtype.itemsize
+
 
 class KVCache:
     """Keys and values of ``slots`` sequences of up to ``capacity`` positions each.
 
-    A slot holds its sequence's committed positions ``[0, length)``. A step writes the rows of its new tokens and draft
-    nodes behind them (:meth:`write`, once per layer) and then keeps those that verification let pass (:meth:`keep`).
+    A slot holds its sequence's committed tokens ``[0, length)``. A step writes the rows of its new tokens and draft
+    nodes behind them (:meth:`write`, once per layer) and then keeps those that verification let pass (:meth:`move`). A
+    released slot's tokens stay until another sequence takes it, so that a prompt which begins alike can copy them
+    (:meth:`admit`).
     """
 
     def __init__(self, shape: CacheShape, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        size = (shape.layers, slots, shape.kv_heads, capacity, shape.head_dim)
+        size = (shape.layers, slots, capacity, shape.kv_heads, shape.head_dim)
         # Zeros, not garbage: attention masks what lies beyond a sequence's length, but a NaN would shine through.
         self._keys = torch.zeros(size, dtype=dtype, device=device)
         self._values = torch.zeros(size, dtype=dtype, device=device)
         self._free = list(range(slots))
-        self.lengths = [0] * slots
+        #: ``[slots, capacity]`` int32: the tokens behind the committed positions, and what the engine puts after them.
+        self.tokens = np.zeros((slots, capacity), np.int32)
+        #: ``[slots]`` int64: committed positions.
+        self.lengths = np.zeros(slots, np.int64)
         self.capacity = capacity
 
     @property
@@ -36,11 +47,27 @@ class KVCache:
         """How many more sequences can be admitted."""
         return len(self._free)
 
-    def admit(self) -> int:
-        """Take an empty slot; the caller has checked :attr:`free_slots`."""
+    def admit(self, prompt: NDArray[np.int32]) -> int:
+        """Take a slot for a sequence that begins with ``prompt``, which becomes its ``tokens``.
+
+        What the prompt shares with the beginning of any slot's committed tokens is copied and counts as committed, but
+        for the prompt's last token, whose logits are still wanted. The caller has checked :attr:`free_slots`.
+        """
         slot = self._free.pop(0)
-        self.lengths[slot] = 0
+        shared = self._shared_lengths(prompt)
+        donor = slot if shared[slot] == shared.max() else int(shared.argmax())
+        length = int(shared[donor])
+        if length and donor != slot:
+            self._keys[:, slot, :length] = self._keys[:, donor, :length]
+            self._values[:, slot, :length] = self._values[:, donor, :length]
+        self.tokens[slot, : len(prompt)] = prompt
+        self.lengths[slot] = length
         return slot
+
+    def _shared_lengths(self, prompt: NDArray[np.int32]) -> NDArray[np.int64]:
+        differs = self.tokens[:, : len(prompt) - 1] != prompt[:-1]
+        alike = np.where(differs.any(axis=1), differs.argmax(axis=1), len(prompt) - 1) if len(prompt) > 1 else 0
+        return np.minimum(alike, self.lengths)
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
@@ -50,21 +77,21 @@ class KVCache:
         """Clear a slot whose rows may not be finite."""
         self._keys[:, slot] = 0
         self._values[:, slot] = 0
+        self.lengths[slot] = 0
 
-    def write(self, layer: int, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put rows ``[kv_heads, n, head_dim]`` behind the committed ones, each at its slot and position, ``[n]``."""
-        self._keys[layer][slots, :, places] = keys.transpose(0, 1)
-        self._values[layer][slots, :, places] = values.transpose(0, 1)
+    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put rows ``[kv_heads, n, head_dim]`` at their ``places``, ``[n]``: slot x capacity + position."""
+        self._keys[layer].flatten(0, 1).index_copy_(0, places, keys.transpose(0, 1))
+        self._values[layer].flatten(0, 1).index_copy_(0, places, values.transpose(0, 1))
 
     def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of some slots, ``[slots, kv_heads, length, head_dim]``; views where a slice names them."""
-        return self._keys[layer, slots, :, :length], self._values[layer, slots, :, :length]
+        keys, values = self._keys[layer, slots, :length], self._values[layer, slots, :length]
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def keep(self, slot: int, rows: list[int]) -> None:
-        """Commit the written rows ``rows`` (ascending, relative to the committed length) and forget the others."""
-        start, n = self.lengths[slot], len(rows)
-        if rows != list(range(n)):
-            where = torch.tensor(rows, device=self._keys.device) + start
-            self._keys[:, slot, :, start : start + n] = self._keys[:, slot].index_select(2, where)
-            self._values[:, slot, :, start : start + n] = self._values[:, slot].index_select(2, where)
-        self.lengths[slot] = start + n
+    def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """Copy rows, all at once, from their places to others: ``[n]`` slot x capacity + position."""
+        if len(sources):
+            from_, to = (torch.from_numpy(part).to(self._keys.device) for part in (sources, targets))
+            for rows in (self._keys.flatten(1, 2), self._values.flatten(1, 2)):
+                rows.index_copy_(1, to, rows.index_select(1, from_))

@@ -1,9 +1,11 @@
-"""Which draft nodes pass (paper section 4.3). Pure functions of logits and trees.
+"""Which draft nodes pass, and which path is taken (paper section 4.3). Pure functions of logits and trees.
 
 *Strict*: a node passes when it is the target's argmax after its parent; the text equals greedy decoding.
 *Relaxed*: it also passes when it lies in the target's top-k with a probability above p (softmax at temperature 1 over
 the whole vocabulary). A drafted end-of-sequence must be the argmax, and where the argmax is end-of-sequence nothing
 else passes.
+*Sampling*: every row draws its own token from the target's distribution, and a node passes when it is the token drawn
+after its parent. A walk down the tree uses each row's draw once, so the text is distributed as without drafts.
 """
 
 from collections.abc import Collection
@@ -12,19 +14,34 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dare_core.drafts import DraftTree
+from dare_core.drafts import Forest
+
+Mode = Literal["strict", "relaxed", "sampling"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How nodes are verified. ``top_k`` and ``min_prob`` (paper: k = 2, p = 0.1) matter in relaxed mode alone."""
+    """How nodes are verified.
 
-    mode: Literal["strict", "relaxed"] = "strict"
+    Attributes:
+        mode: strict, relaxed or sampling.
+        top_k, min_prob: relaxed: a node's rank and probability bounds (paper: k = 2, p = 0.1).
+        min_ratio: relaxed: a node's probability is at least this share of the argmax's; 0 asks nothing.
+        max_run: relaxed: so many tokens in a row may differ from the argmax; 0 sets no limit.
+        temperature, top_p: sampling: the distribution drawn from.
+    """
+
+    mode: Mode = "strict"
     top_k: int = 2
     min_prob: float = 0.1
+    min_ratio: float = 0.0
+    max_run: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,82 +49,185 @@ class Judgement:
     """What the target model makes of one step's rows and nodes, on the host.
 
     Attributes:
-        argmax: ``[rows]`` the most probable next token after each row.
-        finite: ``[rows]`` False where a row's logits hold NaN or positive infinity.
-        is_argmax: ``[nodes]`` the node is the argmax after its parent.
-        passes: ``[nodes]`` the node may be accepted if its parent is.
-        log_probs: ``[nodes]`` the target's log-probability of the node after its parent.
+        chosen: ``[rows]`` int32: the target's own next token after each row, its argmax or its draw.
+        finite: ``[rows]`` bool: False where a row's logits hold NaN or positive infinity.
+        is_chosen: ``[nodes]`` bool: the node is the target's own token after its parent.
+        passes: ``[nodes]`` bool: the node may be accepted if its parent is.
+        log_probs: ``[nodes]`` float32: the target's log-probability of each node that passes, in trees where some pass
+            by relaxation; else 0, since then no two paths compete.
     """
 
-    argmax: NDArray[np.int64]
+    chosen: NDArray[np.int32]
     finite: NDArray[np.bool_]
-    is_argmax: NDArray[np.bool_]
+    is_chosen: NDArray[np.bool_]
     passes: NDArray[np.bool_]
     log_probs: NDArray[np.float32]
 
 
 def judge(
     logits: Tensor,
-    tokens: NDArray[np.int64],
+    tokens: NDArray[np.int32],
     parent_rows: NDArray[np.int64],
+    trees: NDArray[np.int32],
     may_relax: NDArray[np.bool_],
     rule: Rule,
     eos_token_ids: Collection[int],
+    generator: torch.Generator | None = None,
 ) -> Judgement:
-    """Judge all nodes of a step at once.
+    """Judge all nodes of a step at once; the host waits for the device once.
 
     Args:
         logits: ``[rows, vocabulary]``, one row per sequence's last committed token and per draft node.
         tokens: ``[nodes]`` drafted tokens.
         parent_rows: ``[nodes]`` the row of each node's parent.
+        trees: ``[nodes]`` which tree each node belongs to.
         may_relax: ``[nodes]`` False where a sequence is held to strict verification in this step.
-        rule: strict or relaxed.
+        rule: strict, relaxed or sampling.
         eos_token_ids: tokens that end a text.
+        generator: where sampling takes its random numbers from.
     """
-    argmax = logits.argmax(-1)
-    normaliser = logits.float().logsumexp(-1)
-    finite = (
-        normaliser.isfinite()
-    )  # any NaN or positive infinity in a row shows here; a masked token's -inf is no fault
-    if not len(tokens):
-        nothing = np.empty(0, np.bool_)
-        return Judgement(argmax.cpu().numpy(), finite.cpu().numpy(), nothing, nothing, np.empty(0, np.float32))
     device = logits.device
-    node_tokens = torch.from_numpy(tokens).to(device)
-    parents = torch.from_numpy(parent_rows).to(device)
-    log_probs = logits[parents, node_tokens].float() - normaliser[parents]
-    is_argmax = node_tokens == argmax[parents]
-    passes = is_argmax
-    if rule.mode == "relaxed":
-        nearest = logits.topk(min(rule.top_k, logits.shape[-1]), dim=-1).indices
-        near = (nearest[parents] == node_tokens[:, None]).any(-1) & (log_probs.exp() > rule.min_prob)
-        ends = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=device)
-        involves_end = torch.isin(node_tokens, ends) | torch.isin(argmax[parents], ends)
-        passes = is_argmax | (near & ~involves_end & torch.from_numpy(may_relax).to(device))
-    return Judgement(
-        argmax=argmax.cpu().numpy(),
-        finite=finite.cpu().numpy(),
-        is_argmax=is_argmax.cpu().numpy(),
-        passes=passes.cpu().numpy(),
-        log_probs=log_probs.cpu().numpy(),
-    )
+    n_rows, n_nodes = len(logits), len(tokens)
+    peaks, chosen = logits.max(-1)
+    finite = peaks.isfinite()  # NaN counts as the largest value; a masked token's -inf is no fault
+    if rule.mode == "sampling":
+        chosen = _draw(logits, rule, finite, generator)
+    parts = [chosen, finite]
+    if n_nodes:
+        node_tokens = torch.from_numpy(tokens).to(device, torch.int64)
+        parents = torch.from_numpy(parent_rows).to(device)
+        is_chosen = node_tokens == chosen[parents]
+        parts += [is_chosen]
+        if rule.mode == "relaxed":
+            may = torch.from_numpy(may_relax).to(device)
+            of = torch.from_numpy(trees).to(device, torch.int64)
+            passes, log_probs = _relax(logits, node_tokens, parents, of, peaks, chosen, may, rule, eos_token_ids)
+            parts += [passes, log_probs.view(torch.int32)]
+        else:
+            parts += [is_chosen, torch.zeros(n_nodes, dtype=torch.int32, device=device)]
+    host = torch.cat([part.to(torch.int32) for part in parts]).cpu().numpy()
+    chosen_, finite_ = host[:n_rows], host[n_rows : 2 * n_rows]
+    if not n_nodes:
+        nothing = np.empty(0, np.bool_)
+        return Judgement(chosen_, finite_ != 0, nothing, nothing, np.empty(0, np.float32))
+    is_chosen_, passes_, bits = host[2 * n_rows :].reshape(3, n_nodes)
+    return Judgement(chosen_, finite_ != 0, is_chosen_ != 0, passes_ != 0, bits.view(np.float32))
 
 
-def longest_path(tree: DraftTree, passes: NDArray[np.bool_], log_probs: NDArray[np.float32]) -> list[int]:
-    """The nodes of the longest accepted path from the root down, ties broken by the target's log-probability.
+def _relax(
+    logits: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    trees: Tensor,
+    peaks: Tensor,
+    argmax: Tensor,
+    may: Tensor,
+    rule: Rule,
+    eos_token_ids: Collection[int],
+) -> tuple[Tensor, Tensor]:
+    """``[nodes]``: which nodes pass, and the log-probabilities of those that do, where a tree has relaxed ones."""
+    own = logits[parents, tokens].float()
+    ratios = (own - peaks[parents].float()).exp()
+    is_argmax = tokens == argmax[parents]
+    ends = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=logits.device)
+    may = may & ~is_argmax & ~torch.isin(tokens, ends) & ~torch.isin(argmax[parents], ends)
+    # A probability is at most the ratio to the argmax's, so most nodes need no look at their whole row.
+    may &= (ratios > rule.min_prob) & (ratios >= rule.min_ratio)
+    looked_at = _places(may)
+    rows = logits[parents[looked_at]]
+    log_probs = torch.zeros_like(ratios)
+    log_probs[looked_at] = own[looked_at] - rows.float().logsumexp(-1)
+    near = torch.zeros_like(may)
+    near[looked_at] = (rows > own[looked_at, None]).sum(-1) < rule.top_k
+    relaxed = may & near & (log_probs.exp() > rule.min_prob)
+    # Only where a tree has relaxed nodes can two of its paths be equally long.
+    has_relaxed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    has_relaxed[trees[relaxed]] = True
+    compared = _places(is_argmax & has_relaxed[trees])
+    log_probs[compared] = own[compared] - logits[parents[compared]].float().logsumexp(-1)
+    return is_argmax | relaxed, log_probs
+
+
+def _places(wanted: Tensor) -> Tensor:
+    """Where ``wanted`` is True; on an accelerator all places: a shape that depends on values would cost a wait."""
+    return wanted.nonzero()[:, 0] if wanted.device.type == "cpu" else torch.arange(len(wanted), device=wanted.device)
+
+
+def _draw(logits: Tensor, rule: Rule, finite: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per row from the softmax at ``temperature``, cut to the smallest set of mass ``top_p``."""
+    scores = torch.where(finite[:, None], logits.float(), 0.0) / rule.temperature
+    probabilities = scores.softmax(-1)
+    if rule.top_p < 1:
+        ordered, tokens = probabilities.sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= rule.top_p
+        probabilities = torch.zeros_like(ordered).scatter_(-1, tokens, ordered.masked_fill(beyond, 0))
+    return probabilities.multinomial(1, generator=generator)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """The path taken in each of a step's ``s`` trees.
+
+    Attributes:
+        lengths: ``[s]`` int64: nodes of each path.
+        nodes: ``[s, longest]`` int64: their places in the forest, from the root down; -1 behind a path's end.
+        tried: ``[n]`` bool: the target's verdict on the node counted, since all its ancestors passed.
+    """
+
+    lengths: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    tried: NDArray[np.bool_]
+
+
+def longest_paths(forest: Forest, judgement: Judgement, max_run: int) -> Paths:
+    """The longest accepted path of every tree; of equally long ones that with the highest target probability.
 
     Args:
-        tree: ``n`` nodes.
-        passes: ``[n]`` each node's own verdict.
-        log_probs: ``[n]`` the target's log-probability of each node after its parent.
-
-    Returns:
-        Node indices in order; empty when no child of the root passes.
+        forest: the trees.
+        judgement: of their nodes.
+        max_run: so many nodes in a row may pass by relaxation alone; 0 sets no limit. (No run reaches over a step: each
+            ends with a token of the target's own.)
     """
-    reached = ~(tree.ancestors & ~passes).any(axis=1)
-    if not reached.any():
-        return []
-    path_log_probs = np.where(tree.ancestors, log_probs, 0).sum(axis=1)
-    candidates = np.flatnonzero(reached)
-    best = max(candidates, key=lambda node: (tree.depths[node], path_log_probs[node]))
-    return [int(node) for node in np.flatnonzero(tree.ancestors[best])]
+    sequences, longest = len(forest.sizes), int(forest.depths.max()) if len(forest) else 0
+    lengths = np.zeros(sequences, np.int64)
+    nodes = np.full((sequences, longest), -1, np.int64)
+    tried = np.zeros(len(forest), np.bool_)
+    if len(forest):
+        _walk(
+            forest.offsets, forest.parents, forest.depths, judgement.passes, judgement.is_chosen, judgement.log_probs,
+            max_run or np.iinfo(np.int64).max, lengths, nodes, tried,
+        )  # fmt: skip
+    return Paths(lengths, nodes, tried)
+
+
+@njit(cache=True, nogil=True)
+def _walk(  # type: ignore[no-untyped-def]
+    offsets, parents, depths, passes, is_chosen, log_probs, max_run, lengths, nodes, tried
+):
+    n = len(parents)
+    reached = np.zeros(n, np.bool_)
+    scores = np.zeros(n, np.float64)
+    run = np.zeros(n, np.int64)
+    for i in range(len(lengths)):
+        best = -1
+        for node in range(offsets[i], offsets[i + 1]):
+            parent = parents[node]
+            tried[node] = parent < 0 or reached[parent]
+            if not tried[node] or not passes[node]:
+                continue
+            run[node] = 0 if is_chosen[node] else (0 if parent < 0 else run[parent]) + 1
+            if run[node] > max_run:
+                continue
+            reached[node] = True
+            scores[node] = (0.0 if parent < 0 else scores[parent]) + log_probs[node]
+            if (
+                best < 0
+                or depths[node] > depths[best]
+                or (depths[node] == depths[best] and scores[node] > scores[best])
+            ):
+                best = node
+        if best >= 0:
+            lengths[i] = depths[best]
+            while best >= 0:
+                nodes[i, depths[best] - 1] = best
+                best = parents[best]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dare_core import models
-from dare_core.pools import Pool, PoolStore
+from dare_core.pools import Pool, PoolDrafter, PoolStore
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Writer:
     Args:
         settings: model, verification, batch and draft sizes.
         tokenizer: the model's.
-        pool: what to draft from; None decodes plainly.
+        pool: what to draft from, beside the texts' own words and those of texts finished before.
     """
 
     settings: Settings
@@ -82,12 +82,13 @@ class Writer:
         config = EngineConfig(
             max_sequences=min(settings.batch_size, len(requests)),
             max_length=min(longest, language_model.context_length),
-            draft_nodes=settings.draft_nodes,
-            step_nodes=settings.step_draft_nodes,
             rule=Rule(settings.verification, settings.top_k, settings.min_prob),
             eos_token_ids=language_model.eos_token_ids,
+            draft_nodes=settings.draft_nodes,
+            budget=settings.draft_budget,
+            cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
         )
-        engine = Engine(language_model.model, self.pool, config)
+        engine = Engine(language_model.model, PoolDrafter(self.pool, settings.learned_tokens), config)
         groups = {request.id: request.group for request in requests}
         before, started = self.throughput.seconds, time.perf_counter()
         for result in engine.generate(requests):

@@ -3,6 +3,7 @@
 Knows tokens and groups, not models; never imports torch.
 """
 
+from dare_core.pools.drafter import PoolDrafter
 from dare_core.pools.store import GLOBAL_GROUP, Pool, PoolManifest, PoolStore
 
-__all__ = ["GLOBAL_GROUP", "Pool", "PoolManifest", "PoolStore"]
+__all__ = ["GLOBAL_GROUP", "Pool", "PoolDrafter", "PoolManifest", "PoolStore"]

@@ -1,31 +1,35 @@
-"""The immutable index of one group's texts: longest-suffix match, then the tree of what followed.
+"""The immutable index of one group's texts: where does a sequence of tokens occur?
 
 A truncated suffix array over the texts' tokens: suffixes are ordered by their first :data:`MAX_MATCH` tokens, which
 is as far as any search looks. Every text is preceded by :data:`START`, so that a search can also ask how texts begin.
+Searches are compiled: a step of the engine has microseconds for each sequence.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 #: Stands before every text; never a token id.
 START: Final = -1
 #: The longest suffix of a sequence that is searched for.
 MAX_MATCH: Final = 16
-#: Occurrences of a match that a draft tree is counted from, evenly spread over all of them.
-MAX_OCCURRENCES: Final = 64
 
 
-@dataclass(frozen=True, eq=False)
-class SuffixIndex:
-    """Texts as one token array, and the order of its suffixes.
+#: Compile a function at its first call. The machine code is kept in ``__pycache__`` and holds that of the functions it
+#: calls: who edits one of these deletes what is kept of its callers in other files. It runs without Python's lock.
+compiled: Final = njit(cache=True, nogil=True)
+
+
+class SuffixIndex(NamedTuple):
+    """Texts as one token array, and the order of its suffixes. Compiled functions take it as it is.
 
     Attributes:
-        tokens: ``[n]`` int32, every text preceded by :data:`START`.
-        suffixes: ``[n]`` int32, positions in ``tokens``, ordered by the :data:`MAX_MATCH` tokens that begin there.
+        tokens: ``[n]`` int32, read-only, every text preceded by :data:`START`.
+        suffixes: ``[n]`` int32, read-only, positions in ``tokens``, ordered by the :data:`MAX_MATCH` tokens that begin
+            there.
     """
 
     tokens: NDArray[np.int32]
@@ -40,44 +44,54 @@ class SuffixIndex:
             if len(text):
                 parts += [start, np.asarray(text, np.int32)]
         tokens = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        return cls(tokens, _sort_suffixes(tokens))
+        suffixes = _sort_suffixes(tokens)
+        # As memory-mapped ones are: an array that may be written to is another type, to be compiled for again.
+        tokens.flags.writeable = suffixes.flags.writeable = False
+        return cls(tokens, suffixes)
 
-    def find(self, pattern: Sequence[int]) -> tuple[int, int]:
-        """The range of ``suffixes`` that begin with ``pattern``, which has at most :data:`MAX_MATCH` tokens."""
-        return self._bound(pattern, after=False), self._bound(pattern, after=True)
 
-    def _bound(self, pattern: Sequence[int], after: bool) -> int:
-        wanted, n = tuple(pattern), len(pattern)
-        low, high = 0, len(self.suffixes)
-        while low < high:
-            middle = (low + high) // 2
-            position = self.suffixes[middle]
-            found = tuple(self.tokens[position : position + n].tolist())
-            if found < wanted or (after and found == wanted):
-                low = middle + 1
-            else:
-                high = middle
-        return low
+@compiled
+def find(index: SuffixIndex, pattern: NDArray[np.int32]) -> tuple[int, int]:
+    """The range of ``suffixes`` that begin with ``pattern`` (``[m]`` int32, at most :data:`MAX_MATCH` tokens)."""
+    first = _bound(index, pattern, 0, False)
+    return first, _bound(index, pattern, first, True)
 
-    def longest_match(self, tokens: Sequence[int]) -> int:
-        """How many of the last :data:`MAX_MATCH` ``tokens`` occur here in a row, as a suffix."""
-        # When a suffix occurs every shorter one does, so the length can be bisected.
-        low, high = 0, min(MAX_MATCH, len(tokens))
-        while low < high:
-            middle = (low + high + 1) // 2
-            first, last = self.find(tokens[-middle:])
-            low, high = (middle, high) if last > first else (low, middle - 1)
-        return low
 
-    def continuations(self, pattern: Sequence[int], depth: int) -> NDArray[np.int32]:
-        """What followed ``pattern``: ``[occurrences, depth]`` tokens, :data:`START` from where a text ends."""
-        first, last = self.find(pattern)
-        rows = np.linspace(first, last - 1, min(last - first, MAX_OCCURRENCES)).round().astype(np.int64)
-        positions = self.suffixes[rows][:, None] + len(pattern) + np.arange(depth)
-        inside = positions < len(self.tokens)
-        following = np.where(inside, self.tokens[np.where(inside, positions, 0)], START)
-        ended = np.maximum.accumulate(following == START, axis=1)
-        return np.where(ended, START, following).astype(np.int32)
+@compiled
+def longest_match(index: SuffixIndex, context: NDArray[np.int32]) -> int:
+    """How many of the last tokens of ``context`` (``[c]`` int32, ``c`` <= :data:`MAX_MATCH`) occur in a row."""
+    # When a suffix occurs every shorter one does, so the length can be bisected.
+    low, high = 0, len(context)
+    while low < high:
+        middle = (low + high + 1) // 2
+        first, last = find(index, context[len(context) - middle :])
+        low, high = (middle, high) if last > first else (low, middle - 1)
+    return low
+
+
+@compiled
+def _bound(index: SuffixIndex, pattern: NDArray[np.int32], low: int, after: bool) -> int:
+    """The first of the suffixes from ``low`` on that is not below ``pattern``, or that is beyond all that match it."""
+    high = len(index.suffixes)
+    while low < high:
+        middle = (low + high) // 2
+        order = _compare(index.tokens[index.suffixes[middle] :], pattern)
+        if order < 0 or (after and order == 0):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def _compare(tokens: NDArray[np.int32], pattern: NDArray[np.int32]) -> int:
+    """-1, 0, or 1: ``tokens`` stand before ``pattern``, begin with it, or stand behind it."""
+    for i in range(len(pattern)):
+        if i == len(tokens) or tokens[i] < pattern[i]:
+            return -1
+        if tokens[i] > pattern[i]:
+            return 1
+    return 0
 
 
 def _sort_suffixes(tokens: NDArray[np.int32]) -> NDArray[np.int32]:

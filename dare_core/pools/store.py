@@ -21,10 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dare_core.drafts import DraftTree
 from dare_core.errors import PoolError
-from dare_core.pools.index import MAX_MATCH, START, SuffixIndex
-from dare_core.pools.trees import cut_tree
+from dare_core.pools.index import SuffixIndex
 
 #: The pool of all groups' texts, which every version holds beside its groups.
 GLOBAL_GROUP: Final = "*"
@@ -63,7 +61,7 @@ class PoolManifest:
 
 
 class Pool:
-    """An opened version; a :class:`dare_core.drafts.Drafter`. Indexes are memory-mapped, each when first searched."""
+    """An opened version. Indexes are memory-mapped, each when first asked for."""
 
     def __init__(self, folder: Path, manifest: PoolManifest) -> None:
         self.manifest = manifest
@@ -72,17 +70,16 @@ class Pool:
 
     def resolve(self, group: str) -> str | None:
         """``group`` where the pool has it, else the global pool; None when the pool is empty."""
-        if group in self.manifest.groups:
-            return group
-        return GLOBAL_GROUP if self.manifest.texts else None
+        if not self.manifest.texts:
+            return None
+        return group if group in self.manifest.groups else GLOBAL_GROUP
 
-    def draft(self, group: str, tokens: Sequence[int], max_nodes: int) -> DraftTree:
-        """Continue a text by what followed its longest suffix in its group, then, where room is left, in all groups."""
-        context = [START, *tokens] if len(tokens) < MAX_MATCH else tokens[-MAX_MATCH:]
-        sources = dict.fromkeys((group if group in self.manifest.groups else GLOBAL_GROUP, GLOBAL_GROUP))
-        return cut_tree((self._index(source) for source in sources), context, max_nodes)
+    def index(self, group: str) -> SuffixIndex:
+        """The texts of a group that the manifest names.
 
-    def _index(self, group: str) -> SuffixIndex:
+        Raises:
+            PoolError: its files are missing or damaged.
+        """
         if group not in self._indexes:
             folder = self._folder / self.manifest.groups[group].key
             try:

@@ -27,6 +27,15 @@ CONFIGS = {
     "gemma2, soft-capping and alternating windows": transformers.Gemma2Config(
         **SMALL, sliding_window=12, query_pre_attn_scalar=16
     ),
+    "gemma3, two rotary bases and alternating windows": transformers.Gemma3TextConfig(
+        **SMALL,
+        sliding_window=12,
+        query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi3, one projection for queries, keys and values": transformers.Phi3Config(
+        **{name: value for name, value in SMALL.items() if name != "head_dim"}
+    ),
 }
 
 

@@ -1,50 +1,23 @@
-from collections.abc import Sequence
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy.stats
 import torch
+from dare_core.pools.drafter import PoolDrafter
 from transformers import PreTrainedModel
 
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
+from dare_core.decoding.budget import StepCost
 from dare_core.decoding.engine import is_looping
-from dare_core.drafts import DraftTree
 from dare_core.errors import ModelError
 from dare_core.pools import Pool, PoolStore
+from tests.decoding.conftest import VOCABULARY
 from tests.decoding.reference import greedy, is_tie
+from tests.decoding.scripted import Scripted, noisy
 
 NEW_TOKENS = 40
-
-
-class NoisyDrafter:
-    """Drafts trees that hold the right continuation among wrong branches, so that every kind of path is walked."""
-
-    def __init__(self, continuations: dict[str, list[int]], vocabulary: int, seed: int = 3) -> None:
-        self._continuations = continuations
-        self._vocabulary = vocabulary
-        self._random = np.random.default_rng(seed)
-
-    def resolve(self, group: str) -> str | None:
-        return group
-
-    def draft(self, group: str, tokens: Sequence[int], max_nodes: int) -> DraftTree:
-        right = self._continuations[group][len(tokens) :]
-        nodes: list[int] = []
-        parents: list[int] = []
-        spine = -1
-        for depth in range(self._random.integers(0, 6)):
-            if depth >= len(right) or len(nodes) + 3 > max_nodes:
-                break
-            siblings = [int(token) for token in self._random.choice(self._vocabulary, 2, replace=False)]
-            children = [token for token in siblings if token != right[depth]]
-            children.insert(int(self._random.integers(0, len(children) + 1)), right[depth])
-            first = len(nodes)
-            nodes += children
-            parents += [spine] * len(children)
-            spine = first + children.index(right[depth])
-            if self._random.random() < 0.2:  # a tree whose right branch breaks off
-                nodes[spine] = (nodes[spine] + 1) % self._vocabulary
-        return DraftTree(np.array(nodes, np.int32), np.array(parents, np.int32), np.ones(len(nodes), np.float32))
 
 
 def prompts(model: PreTrainedModel, n: int, seed: int = 5) -> list[list[int]]:
@@ -57,7 +30,7 @@ def config(**changes: object) -> EngineConfig:
         "max_sequences": 3,
         "max_length": 128,
         "draft_nodes": 16,
-        "step_nodes": 48,
+        "budget": "fixed",
         "rule": Rule("strict"),
         "eos_token_ids": frozenset({1}),
     }
@@ -71,7 +44,7 @@ def requests(asked: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[Reque
 def test_strict_equals_greedy_generate_whatever_is_drafted(tiny_model: PreTrainedModel) -> None:
     asked = prompts(tiny_model, 8)
     expected = [greedy(tiny_model, prompt, NEW_TOKENS) for prompt in asked]
-    drafter = NoisyDrafter({str(i): text for i, text in enumerate(expected)}, tiny_model.config.vocab_size)
+    drafter = noisy({str(i): text for i, text in enumerate(expected)}, tiny_model.config.vocab_size)
     results = {r.id: r for r in Engine(tiny_model, drafter, config()).generate(requests(asked))}
     accepted = 0
     for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
@@ -102,7 +75,7 @@ def test_a_text_does_not_depend_on_batch_size_or_order(tiny_llama: PreTrainedMod
 def test_statistics_add_up(tiny_llama: PreTrainedModel) -> None:
     asked = prompts(tiny_llama, 4)
     texts = {str(i): greedy(tiny_llama, prompt, NEW_TOKENS) for i, prompt in enumerate(asked)}
-    drafter = NoisyDrafter(texts, tiny_llama.config.vocab_size)
+    drafter = noisy(texts, tiny_llama.config.vocab_size)
     for result in Engine(tiny_llama, drafter, config()).generate(requests(asked)):
         figures = result.statistics
         assert figures.prompt_tokens == len(asked[int(result.id)])
@@ -116,19 +89,11 @@ def test_nothing_is_drafted_beyond_a_texts_length(tiny_llama: PreTrainedModel) -
     prompt = prompts(tiny_llama, 1)[0]
     text = greedy(tiny_llama, prompt, 6)
 
-    class Chain:
-        def resolve(self, group: str) -> str | None:
-            return group
+    def chain(group: str, output: list[int], max_nodes: int) -> tuple[list[int], list[int]]:
+        right = [*text[len(output) :], 5, 5, 5]
+        return right, list(range(-1, len(right) - 1))
 
-        def draft(self, group: str, tokens: Sequence[int], max_nodes: int) -> DraftTree:
-            right = [*text[len(tokens) :], 5, 5, 5]
-            return DraftTree(
-                np.array(right, np.int32),
-                np.arange(-1, len(right) - 1, dtype=np.int32),
-                np.ones(len(right), np.float32),
-            )
-
-    [result] = Engine(tiny_llama, Chain(), config(max_length=len(prompt) + 6)).generate(requests([prompt], 6))
+    [result] = Engine(tiny_llama, Scripted(chain), config(max_length=len(prompt) + 6)).generate(requests([prompt], 6))
     assert result.token_ids == text
     assert (result.statistics.steps, result.statistics.drafted, result.statistics.accepted) == (1, 5, 5)
 
@@ -138,7 +103,7 @@ def test_the_text_stops_at_the_end_of_sequence_even_inside_a_draft(tiny_llama: P
     text = greedy(tiny_llama, prompt, 30)
     end = text[7]
     first = text.index(end)
-    drafter = NoisyDrafter({"0": text}, tiny_llama.config.vocab_size)
+    drafter = noisy({"0": text}, tiny_llama.config.vocab_size)
     [result] = Engine(tiny_llama, drafter, config(eos_token_ids=frozenset({end}))).generate(requests([prompt], 30))
     assert result.token_ids == text[: first + 1]
     assert result.finish_reason == "stop"
@@ -151,21 +116,14 @@ def test_relaxed_accepts_what_strict_refuses_and_counts_it(tiny_llama: PreTraine
         first = tiny_llama(torch.tensor([prompt])).logits[0, -1]
     second_best = int(first.topk(2).indices[1])
 
-    class SecondBest:
-        def resolve(self, group: str) -> str | None:
-            return group
-
-        def draft(self, group: str, tokens: Sequence[int], max_nodes: int) -> DraftTree:
-            n = 0 if tokens else 1
-            return DraftTree(np.full(n, second_best, np.int32), np.full(n, -1, np.int32), np.ones(n, np.float32))
-
+    drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else ([second_best], [-1]))
     relaxed = config(rule=Rule("relaxed", top_k=2, min_prob=0.0))
-    [strict_result] = Engine(tiny_llama, SecondBest(), config()).generate(requests([prompt], 4))
-    [relaxed_result] = Engine(tiny_llama, SecondBest(), relaxed).generate(requests([prompt], 4))
+    [strict_result] = Engine(tiny_llama, drafter, config()).generate(requests([prompt], 4))
+    [relaxed_result] = Engine(tiny_llama, drafter, relaxed).generate(requests([prompt], 4))
     assert strict_result.token_ids[0] != second_best
     assert relaxed_result.token_ids[0] == second_best
     assert relaxed_result.statistics.relaxed == relaxed_result.statistics.accepted == 1
-    [too_improbable] = Engine(tiny_llama, SecondBest(), config(rule=Rule("relaxed", 2, 0.999))).generate(
+    [too_improbable] = Engine(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.999))).generate(
         requests([prompt], 4)
     )
     assert too_improbable.token_ids == strict_result.token_ids
@@ -223,7 +181,7 @@ def test_a_real_pool_drafts_texts_it_holds_in_few_steps(tiny_llama: PreTrainedMo
     store = PoolStore(tmp_path)  # type: ignore[arg-type]
     store.build(table, "tiny", "hash", tiny_llama.config.vocab_size)
     pool: Pool = store.open("hash")
-    for result in Engine(tiny_llama, pool, config()).generate(
+    for result in Engine(tiny_llama, PoolDrafter(pool), config()).generate(
         [Request(str(i), "g", p, NEW_TOKENS) for i, p in enumerate(asked)]
     ):
         assert result.token_ids == texts[int(result.id)]
@@ -231,8 +189,148 @@ def test_a_real_pool_drafts_texts_it_holds_in_few_steps(tiny_llama: PreTrainedMo
         assert result.draft_group == "g"
 
 
+def test_prompts_longer_than_a_step_takes_are_read_in_chunks(tiny_model: PreTrainedModel) -> None:
+    asked = prompts(tiny_model, 6)
+    expected = [greedy(tiny_model, prompt, 12) for prompt in asked]
+    drafter = noisy({str(i): text for i, text in enumerate(expected)}, tiny_model.config.vocab_size)
+    engine = Engine(tiny_model, drafter, config(prefill_rows=5))
+    results = {result.id: result for result in engine.generate(requests(asked, 12))}
+    for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
+        got = results[str(i)].token_ids
+        assert got == text or is_tie(tiny_model, prompt, text, got)
+    assert engine.statistics.prompt_tokens == sum(map(len, asked))
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_not_read_twice(tiny_model: PreTrainedModel) -> None:
+    common = prompts(tiny_model, 1, seed=8)[0] + [7] * 20
+    asked = [[*common, *tail] for tail in ([3, 4], [5], [3, 9, 11], [])]
+    expected = [greedy(tiny_model, prompt, 10) for prompt in asked]
+    engine = Engine(tiny_model, None, config(max_sequences=2, prefill_rows=len(common)))
+    results = {result.id: result.token_ids for result in engine.generate(requests(asked, 10))}
+    for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
+        assert results[str(i)] == text or is_tie(tiny_model, prompt, text, results[str(i)])
+    assert engine.statistics.shared_tokens >= 2 * len(common)
+
+
+def test_sequences_wait_while_the_cache_is_full_and_none_is_lost(tiny_llama: PreTrainedModel) -> None:
+    asked = prompts(tiny_llama, 7)
+    one = 2 * 3 * 2 * 16 * 4 * (128 + 16)  # keys and values x layers x heads x head size x fp32 x positions
+    engine = Engine(tiny_llama, None, config(max_sequences=7, cache_bytes=2 * one + 1))
+    results = {result.id: result for result in engine.generate(requests(asked, 6))}
+    assert len(results) == 7
+    assert all(result.token_ids == greedy(tiny_llama, asked[int(i)], 6) for i, result in results.items())
+    with pytest.raises(ModelError, match="holds no sequence"):
+        Engine(tiny_llama, None, config(cache_bytes=one - 1))
+
+
+def test_when_memory_runs_out_fewer_sequences_run_and_none_is_lost(tiny_llama: PreTrainedModel) -> None:
+    asked = prompts(tiny_llama, 6)
+    expected = [greedy(tiny_llama, prompt, 12) for prompt in asked]
+    forward, sizes = tiny_llama.forward, []
+
+    def scarce(**inputs: object) -> object:
+        batch = inputs["packed_batch"]
+        if len(sizes) > 4 and len(batch.logit_rows) > 2:  # type: ignore[attr-defined]
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        sizes.append(len(batch.logit_rows))  # type: ignore[attr-defined]
+        return forward(**inputs)
+
+    engine = Engine(tiny_llama, None, config(max_sequences=5))
+    tiny_llama.forward = scarce
+    try:
+        results = {result.id: result.token_ids for result in engine.generate(requests(asked, 12))}
+    finally:
+        tiny_llama.forward = forward
+    assert max(sizes[:5]) > 2 >= max(sizes[5:])
+    assert [results[str(i)] for i in range(6)] == expected
+
+
+def test_a_text_that_does_not_fit_even_alone_fails_and_says_so(tiny_llama: PreTrainedModel) -> None:
+    def scarce(**inputs: object) -> object:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    engine, forward = Engine(tiny_llama, None, config()), tiny_llama.forward
+    tiny_llama.forward = scarce
+    try:
+        results = list(engine.generate(requests([[3], [4]], 3)))
+    finally:
+        tiny_llama.forward = forward
+    assert [result.error for result in results] == ["out of memory even alone: tried to allocate 2 GiB"] * 2
+
+
+def test_tokens_are_told_as_they_come(tiny_llama: PreTrainedModel) -> None:
+    asked = prompts(tiny_llama, 4)
+    texts = {str(i): greedy(tiny_llama, prompt, NEW_TOKENS) for i, prompt in enumerate(asked)}
+    told: dict[str, list[int]] = {name: [] for name in texts}
+    engine = Engine(tiny_llama, noisy(texts, VOCABULARY), config())
+    results = list(engine.generate(requests(asked), lambda name, tokens: told[name].extend(tokens)))
+    assert told == {result.id: result.token_ids for result in results}
+
+
+def test_the_drafter_learns_finished_texts_and_which_tokens_were_relaxed(tiny_llama: PreTrainedModel) -> None:
+    prompt = prompts(tiny_llama, 1)[0]
+    tiny_llama.set_attn_implementation("eager")
+    with torch.inference_mode():
+        second_best = int(tiny_llama(torch.tensor([prompt])).logits[0, -1].topk(2).indices[1])
+    drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else ([second_best], [-1]))
+    [result] = Engine(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.0))).generate(requests([prompt], 4))
+    assert drafter.learned == [(result.token_ids, [False, True, True, True])]
+
+
+def test_a_measured_budget_drafts_what_is_certain_and_nothing_that_never_passes(tiny_llama: PreTrainedModel) -> None:
+    prompt = next(p for p in prompts(tiny_llama, 30) if len(greedy(tiny_llama, p, 60)) == 60)
+    text = greedy(tiny_llama, prompt, 60)
+
+    def chain(group: str, output: list[int], max_nodes: int) -> tuple[list[int], list[int]]:
+        right = [*text[len(output) :], 0, 0][:8]
+        return (right if group == "right" else [96 - token for token in right]), list(range(-1, len(right) - 1))
+
+    def steps_of(group: str) -> tuple[int, int]:
+        engine = Engine(tiny_llama, Scripted(chain), config(budget="measured", max_length=160))
+        engine.step_cost = StepCost(np.array([1.0, 200.0]), np.array([1.0, 20.0]))  # a node costs a tenth of a step
+        [result] = engine.generate([Request("0", group, prompt, 60)])
+        assert result.token_ids == text
+        return result.statistics.steps, result.statistics.drafted
+
+    assert steps_of("right")[0] < 20
+    steps, drafted = steps_of("wrong")
+    assert steps == 60
+    assert drafted < 120  # of 480 offered: it soon stopped
+
+
+def test_sampling_follows_the_models_distribution_whatever_is_drafted(tiny_llama: PreTrainedModel) -> None:
+    """Two sampled tokens' joint frequencies against the model's probabilities, by a chi-square test."""
+    prompt, n = [3, 4, 5], 4000
+    tiny_llama.set_attn_implementation("eager")
+    temperature = 0.7
+    with torch.inference_mode():
+        first = (tiny_llama(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+        likely = first.topk(6).indices.tolist()
+        second = {
+            token: (tiny_llama(torch.tensor([[*prompt, token]])).logits[0, -1] / temperature).softmax(-1)
+            for token in likely
+        }
+    # Drafts: likely tokens, each with likely ones behind it.
+    children = [(i, int(token)) for i, parent in enumerate(likely) for token in second[parent].topk(2).indices]
+    nodes = [*likely, *(token for _, token in children)]
+    parents = [*[-1] * len(likely), *(parent for parent, _ in children)]
+    drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else (nodes, parents))
+    rule = Rule("sampling", temperature=temperature)
+    engine = Engine(tiny_llama, drafter, config(max_sequences=64, draft_nodes=18, rule=rule, eos_token_ids=frozenset()))
+    texts = [tuple(result.token_ids[:2]) for result in engine.generate(requests([prompt] * n, 4))]
+    assert engine.statistics.accepted > n / 2  # drafts were taken
+
+    expected = {(a, b): n * float(first[a] * second[a][b]) for a in likely for b in range(VOCABULARY)}
+    cells = {cell: value for cell, value in expected.items() if value >= 5}
+    counts = Counter(texts)
+    observed = [counts[cell] for cell in cells] + [n - sum(counts[cell] for cell in cells)]
+    wanted = [*cells.values(), n - sum(cells.values())]
+    assert len(cells) > 5
+    assert scipy.stats.chisquare(observed, wanted).pvalue > 1e-3
+
+
 def test_looping_is_seen_when_the_last_tokens_stood_there_before() -> None:
-    assert not is_looping(list(range(40)))
-    assert not is_looping([1, 2, 3] * 2)
-    assert is_looping(list(range(20)) * 2)
-    assert is_looping([7] * 10)
+    assert not is_looping(np.arange(40, dtype=np.int32))
+    assert not is_looping(np.array([1, 2, 3] * 2, np.int32))
+    assert is_looping(np.array(list(range(20)) * 2, np.int32))
+    assert is_looping(np.array([7] * 10, np.int32))

@@ -1,6 +1,7 @@
 """Strict texts of the bundled model on MovieLens prompts equal transformers' greedy ones (DESIGN.md decision 9)."""
 
 import pyarrow as pa
+from dare_core.pools.drafter import PoolDrafter
 
 from dare_core import models
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
@@ -33,12 +34,12 @@ def test_strict_texts_of_32_real_prompts_equal_greedy_generate(tmp_path) -> None
     store.build(texts, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
     pool = store.open(models.tokenizer_hash(tokenizer))
 
-    config = EngineConfig(8, 512, 16, 64, Rule("strict"), language_model.eos_token_ids)
+    config = EngineConfig(8, 512, Rule("strict"), language_model.eos_token_ids)
     requests = [
         Request(str(i), group, prompt, NEW_TOKENS)
         for i, (group, prompt) in enumerate(zip(groups, prompts, strict=True))
     ]
-    results = {r.id: r for r in Engine(language_model.model, pool, config).generate(requests)}
+    results = {r.id: r for r in Engine(language_model.model, PoolDrafter(pool), config).generate(requests)}
 
     differing = [i for i in range(PROMPTS) if results[str(i)].token_ids != expected[i]]
     ties = [i for i in differing if is_tie(language_model.model, prompts[i], expected[i], results[str(i)].token_ids)]

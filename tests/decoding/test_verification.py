@@ -6,18 +6,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dare_core.decoding.verification import Rule, judge, longest_path
-from dare_core.drafts import DraftTree
+from dare_core.decoding.verification import Rule, judge, longest_paths
+from dare_core.drafts import Forest
+from tests.decoding.scripted import tree
 
 EOS = 9
+ONE_TREE = np.zeros(2, np.int32)
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> DraftTree:
+def trees(draw: st.DrawFn) -> Forest:
     n = draw(st.integers(0, 12))
     parents = [draw(st.integers(-1, node - 1)) for node in range(n)]
     tokens = [draw(st.integers(0, 9)) for _ in range(n)]
-    return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), np.ones(n, np.float32))
+    return tree(tokens, parents)
 
 
 def logits_of(draw: st.DrawFn, rows: int) -> torch.Tensor:
@@ -33,56 +35,86 @@ def obvious(row: torch.Tensor, token: int, rule: Rule, may_relax: bool) -> bool:
     if rule.mode == "strict" or not may_relax or EOS in (token, best):
         return False
     probabilities = row.double().softmax(-1)
-    return token in row.topk(rule.top_k).indices and float(probabilities[token]) > rule.min_prob
+    probability, ratio = float(probabilities[token]), float(probabilities[token] / probabilities[best])
+    rank = int((row > row[token]).sum())
+    return rank < rule.top_k and probability > rule.min_prob and ratio >= rule.min_ratio
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_nodes_and_paths_agree_with_an_obvious_verifier(data: st.DataObject) -> None:
-    tree = data.draw(trees())
-    logits = logits_of(data.draw, len(tree) + 1)
-    rule = data.draw(st.sampled_from([Rule("strict"), Rule("relaxed", 2, 0.1), Rule("relaxed", 4, 0.02)]))
-    may_relax = data.draw(st.booleans())
-    judged = judge(
-        logits,
-        tree.tokens.astype(np.int64),
-        tree.parents.astype(np.int64) + 1,
-        np.full(len(tree), may_relax),
-        rule,
-        {EOS},
+    drafted = data.draw(trees())
+    logits = logits_of(data.draw, len(drafted) + 1)
+    rule = data.draw(
+        st.sampled_from(
+            [
+                Rule("strict"),
+                Rule("relaxed", 2, 0.1),
+                Rule("relaxed", 4, 0.02),
+                Rule("relaxed", 4, 0.02, min_ratio=0.5),
+                Rule("relaxed", 5, 0.01, max_run=1),
+            ]
+        )
     )
-    expected = [
-        obvious(logits[parent + 1], int(token), rule, may_relax)
-        for token, parent in zip(tree.tokens, tree.parents, strict=True)
-    ]
+    may_relax = data.draw(st.booleans())
+    n = len(drafted)
+    judged = judge(
+        logits, drafted.tokens, drafted.parents.astype(np.int64) + 1, drafted.trees, np.full(n, may_relax), rule, {EOS}
+    )
+    rows = [logits[parent + 1] for parent in drafted.parents]
+    expected = [obvious(row, int(token), rule, may_relax) for row, token in zip(rows, drafted.tokens, strict=True)]
     assert judged.passes.tolist() == expected
-    assert judged.argmax.tolist() == logits.argmax(-1).tolist()
+    assert judged.chosen.tolist() == logits.argmax(-1).tolist()
+    assert judged.is_chosen.tolist() == [
+        int(row.argmax()) == token for row, token in zip(rows, drafted.tokens, strict=True)
+    ]
 
-    path = longest_path(tree, judged.passes, judged.log_probs)
-    accepted: dict[int, tuple[int, float]] = {-1: (0, 0.0)}
-    for node, parent in enumerate(tree.parents.tolist()):
+    # Accepted nodes: depth, log-probability of the path, relaxed nodes in a row at its end.
+    accepted: dict[int, tuple[int, float, int]] = {-1: (0, 0.0, 0)}
+    for node, parent in enumerate(drafted.parents.tolist()):
         if expected[node] and parent in accepted:
-            depth, score = accepted[parent]
-            accepted[node] = (depth + 1, score + float(judged.log_probs[node]))
-    deepest = max(depth for depth, _ in accepted.values())
+            depth, score, run = accepted[parent]
+            run = 0 if judged.is_chosen[node] else run + 1
+            if not rule.max_run or run <= rule.max_run:
+                log_prob = float(rows[node].double().log_softmax(-1)[drafted.tokens[node]])
+                accepted[node] = (depth + 1, score + log_prob, run)
+    paths = longest_paths(drafted, judged, rule.max_run)
+    path = paths.nodes[0, : paths.lengths[0]].tolist()
+    deepest = max(depth for depth, _, _ in accepted.values())
     assert len(path) == deepest
+    assert paths.tried.tolist() == [parent in accepted for parent in drafted.parents.tolist()]
     if path:
-        assert all(tree.parents[b] == a for a, b in pairwise(path))
-        assert tree.parents[path[0]] == -1
-        best = max(score for depth, score in accepted.values() if depth == deepest)
-        assert math.isclose(accepted[path[-1]][1], best, abs_tol=1e-4)
+        assert all(drafted.parents[b] == a for a, b in pairwise(path))
+        assert drafted.parents[path[0]] == -1
+        if rule.mode == "relaxed":
+            best = max(score for depth, score, _ in accepted.values() if depth == deepest)
+            assert math.isclose(accepted[path[-1]][1], best, abs_tol=1e-4)
 
 
 def test_a_drafted_end_must_be_the_argmax() -> None:
     logits = torch.tensor([[0.0, 1.0, *[-9.0] * 7, 0.9]])
-    judged = judge(logits, np.array([EOS]), np.array([0]), np.array([True]), Rule("relaxed", 3, 0.01), {EOS})
+    judged = judge(
+        logits,
+        np.array([EOS], np.int32),
+        np.array([0]),
+        ONE_TREE[:1],
+        np.array([True]),
+        Rule("relaxed", 3, 0.01),
+        {EOS},
+    )
     assert not judged.passes[0]
 
 
 def test_nothing_passes_beside_an_end_that_is_the_argmax() -> None:
     logits = torch.tensor([[0.0, 0.9, *[-9.0] * 7, 1.0]])
     judged = judge(
-        logits, np.array([1, EOS]), np.array([0, 0]), np.array([True, True]), Rule("relaxed", 3, 0.01), {EOS}
+        logits,
+        np.array([1, EOS], np.int32),
+        np.array([0, 0]),
+        ONE_TREE,
+        np.array([True, True]),
+        Rule("relaxed", 3, 0.01),
+        {EOS},
     )
     assert judged.passes.tolist() == [False, True]
 
@@ -92,5 +124,7 @@ def test_rows_that_are_not_finite_are_found_and_masked_tokens_are_not() -> None:
     logits[1, 3] = math.nan
     logits[2, 3] = math.inf
     logits[3, 3] = -math.inf
-    judged = judge(logits, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_), Rule(), {EOS})
+    judged = judge(
+        logits, np.empty(0, np.int32), np.empty(0, np.int64), ONE_TREE[:0], np.empty(0, np.bool_), Rule(), {EOS}
+    )
     assert judged.finite.tolist() == [True, False, False, True]

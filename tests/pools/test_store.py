@@ -6,6 +6,7 @@ import pytest
 
 from dare_core.errors import PoolError
 from dare_core.pools import GLOBAL_GROUP, PoolStore
+from dare_core.pools.index import START, SuffixIndex
 from dare_core.schemas import POOL_TEXT
 
 VOCABULARY = 100
@@ -37,24 +38,34 @@ def test_groups_named_anything_are_kept_apart_beside_the_global_pool(tmp_path: P
         "Komödie ☂/..": (1, 2),
     }
     pool = store.open("h")
-    assert pool.draft("Komödie ☂/..", [], 1).tokens.tolist() == [4]
-    assert pool.draft("Drama", [1, 2], 1).tokens.tolist() in ([3], [9])
+    assert pool.index("Komödie ☂/..").tokens.tolist() == [START, 4, 5]
+    assert pool.index("Drama").tokens.tolist() == [START, 1, 2, 3, START, 1, 2, 9]
+    assert pool.index(GLOBAL_GROUP).tokens.tolist() == [START, 1, 2, 3, START, 4, 5, START, 1, 2, 9]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["CURRENT", "versions"]
 
 
-def test_a_group_that_the_pool_lacks_drafts_from_the_global_pool(tmp_path: Path) -> None:
+def test_a_group_that_the_pool_lacks_has_the_global_pool(tmp_path: Path) -> None:
     store = PoolStore(tmp_path)
     store.build(SOME, "m", "h", VOCABULARY)
     pool = store.open("h")
     assert pool.resolve("Drama") == "Drama"
     assert pool.resolve("Western") == GLOBAL_GROUP
-    assert pool.draft("Western", [4], 1).tokens.tolist() == [5]
 
 
-def test_an_empty_pool_drafts_nothing(tmp_path: Path) -> None:
+def test_an_empty_pool_has_nothing_for_any_group(tmp_path: Path) -> None:
     store = PoolStore(tmp_path)
     store.build(texts(), "m", "h", VOCABULARY)
     assert store.open("h").resolve("Drama") is None
+    assert store.open("h").resolve(GLOBAL_GROUP) is None
+
+
+def test_an_opened_index_is_the_one_that_was_built(tmp_path: Path) -> None:
+    store = PoolStore(tmp_path)
+    store.build(SOME, "m", "h", VOCABULARY)
+    built, opened = SuffixIndex.build([[1, 2, 3], [1, 2, 9]]), store.open("h").index("Drama")
+    assert opened.tokens.tolist() == built.tokens.tolist()
+    assert opened.suffixes.tolist() == built.suffixes.tolist()
+    assert not opened.tokens.flags.writeable
 
 
 def test_an_older_version_stays_open_while_a_newer_one_is_published(tmp_path: Path) -> None:
@@ -62,7 +73,7 @@ def test_an_older_version_stays_open_while_a_newer_one_is_published(tmp_path: Pa
     old = store.build(SOME, "m", "h", VOCABULARY)
     pool = store.open("h")
     store.build(texts(("Drama", [7])), "m", "h", VOCABULARY)
-    assert pool.draft("Drama", [1, 2], 4).tokens.tolist() == [3, 9]
+    assert pool.index("Drama").tokens.tolist() == [START, 1, 2, 3, START, 1, 2, 9]
     assert store.open("h", old.version).manifest.texts == 3
 
 
@@ -108,4 +119,4 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     for part in (tmp_path / "versions" / version).glob("*/tokens.npy"):
         part.write_bytes(part.read_bytes()[:40])
     with pytest.raises(PoolError, match="group 'Drama' cannot be read"):
-        store.open("h").draft("Drama", [], 4)
+        store.open("h").index("Drama")

@@ -1,0 +1,85 @@
+"""vLLM beside us: its program in its own environment, for as long as a block lasts."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from dare_core.bench import vllm_peer
+from dare_core.bench.plain import Run
+from dare_core.errors import DareError
+from dare_core.settings import PROJECT_DIR
+
+#: Made by ``make bench-vllm``.
+VENV: Final = PROJECT_DIR / ".venv-vllm"
+
+
+@dataclass(frozen=True)
+class VllmPeer:
+    """A running vLLM engine.
+
+    Attributes:
+        version: of vLLM.
+    """
+
+    version: str
+    _asks: IO[str]
+    _answers: IO[str]
+    _log: Path
+
+    def write(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> Run:
+        """Greedy texts of the prompts, ``batch_size`` at once.
+
+        Raises:
+            DareError: vLLM ended; names its log.
+        """
+        asked = {"prompts": [list(p) for p in prompts], "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        print(json.dumps(asked), file=self._asks, flush=True)
+        answer = _answer(self._answers, self._log)
+        return Run(answer["texts"], answer["seconds"])
+
+
+@contextmanager
+def serving_vllm(
+    model: Path, dtype: str, max_length: int, max_sequences: int, ends: Sequence[int], ngram: int, log: Path
+) -> Iterator[VllmPeer]:
+    """Start vLLM on ``model``; see :mod:`dare_core.bench.vllm_peer` for the sizes.
+
+    Raises:
+        DareError: it does not start; names its log.
+    """
+    arguments = {
+        "dtype": dtype,
+        "max-length": max_length,
+        "max-sequences": max_sequences,
+        "ngram": ngram,
+    }
+    options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [VENV / "bin" / "python", vllm_peer.__file__, model, *options, "--eos", *map(str, ends)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield VllmPeer(_answer(process.stdout, log)["version"], process.stdin, process.stdout, log)
+        finally:
+            process.kill()  # it holds nothing that is worth an orderly end
+
+
+def _answer(answers: IO[str], log: Path) -> dict[str, Any]:
+    line = answers.readline()
+    if not line:
+        raise DareError(f"vLLM ended; its log is {log}")
+    answer: dict[str, Any] = json.loads(line)
+    return answer

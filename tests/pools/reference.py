@@ -1,0 +1,105 @@
+"""What a draft tree should be, in plain Python: slow, and no compiled code is used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dare_core.pools import trees
+from dare_core.pools.index import MAX_MATCH, START
+
+Path = tuple[int, ...]
+
+
+@dataclass
+class Node:
+    """What is known of one path."""
+
+    evidence: int
+    weight: float = 0.0
+    count: float = 0.0
+
+
+@dataclass
+class Trie:
+    """Every path that followed an occurrence of the text's end."""
+
+    nodes: dict[Path, Node] = field(default_factory=lambda: {(): Node(-1, 1.0)})
+
+    def insert(self, following: Sequence[int], weight: float, count: float, evidence: int) -> None:
+        """Add what followed an occurrence, up to the end of its text."""
+        self.nodes[()].count += count
+        for depth in range(1, min(len(following), trees.MAX_DEPTH) + 1):
+            if following[depth - 1] < 0:
+                break
+            node = self.nodes.setdefault(tuple(following[:depth]), Node(evidence))
+            node.weight += weight
+            node.count += count
+
+    def share(self, path: Path) -> float:
+        """How likely a path's last token is once the others are there."""
+        parent = self.nodes[path[:-1]]
+        return self.nodes[path].weight / parent.weight * parent.count / (parent.count + trees.NODE_ESCAPE)
+
+    def probability(self, path: Path) -> float:
+        """How likely the whole path is."""
+        return self.probability(path[:-1]) * self.share(path) if path else 1.0
+
+
+def match_before(tokens: Sequence[int], end: int, context: Sequence[int]) -> int:
+    """How many of the last tokens of ``context`` stand before ``tokens[end]``."""
+    match = 0
+    while match < min(end, len(context), MAX_MATCH) and tokens[end - 1 - match] == context[-1 - match]:
+        match += 1
+    return match
+
+
+def in_index(texts: Sequence[Sequence[int]], pattern: Sequence[int]) -> list[list[int]]:
+    """What followed each occurrence of a pattern in a group's texts, in the order of the index."""
+    tokens = [token for text in texts if text for token in (START, *text)]
+    positions = [i for i in range(len(tokens) - len(pattern) + 1) if tokens[i : i + len(pattern)] == list(pattern)]
+    positions.sort(key=lambda i: tokens[i : i + MAX_MATCH])
+    return [tokens[i + len(pattern) :] for i in positions]
+
+
+def grow_trie(
+    prompt: Sequence[int],
+    output: Sequence[int],
+    own_text: bool,
+    learned: Sequence[int],
+    group: Sequence[Sequence[int]],
+    everything: Sequence[Sequence[int]],
+) -> Trie:
+    """The trie of a text from all its sources."""
+    text, context = [*prompt, *output], [START, *output][-MAX_MATCH:]
+    own = [(text[i:], match_before(text, i, text)) for i in range(len(text) - 1, 0, -1)]
+    own = [(following, match) for following, match in own if match][: trees.MAX_OCCURRENCES] if own_text else []
+    recalled = [(learned[i:], match_before(learned, i, context)) for i in range(len(learned), 0, -1)]
+    recalled = [(following, match) for following, match in recalled if match >= min(2, len(context))]
+    in_pools = [n for n in range(1, len(context) + 1) for texts in (group, everything) if in_index(texts, context[-n:])]
+    match = max([*in_pools, *(match for _, match in own + recalled)], default=0)
+
+    trie, rest, searched = Trie(), 1.0, MAX_MATCH + 1
+    while match and rest > trees.NEGLIGIBLE:
+        kind = (match - 1).bit_length()
+        found = [
+            (trees.OWN, trees.OWN_WEIGHT, [following for following, n in own if match <= n < searched]),
+            (trees.LEARNED, 1.0, [following for following, n in recalled if match <= n < searched]),
+        ]
+        if match <= len(context):
+            found += [
+                (trees.GROUP, 1.0, in_index(group, context[-match:])),
+                (trees.GLOBAL, 1.0, in_index(everything, context[-match:])),
+            ]
+        total = sum(weight * len(followings) for _, weight, followings in found)
+        each = rest / (total + trees.LEVEL_ESCAPE)
+        rest -= each * total
+        for source, weight, followings in found:
+            n = len(followings)
+            sample = min(n, trees.MAX_OCCURRENCES)
+            for i in range(sample):
+                following = followings[(2 * i + 1) * n // (2 * sample)]
+                trie.insert(following, weight * each * n / sample, n / sample, source + kind)
+        searched, match = match, match // 2
+    if own_text:
+        for i in range(max(0, len(text) - 1 - trees.RECENT_TOKENS), len(text) - 1):
+            trie.insert(text[i:], rest / trees.RECENT_TOKENS, 1, trees.RECENT)
+    return trie
