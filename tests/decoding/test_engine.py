@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 import torch
-from dare_core.pools.drafter import PoolDrafter
 from transformers import PreTrainedModel
 
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
@@ -13,6 +12,7 @@ from dare_core.decoding.budget import StepCost
 from dare_core.decoding.engine import is_looping
 from dare_core.errors import ModelError
 from dare_core.pools import Pool, PoolStore
+from dare_core.pools.drafter import PoolDrafter
 from tests.decoding.conftest import VOCABULARY
 from tests.decoding.reference import greedy, is_tie
 from tests.decoding.scripted import Scripted, noisy

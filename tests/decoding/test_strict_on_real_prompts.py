@@ -1,7 +1,6 @@
 """Strict texts of the bundled model on MovieLens prompts equal transformers' greedy ones (DESIGN.md decision 9)."""
 
 import pyarrow as pa
-from dare_core.pools.drafter import PoolDrafter
 
 from dare_core import models
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
@@ -9,6 +8,7 @@ from dare_core.domains import load_domain
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
 from dare_core.pools import PoolStore
+from dare_core.pools.drafter import PoolDrafter
 from dare_core.settings import load_settings
 from dare_core.sources.movielens import read_movielens
 from tests.decoding.reference import greedy, is_tie
