@@ -61,7 +61,7 @@ def test_texts_are_written_in_input_order_with_their_statistics(dare: Dare, mode
     assert "outside 0..257" in table["error"].to_pylist()[2]
     assert (summary["texts"], summary["failed"]) == (3, 1)
     assert summary["tokens"] == sum(map(len, table["token_ids"].to_pylist()))
-    assert summary["tokens_per_step"] == 1.0
+    assert summary["tokens_per_step"] >= 1.0  # without a pool, texts are drafted from themselves and each other
     assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"], rel=0.02)
 
 

@@ -114,8 +114,7 @@ class _Bench:
     def contenders(self, peers: ExitStack) -> dict[str, Callable[[], Run]]:
         """Every contender by name, which ends with its batch size; starts vLLM where it is installed."""
         sizes, named = self._plan.batch_sizes, dict[str, Callable[[], Run]]()
-        large = [size for size in sizes if size >= 16]  # smaller padded batches are never transformers' best
-        for size in (1, *large):
+        for size in dict.fromkeys((1, *sizes)):
             named[f"generate_b{size}"] = partial(self._generate, size)
         named["prompt_lookup_b1"] = partial(self._generate, 1, prompt_lookup_num_tokens=10)
         named["generate_batch_b16"] = partial(self._generate_batch, 16)
@@ -148,13 +147,13 @@ class _Bench:
         differing = [i for i, text in enumerate(strict) if text != greedy[i]]
         wrong = [i for i in differing if not self._is_tie(prompts[i], greedy[i], strict[i])]
         reduced = runs["bf16_strict_b16"][0].texts
-        alike = [_common_prefix(*pair) for pair in zip(reduced, greedy, strict=False)]
+        pairs = list(zip(reduced, greedy, strict=False))  # both are the first so many prompts' texts
         return {
             "strict_equal_share": round(1 - len(differing) / len(greedy), 4),
             "strict_wrong": len(wrong),
             "strict_texts": len(greedy),
-            "bf16_equal_share": sum(a == b for a, b in zip(reduced, greedy, strict=False)) / len(reduced),
-            "bf16_median_common_tokens": statistics.median(alike),
+            "bf16_equal_share": round(sum(a == b for a, b in pairs) / len(pairs), 4),
+            "bf16_median_common_tokens": statistics.median(_common_prefix(a, b) for a, b in pairs),
         }
 
     def overhead_ms(self) -> float:

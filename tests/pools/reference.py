@@ -82,7 +82,7 @@ def grow_trie(
         kind = (match - 1).bit_length()
         found = [
             (trees.OWN, trees.OWN_WEIGHT, [following for following, n in own if match <= n < searched]),
-            (trees.LEARNED, 1.0, [following for following, n in recalled if match <= n < searched]),
+            (trees.LEARNED, trees.LEARNED_WEIGHT, [following for following, n in recalled if match <= n < searched]),
         ]
         if match <= len(context):
             found += [
