@@ -79,7 +79,7 @@ class Forest:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
+    @cached_property
     def sizes(self) -> NDArray[np.int32]:
         """``[s]`` int32: nodes of each tree."""
         return np.diff(self.offsets)

@@ -108,8 +108,7 @@ class _Bench:
             self._plain[dtype], self._ours[dtype] = models.load_model(of_type), models.load_model(of_type)
         self._asked, others = _requests(settings, plan)
         self._last: dict[str, Engine] = {}  # of each contender's runs
-        self._pool: Pool | None = None
-        self.pool = self._pool = self._write_pool(others)
+        self.pool = self._write_pool(others)
 
     def contenders(self, peers: ExitStack) -> dict[str, Callable[[], Run]]:
         """Every contender by name, which ends with its batch size; starts vLLM where it is installed."""
@@ -230,6 +229,11 @@ class _Bench:
         self, name: str, size: int, **changes: Any
     ) -> "tuple[PreTrainedModel, PoolDrafter | None, EngineConfig]":
         """What an engine is made of: precision, drafts and verification as a contender's name says."""
+        model, config = self._model_and_config(name, size)
+        drafter = PoolDrafter(self.pool, self._settings.learned_tokens, grouped="ungrouped" not in name)
+        return model, None if name.startswith("undrafted") else drafter, replace(config, **changes)
+
+    def _model_and_config(self, name: str, size: int) -> "tuple[PreTrainedModel, EngineConfig]":
         from dare_core.decoding import EngineConfig, Rule
 
         settings = self._settings
@@ -242,8 +246,7 @@ class _Bench:
             eos_token_ids=ours.eos_token_ids,
             draft_nodes=settings.draft_nodes,
         )
-        drafter = PoolDrafter(self._pool, settings.learned_tokens, grouped="ungrouped" not in name)
-        return ours.model, None if name.startswith("undrafted") else drafter, replace(config, **changes)
+        return ours.model, config
 
     def _vllm(self, name: str, dtype: str, ngram: int) -> AbstractContextManager[VllmPeer]:
         return serving_vllm(
@@ -266,7 +269,7 @@ class _Bench:
         store = PoolStore(self._settings.data_dir / "bench" / f"{tokenizer_hash}-{asked}")
         if not (store.root / "CURRENT").exists():
             self._on_progress(f"writing a pool of {len(others)} texts, once")
-            model, _, config = self._parts("strict", max(self._plan.batch_sizes))
+            model, config = self._model_and_config("strict", max(self._plan.batch_sizes))
             engine = Engine(model, PoolDrafter(None), config)
             rows = []
             groups = {request.id: request.group for request in others}

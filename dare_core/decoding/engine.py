@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -175,7 +176,7 @@ class _Step:
     emitting: NDArray[np.bool_]
     forest: Forest
 
-    @property
+    @cached_property
     def first_logits(self) -> NDArray[np.int64]:
         """``[s + 1]``: where each sequence's rows of logits begin: one for its chain's end, one for every node."""
         return np.concatenate([[0], np.cumsum(self.emitting + self.forest.sizes)])
@@ -312,7 +313,7 @@ class Engine:
 
     def _draft(self) -> _Step:
         """Who takes part in the step, with what: tokens, up to so many of prompts, and draft trees."""
-        sequences, chains, room = [], [], self._config.prefill_rows
+        sequences, chains, emitting, room = [], [], [], self._config.prefill_rows
         for sequence in self._running:
             chain = unseen = self._unseen(sequence)
             if unseen > 1:
@@ -321,9 +322,9 @@ class Engine:
             if chain:
                 sequences.append(sequence)
                 chains.append(chain)
-        slots, lengths = np.array([s.slot for s in sequences]), np.array(chains)
-        emitting = lengths == [self._unseen(s) for s in sequences]
-        return _Step(sequences, slots, lengths, emitting, self._forest(sequences, lengths, emitting))
+                emitting.append(chain == unseen)
+        slots, lengths, last = np.array([s.slot for s in sequences]), np.array(chains), np.array(emitting)
+        return _Step(sequences, slots, lengths, last, self._forest(sequences, lengths, last))
 
     def _forest(self, sequences: list[_Sequence], chains: NDArray[np.int64], emitting: NDArray[np.bool_]) -> Forest:
         if self._drafter is None or not self._config.draft_nodes or not emitting.any():

@@ -101,7 +101,9 @@ def judge(
         if rule.mode == "relaxed":
             may = torch.from_numpy(may_relax).to(device)
             of = torch.from_numpy(trees).to(device, torch.int64)
-            passes, log_probs = _relax(logits, node_tokens, parents, of, peaks, chosen, may, rule, eos_token_ids)
+            passes, log_probs = _relax(
+                logits, node_tokens, parents, of, peaks, chosen, is_chosen, may, rule, eos_token_ids
+            )
             parts += [passes, log_probs.view(torch.int32)]
         else:
             parts += [is_chosen, torch.zeros(n_nodes, dtype=torch.int32, device=device)]
@@ -121,6 +123,7 @@ def _relax(
     trees: Tensor,
     peaks: Tensor,
     argmax: Tensor,
+    is_argmax: Tensor,
     may: Tensor,
     rule: Rule,
     eos_token_ids: Collection[int],
@@ -128,7 +131,6 @@ def _relax(
     """``[nodes]``: which nodes pass, and the log-probabilities of those that do, where a tree has relaxed ones."""
     own = logits[parents, tokens].float()
     ratios = (own - peaks[parents].float()).exp()
-    is_argmax = tokens == argmax[parents]
     ends = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=logits.device)
     may = may & ~is_argmax & ~torch.isin(tokens, ends) & ~torch.isin(argmax[parents], ends)
     # A probability is at most the ratio to the argmax's, so most nodes need no look at their whole row.
