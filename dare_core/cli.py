@@ -295,6 +295,7 @@ def bench_decode(
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 160,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contender; medians are reported")] = 3,
+    minutes: Annotated[float, typer.Option(min=0, help="no further repeat that would not end within these")] = 55,
     model: Model = None,
     chart: Annotated[Path | None, typer.Option(help="draw the figures into this SVG file")] = None,
     as_json: Json = False,
@@ -303,7 +304,7 @@ def bench_decode(
     from dare_core.bench.decode import Plan
     from dare_core.bench.decode import bench_decode as measure
 
-    plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batch_size), repeats)
+    plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batch_size), repeats, minutes)
     result = measure(_settings(model=model), plan, on_progress=stderr.print)
     if chart:
         from dare_core.bench.charts import draw_decode

@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights: Literal["model", "bfloat16", "int8"] = Field(
+        "model", description="how weights are stored on a CPU: as dtype says, or narrower; arithmetic stays in dtype"
+    )
+    compile_layers: bool = Field(False, description="torch.compile the layers; for accelerators (no gain on CPUs)")
     encoder: str = Field(
         BUNDLED_ENCODER, description="a sentence-transformers model: hub id, folder, or the bundled one"
     )

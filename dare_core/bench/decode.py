@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dare_core.decoding import Engine, EngineConfig, Request
+    from dare_core.decoding.weights import Storage
     from dare_core.models import LanguageModel
 
 #: Prompts for one sequence at a time; batches get two rounds of them, 16 at least.
 _PROMPTS_ALONE: Final = 8
-#: The reduced precision that is measured besides.
+#: The reduced precision of transformers and vLLM that is measured besides.
 _REDUCED: Final = "bfloat16"
+#: How our contenders whose names begin so store their weights; arithmetic stays in fp32.
+_NARROW: Final[dict[str, "Storage"]] = {"bf16": "bfloat16", "int8": "int8"}
 #: vLLM's engines: name, precision, tokens that n-gram speculation proposes.
 _VLLM: Final = (("vllm", "float32", 0), ("vllm_ngram", "float32", 4), ("bf16_vllm", _REDUCED, 0))
 #: Logits so near to each other are a tie (DESIGN.md decision 9).
@@ -54,6 +57,7 @@ class Plan:
         max_new_tokens: length of a text.
         batch_sizes: sequences at once.
         repeats: runs of each contender, in alternating order; medians are reported.
+        minutes: no further repeat is begun when it would not end within these; the pool's writing counts.
     """
 
     prompts: int = 64
@@ -61,6 +65,7 @@ class Plan:
     max_new_tokens: int = 160
     batch_sizes: tuple[int, ...] = (1, 4, 16, 32)
     repeats: int = 3
+    minutes: float = 55
 
     def prompts_at(self, batch_size: int) -> int:
         """How many of the prompts are written ``batch_size`` at a time."""
@@ -73,14 +78,20 @@ def bench_decode(settings: Settings, plan: Plan, on_progress: OnProgress = lambd
     Besides, what the engine drafted and what of it was accepted is recorded under ``data_dir`` for
     :func:`dare_core.bench.project.project`.
     """
+    started = time.monotonic()
     bench = _Bench(settings, plan, on_progress)
     with ExitStack() as peers:
         contenders = bench.contenders(peers)
         runs: dict[str, list[Run]] = {name: [] for name in contenders}
         for repeat in range(plan.repeats):
+            begun = time.monotonic()
             for name in contenders if repeat % 2 == 0 else reversed(contenders):
                 on_progress(f"{name}, run {repeat + 1} of {plan.repeats}")
                 runs[name].append(contenders[name]())
+            now = time.monotonic()
+            if repeat + 1 < plan.repeats and now - started + (now - begun) > 60 * plan.minutes:
+                on_progress(f"no time for more than {repeat + 1} of {plan.repeats} runs in {plan.minutes:g} minutes")
+                break
     bench.record()
     speeds = {name: statistics.median(run.tokens_per_second for run in made) for name, made in runs.items()}
     return {
@@ -101,11 +112,12 @@ class _Bench:
 
     def __init__(self, settings: Settings, plan: Plan, on_progress: OnProgress) -> None:
         self._settings, self._plan, self._on_progress = settings, plan, on_progress
-        self._plain: dict[str, LanguageModel] = {}
-        self._ours: dict[str, LanguageModel] = {}  # the engine takes them over
-        for dtype in dict.fromkeys((settings.dtype, _REDUCED)):
-            of_type = settings.model_copy(update={"dtype": dtype})
-            self._plain[dtype], self._ours[dtype] = models.load_model(of_type), models.load_model(of_type)
+        types = dict.fromkeys((settings.dtype, _REDUCED))
+        self._plain: dict[str, LanguageModel] = {
+            dtype: models.load_model(settings.model_copy(update={"dtype": dtype})) for dtype in types
+        }
+        stored: tuple[Storage, ...] = ("model", *_NARROW.values())
+        self._ours = {storage: models.load_model(settings) for storage in stored}  # the engine takes them over
         self._asked, others = _requests(settings, plan)
         self._last: dict[str, Engine] = {}  # of each contender's runs
         self.pool = self._write_pool(others)
@@ -124,8 +136,8 @@ class _Bench:
             named[f"ungrouped_relaxed_b{size}"] = partial(self._write, f"ungrouped_relaxed_b{size}", size)
         for size in (1, 16):
             named[f"bf16_generate_b{size}"] = partial(self._generate, size, dtype=_REDUCED)
-            for mode in ("strict", "relaxed"):
-                named[f"bf16_{mode}_b{size}"] = partial(self._write, f"bf16_{mode}_b{size}", size)
+            for kind in (f"{narrow}_{mode}_b{size}" for narrow in _NARROW for mode in ("strict", "relaxed")):
+                named[kind] = partial(self._write, kind, size)
         if not VENV.exists():
             self._on_progress("vLLM is not installed (make bench-vllm): its figures will be missing")
             return named
@@ -145,15 +157,17 @@ class _Bench:
         strict = runs[f"strict_b{size}"][0].texts
         differing = [i for i, text in enumerate(strict) if text != greedy[i]]
         wrong = [i for i in differing if not self._is_tie(prompts[i], greedy[i], strict[i])]
-        reduced = runs["bf16_strict_b16"][0].texts
-        pairs = list(zip(reduced, greedy, strict=False))  # both are the first so many prompts' texts
-        return {
+        figures: dict[str, Any] = {
             "strict_equal_share": round(1 - len(differing) / len(greedy), 4),
             "strict_wrong": len(wrong),
             "strict_texts": len(greedy),
-            "bf16_equal_share": round(sum(a == b for a, b in pairs) / len(pairs), 4),
-            "bf16_median_common_tokens": statistics.median(_common_prefix(a, b) for a, b in pairs),
         }
+        for narrow in _NARROW:
+            # Both are the first so many prompts' texts.
+            pairs = list(zip(runs[f"{narrow}_strict_b16"][0].texts, greedy, strict=False))
+            figures[f"{narrow}_equal_share"] = round(sum(a == b for a, b in pairs) / len(pairs), 4)
+            figures[f"{narrow}_median_common_tokens"] = statistics.median(_common_prefix(a, b) for a, b in pairs)
+        return figures
 
     def overhead_ms(self) -> float:
         """Milliseconds of drafting, verifying and committing in a step of 16 sequences, eight nodes forced on each."""
@@ -237,7 +251,8 @@ class _Bench:
         from dare_core.decoding import EngineConfig, Rule
 
         settings = self._settings
-        ours = self._ours[_REDUCED if name.startswith("bf16") else settings.dtype]
+        storage: Storage = _NARROW.get(name[:4], "model")
+        ours = self._ours[storage]
         longest = max(len(request.prompt_token_ids) for request in self._asked) + self._plan.max_new_tokens
         config = EngineConfig(
             max_sequences=size,
@@ -245,6 +260,7 @@ class _Bench:
             rule=Rule("relaxed" if "relaxed" in name else "strict", settings.top_k, settings.min_prob),
             eos_token_ids=ours.eos_token_ids,
             draft_nodes=settings.draft_nodes,
+            weights=storage,
         )
         return ours.model, config
 
@@ -254,7 +270,7 @@ class _Bench:
             dtype,
             max(len(request.prompt_token_ids) for request in self._asked) + self._plan.max_new_tokens,
             max(self._plan.batch_sizes),
-            sorted(self._ours[self._settings.dtype].eos_token_ids),
+            sorted(self._ours["model"].eos_token_ids),
             ngram,
             self._settings.data_dir / "bench" / f"{name}.log",
         )

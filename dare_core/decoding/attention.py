@@ -3,8 +3,15 @@
 All sequences' new rows go through the model side by side as one ``[1, rows]`` batch; attention alone tells them apart.
 A sequence's rows are a chain of tokens that the model has not seen yet and the nodes of a draft tree behind it. They
 attend to the sequence's committed positions and, within the step, to themselves and their ancestors.
+
+The batch does not go through the model's forward: :func:`serving` says which one is meant, and the operator
+``dare::attention``, which to a compiler is as opaque as a matrix product, looks it up.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from dare_core.decoding import kernels
 from dare_core.decoding.kv_cache import KVCache
 from dare_core.drafts import Forest
 
@@ -22,10 +30,14 @@ NAME: Final = "dare_packed"
 
 #: Slots between neighbours that are read along, masked, so that a view of the cache serves instead of a copy.
 _LARGEST_SPAN: Final = 2.0
+#: Rows of one sequence that one thread works on at a time.
+_TASK_ROWS: Final = 8
+#: Of layers that see everything.
+NO_WINDOW: Final = 1 << 62
 
 
 class PackedBatch:
-    """One step's rows, and what attention needs to know of them; goes through the model's forward as ``packed_batch``.
+    """One step's rows, and what attention needs to know of them.
 
     Args:
         cache: where the sequences' keys and values are, and their tokens.
@@ -60,13 +72,45 @@ class PackedBatch:
         )  # fmt: skip
         self.tokens, self.positions, self._places = _tensor(rows, device)
         self.logit_rows = _tensor(logit_rows, device)
-        self._cache = cache
-        single = chains == 1
-        # Sequences that write are attended in one call, padded to the largest tree; prompts are long and go one by one.
+        self._cache, self._forest = cache, forest
+        self._device, self._layout = device, (slots, cached, chains, first_rows, forest)
+        #: ``[s, 6]`` int64 per sequence: slot, committed positions, chain, rows, first row, first node.
+        self.sequences = np.stack([slots, cached, chains, sizes, first_rows[:-1], forest.offsets[:-1]], axis=1)
+
+        #: By layer, what was asked of attention in this step, but by fused layers.
+        self.asked: dict[int, kernels.Attention] = {}
+
+    @cached_property
+    def native(self) -> kernels.Batch:
+        """What the kernels take."""
+        return kernels.Batch(
+            len(self),
+            len(self.sequences),
+            len(self.tasks),
+            *self._cache.native(),
+            self.sequences.ctypes.data,
+            self.tasks.ctypes.data,
+            self._forest.parents.ctypes.data,
+            self._forest.depths.ctypes.data,
+        )
+
+    @cached_property
+    def tasks(self) -> NDArray[np.int64]:
+        """``[t, 3]`` int64: stretches of rows for one thread each: sequence, its first row and the end."""
+        sizes = self.sequences[:, 3]
+        counts = -(-sizes // _TASK_ROWS)
+        sequence = np.repeat(np.arange(len(sizes)), counts)
+        begin = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * _TASK_ROWS
+        return np.stack([sequence, begin, np.minimum(begin + _TASK_ROWS, sizes[sequence])], axis=1)
+
+    @cached_property
+    def groups(self) -> "list[_Group]":
+        """How torch's own kernels take them: sequences that write in one call, padded to the largest tree; prompts are
+        long and go one by one."""
+        single = self.sequences[:, 2] == 1
         parts = [np.flatnonzero(single)] if single.any() else []
         parts += [np.array([i]) for i in np.flatnonzero(~single)]
-        layout = (slots, cached, chains, first_rows, forest)
-        self.groups = [_Group(part, *layout, device) for part in parts]
+        return [_Group(part, *self._layout, self._device) for part in parts]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -115,7 +159,7 @@ class _Group:
         self._layout = (
             members, places, cached, chains, forest.offsets, forest.parents, forest.depths,
         )  # fmt: skip
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
 
     def queries(self, query: Tensor, kv_heads: int) -> Tensor:
         """``[heads, rows, head_dim]`` of the batch to ``[s, kv_heads, heads / kv_heads * n, head_dim]``.
@@ -134,15 +178,40 @@ class _Group:
         rows = apart.permute(0, 3, 1, 2, 4).reshape(s * self._n, heads, head_dim)
         return rows if self._unpadded else rows.index_select(0, self._real)
 
-    def mask(self, query_groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    def mask(self, query_groups: int, window: int, dtype: torch.dtype) -> Tensor:
         """Additive ``[s, 1, query_groups * n, length]``, made once per step and window."""
         if window not in self._masks:
             hidden = np.ones((self._s, self._n, self.length), np.bool_)
-            _show(hidden, *self._layout, window or np.iinfo(np.int64).max)
+            _show(hidden, *self._layout, window)
             mask = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
             mask.masked_fill_(_tensor(hidden, self._device), torch.finfo(dtype).min)
             self._masks[window] = mask.repeat(1, query_groups, 1)[:, None]
         return self._masks[window]
+
+
+_current: ContextVar[PackedBatch] = ContextVar("_current")
+
+
+@contextmanager
+def serving(batch: PackedBatch) -> Iterator[None]:
+    """The batch that the model's forward, called meanwhile, is of."""
+    token = _current.set(batch)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> PackedBatch:
+    """The batch that is served."""
+    return _current.get()
+
+
+def prepare(model: nn.Module) -> None:
+    """Number the attention modules by tensors, so that a compiler takes all layers for one and compiles it once."""
+    for module in model.modules():
+        if isinstance(layer := getattr(module, "layer_idx", None), int):
+            module.dare_layer = torch.tensor(layer)
 
 
 def packed_attention(
@@ -152,41 +221,96 @@ def packed_attention(
     value: Tensor,
     attention_mask: None,
     *,
-    packed_batch: PackedBatch,
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of every sequence to its own cache slot.
+    """Attention of every sequence to its own cache slot, inside :func:`serving`.
 
     Args:
+        module: an attention module that :func:`prepare` has seen.
         query: ``[1, heads, rows, head_dim]``.
         key, value: ``[1, kv_heads, rows, head_dim]``, written to the cache here.
 
     Returns:
         ``[1, rows, heads, head_dim]`` and no weights, as transformers expects.
     """
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    heads, kv_heads = query.shape[1], key.shape[1]
-    packed_batch.write(layer, key[0], value[0])
+    out = torch.ops.dare.attention(
+        query[0], key[0], value[0], module.dare_layer, scaling, softcap or 0.0, sliding_window or NO_WINDOW
+    )
+    return out[None], None
+
+
+_operators: Final = torch.library.Library("dare", "FRAGMENT")  # type: ignore[no-untyped-call]
+_operators.define(  # type: ignore[no-untyped-call]
+    "attention(Tensor query, Tensor key, Tensor value, Tensor layer, float scale, float softcap, int window) -> Tensor"
+)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, layer: Tensor, scaling: float, softcap: float, window: int
+) -> Tensor:
+    batch, loaded = current(), kernels.load()
+    heads, _, head_dim = query.shape
+    asked = kernels.Attention(int(layer), heads, key.shape[0], head_dim, window, scaling, softcap)
+    batch.asked[asked.layer] = asked
+    if loaded and query.dtype == torch.float32 and query.device.type == "cpu" and head_dim % loaded.lanes == 0:
+        return attend_natively(batch, asked, query, key, value)
+    return attend_by_torch(batch, asked, query, key, value)
+
+
+_operators.impl("attention", _attend, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("dare::attention", lib=_operators)  # type: ignore[untyped-decorator]
+def _attention_shape(query: Tensor, *_: object) -> Tensor:
+    heads, rows, head_dim = query.shape
+    return query.new_empty(rows, heads, head_dim)
+
+
+def attend_natively(batch: PackedBatch, asked: kernels.Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by ``kernels.cpp``: every sequence's own rows and positions, none padded.
+
+    Args:
+        batch: the step's.
+        asked: the layer, its sizes, and how it scores.
+        query: ``[heads, rows, head_dim]`` float32.
+        key, value: ``[kv_heads, rows, head_dim]``, written to the cache here.
+
+    Returns:
+        ``[rows, heads, head_dim]``.
+    """
+    loaded = kernels.load()
+    assert loaded is not None
+    parts = [part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)]
+    out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
+    rows = [kernels.Rows(part.data_ptr(), *part.stride()[:2]) for part in parts]
+    loaded.attention(asked, batch.native, *rows, out.data_ptr())
+    return out
+
+
+def attend_by_torch(batch: PackedBatch, asked: kernels.Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same by torch's own kernels, on any device and in any type; arguments as :func:`attend_natively` has them."""
+    heads, kv_heads, softcap = asked.heads, asked.kv_heads, asked.softcap
+    batch.write(asked.layer, key, value)
     parts = []
-    for group in packed_batch.groups:
-        keys, values = packed_batch.read(layer, group)
-        queries = group.queries(query[0], kv_heads)
-        mask = group.mask(heads // kv_heads, sliding_window, query.dtype)
-        if softcap is None:
-            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
+    for group in batch.groups:
+        keys, values = batch.read(asked.layer, group)
+        queries = group.queries(query, kv_heads)
+        mask = group.mask(heads // kv_heads, asked.window, query.dtype)
+        if not softcap:
+            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=asked.scale)
         else:
-            scores = torch.tanh(queries @ keys.transpose(2, 3) * (scaling / softcap)) * softcap + mask
+            scores = torch.tanh(queries @ keys.transpose(2, 3) * (asked.scale / softcap)) * softcap + mask
             attended = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
         parts.append(group.unpadded(attended, heads))
     if len(parts) == 1:  # then its rows are all rows, in order
-        return parts[0][None], None
-    out = query.new_empty(query.shape[2], heads, value.shape[3])
-    for group, part in zip(packed_batch.groups, parts, strict=True):
+        return parts[0].contiguous()
+    out = query.new_empty(query.shape[1], heads, value.shape[2])
+    for group, part in zip(batch.groups, parts, strict=True):
         out[group.rows] = part
-    return out[None], None
+    return out
 
 
 @njit(cache=True, nogil=True)

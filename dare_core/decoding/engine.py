@@ -22,8 +22,9 @@ from dare_core.decoding import attention
 from dare_core.decoding.attention import PackedBatch
 from dare_core.decoding.budget import Acceptance, StepCost, worthwhile
 from dare_core.decoding.kv_cache import CacheShape, KVCache
+from dare_core.decoding.layers import compile_layers, fuse_layers
 from dare_core.decoding.verification import Judgement, Paths, Rule, judge, longest_paths
-from dare_core.decoding.weights import pack_weights
+from dare_core.decoding.weights import Storage, pack_weights
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import ModelError
 
@@ -128,6 +129,9 @@ class EngineConfig:
         budget: ``measured`` verifies the nodes that pay on this machine, ``fixed`` all that are drafted.
         prefill_rows: prompt tokens in one step at most; longer prompts take several steps.
         cache_bytes: memory for keys and values; sequences wait while it is full. None: as ``max_sequences`` needs.
+        weights: how linear layers' weights are stored on a CPU, if narrower than the model has them. A model that an
+            engine has taken over before keeps what that one chose.
+        compile: let torch.compile have the layers instead of our kernels, which are for CPUs.
         seed: of sampling.
     """
 
@@ -139,6 +143,8 @@ class EngineConfig:
     budget: Literal["measured", "fixed"] = "measured"
     prefill_rows: int = 256
     cache_bytes: int | None = None
+    weights: Storage = "model"
+    compile: bool = False
     seed: int = 0
 
 
@@ -205,9 +211,15 @@ class Engine:
         self._drafter = drafter
         self._config = config
         self._vocabulary = model.get_input_embeddings().num_embeddings
-        self._cache = _allocate(model, config)
+        shape = _cache_shape(model)
+        self._cache = _allocate(model, shape, config)
         model.set_attn_implementation(attention.NAME)
-        pack_weights(model)
+        attention.prepare(model)
+        if config.compile:
+            compile_layers(model)
+        else:
+            fuse_layers(model, shape, config.weights)
+            pack_weights(model, config.weights)
         self._generator = torch.Generator(model.device).manual_seed(config.seed)
         self._acceptance = Acceptance(drafter.evidence_kinds) if drafter else None
         self._waiting: deque[Request | _Sequence] = deque()
@@ -343,13 +355,13 @@ class Engine:
     def _forward(self, step: _Step) -> torch.Tensor:
         """Logits ``[emitting + nodes, vocabulary]``: per sequence its last token's, then its draft nodes'."""
         batch = PackedBatch(self._cache, step.slots, step.chains, step.emitting, step.forest, self._model.device)
-        logits: torch.Tensor = self._model(
-            input_ids=batch.tokens[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            logits_to_keep=batch.logit_rows,
-            packed_batch=batch,
-        ).logits[0]
+        with attention.serving(batch):
+            logits: torch.Tensor = self._model(
+                input_ids=batch.tokens[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                logits_to_keep=batch.logit_rows,
+            ).logits[0]
         self.statistics.steps += 1
         self.statistics.rows += len(batch)
         return logits
@@ -502,8 +514,7 @@ def _recurs(tokens, length):  # type: ignore[no-untyped-def]
     return False
 
 
-def _allocate(model: PreTrainedModel, config: EngineConfig) -> KVCache:
-    shape = _cache_shape(model)
+def _allocate(model: PreTrainedModel, shape: CacheShape, config: EngineConfig) -> KVCache:
     capacity = config.max_length + config.draft_nodes
     slots = config.max_sequences
     if config.cache_bytes is not None:

@@ -84,6 +84,10 @@ class KVCache:
         self._keys[layer].flatten(0, 1).index_copy_(0, places, keys.transpose(0, 1))
         self._values[layer].flatten(0, 1).index_copy_(0, places, values.transpose(0, 1))
 
+    def native(self) -> tuple[int, int, int, int]:
+        """Slots, capacity, and the addresses of all keys and values."""
+        return len(self.lengths), self.capacity, self._keys.data_ptr(), self._values.data_ptr()
+
     def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of some slots, ``[slots, kv_heads, length, head_dim]``; views where a slice names them."""
         keys, values = self._keys[layer, slots, :length], self._values[layer, slots, :length]

@@ -18,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dare_core.decoding import kernels
 from dare_core.drafts import Forest
 
 Mode = Literal["strict", "relaxed", "sampling"]
@@ -88,7 +89,7 @@ def judge(
     """
     device = logits.device
     n_rows, n_nodes = len(logits), len(tokens)
-    peaks, chosen = logits.max(-1)
+    peaks, chosen = _peaks(logits)
     finite = peaks.isfinite()  # NaN counts as the largest value; a masked token's -inf is no fault
     if rule.mode == "sampling":
         chosen = _draw(logits, rule, finite, generator)
@@ -114,6 +115,18 @@ def judge(
         return Judgement(chosen_, finite_ != 0, nothing, nothing, np.empty(0, np.float32))
     is_chosen_, passes_, bits = host[2 * n_rows :].reshape(3, n_nodes)
     return Judgement(chosen_, finite_ != 0, is_chosen_ != 0, passes_ != 0, bits.view(np.float32))
+
+
+def _peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's largest value, and where it stands first."""
+    loaded = kernels.load()
+    if not loaded or logits.device.type != "cpu" or logits.dtype != torch.float32 or not logits.is_contiguous():
+        peaks, places = logits.max(-1)
+        return peaks, places
+    rows, width = logits.shape
+    peaks, places = logits.new_empty(rows), torch.empty(rows, dtype=torch.int32)
+    loaded.peaks(logits.data_ptr(), rows, width, peaks.data_ptr(), places.data_ptr())
+    return peaks, places
 
 
 def _relax(

@@ -1,20 +1,83 @@
-"""Linear layers whose weights lie in the order that the processor's matrix kernels read them in.
+"""Linear layers whose weights lie in the order that the processor reads them in.
 
-On a CPU ``torch.nn.Linear`` hands oneDNN or MKL a plain matrix, which is arranged anew in every call. Arranged once,
-the few rows of a decoding step go through a layer about twice as fast (docs/benchmarks.md).
+A decoding step sends few rows through a layer, so that its time is that of the weights' way from memory. Packed in
+panels they are read once, in order (``kernels.cpp``); stored as bfloat16 or int8 they are half or a quarter as long.
+Where the kernels cannot be compiled, oneDNN's packed arrangement serves (docs/benchmarks.md compares).
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-#: Rows that the arrangement is made for; it serves any number.
+from dare_core.decoding import kernels
+
+#: How the weights of linear layers are stored: as the model's, or narrower. Arithmetic stays in the model's type.
+Storage = Literal["model", "bfloat16", "int8"]
+
+#: Rows that oneDNN's arrangement is made for; it serves any number.
 _ROWS: Final = 32
+_INT8_MAX: Final = 127
+
+
+class PanelLinear(nn.Module):
+    """``nn.Linear`` in float32 for inference on a CPU, by our own kernels.
+
+    Args:
+        linears: layers of the same inputs, whose outputs are put behind each other.
+        storage: how the weights are stored.
+
+    Attributes:
+        layer: what the kernels take.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], storage: Storage) -> None:
+        super().__init__()
+        loaded = kernels.load()
+        assert loaded is not None
+        self._kernel = loaded.linear
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        outputs, inputs = weight.shape
+        scales = bias = None
+        if storage == "int8":  # each output feature's weights in units of their own
+            scales = (weight.abs().amax(1) / _INT8_MAX).clamp_min(torch.finfo(weight.dtype).tiny)
+            weight = (weight / scales[:, None]).round().to(torch.int8)
+        elif storage == "bfloat16":
+            weight = weight.to(torch.bfloat16)
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat([torch.zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears])
+        panels = functional.pad(weight, (0, 0, 0, -outputs % loaded.panel)).view(-1, loaded.panel, inputs)
+        weight = panels.transpose(1, 2).contiguous()
+        self._kept = weight, scales, bias  # for as long as the kernels are given their addresses
+        self._out = torch.empty(0)
+        self.layer = kernels.Linear(
+            weight.data_ptr(),
+            None if scales is None else scales.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            inputs,
+            outputs,
+            kernels.STORAGES.index(str(weight.dtype).removeprefix("torch.")),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``, valid until the next call.
+
+        Logits are tens of megabytes a step: fresh memory would cost the system as much time as verification takes.
+        """
+        hidden = hidden.contiguous()
+        rows = hidden.numel() // self.layer.inputs
+        if self._out.numel() < rows * self.layer.outputs:
+            self._out = hidden.new_empty(rows * self.layer.outputs)
+        out = self._out[: rows * self.layer.outputs].view(*hidden.shape[:-1], self.layer.outputs)
+        if rows:  # a step that only reads prompts asks for no logits
+            self._kernel(self.layer, hidden.data_ptr(), out.data_ptr(), rows)
+        return out
 
 
 class PackedLinear(nn.Module):
-    """``nn.Linear`` for inference on a CPU, in fp32 or bf16. Holds the weight in its packed arrangement alone."""
+    """``nn.Linear`` for inference on a CPU, in fp32 or bf16, by oneDNN. Holds the weight in its packed arrangement."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -29,18 +92,25 @@ class PackedLinear(nn.Module):
         return out
 
 
-def pack_weights(model: nn.Module) -> None:
+def pack_weights(model: nn.Module, storage: Storage = "model") -> None:
     """Replace the model's linear layers by packed ones, where they lie on a CPU that has the kernels for their type."""
     for name, child in list(model.named_children()):
-        if type(child) is nn.Linear and _is_packable(child.weight):
-            setattr(model, name, PackedLinear(child))
+        packed = _packed(child, storage) if type(child) is nn.Linear else None
+        if packed is None:
+            pack_weights(child, storage)
         else:
-            pack_weights(child)
+            setattr(model, name, packed)
 
 
-def _is_packable(weight: Tensor) -> bool:
-    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if weight.device.type != "cpu" or not has_kernels:
-        return False
-    bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 or bf16
+def _packed(linear: nn.Linear, storage: Storage) -> nn.Module | None:
+    weight = linear.weight
+    if weight.device.type != "cpu":
+        return None
+    if weight.dtype == torch.float32 and kernels.load():
+        return PanelLinear([linear], storage)
+    if not torch.backends.mkldnn.is_available() or weight.dtype not in (torch.float32, torch.bfloat16):  # type: ignore[no-untyped-call]
+        return None
+    try:
+        return PackedLinear(linear)
+    except RuntimeError:  # some processors lack the instructions for bfloat16
+        return None

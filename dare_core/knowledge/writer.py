@@ -86,6 +86,8 @@ class Writer:
             eos_token_ids=language_model.eos_token_ids,
             draft_nodes=settings.draft_nodes,
             budget=settings.draft_budget,
+            weights=settings.weights,
+            compile=settings.compile_layers,
             cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
         )
         engine = Engine(language_model.model, PoolDrafter(self.pool, settings.learned_tokens), config)

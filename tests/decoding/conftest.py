@@ -3,6 +3,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from dare_core.decoding import kernels
+
 VOCABULARY = 97
 SMALL = {
     "vocab_size": VOCABULARY,
@@ -50,3 +52,12 @@ def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
 def tiny_llama() -> PreTrainedModel:
     torch.manual_seed(7)
     return transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"], dtype=torch.float32).eval()
+
+
+@pytest.fixture(params=["our kernels", "torch's kernels"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine computes with: the second is what serves where there is no compiler, and on GPUs."""
+    if request.param == "torch's kernels":
+        monkeypatch.setattr(kernels, "load", lambda: None)
+    elif kernels.load() is None:
+        pytest.skip("no C++ compiler")

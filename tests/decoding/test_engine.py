@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
+from dare_core.decoding.attention import current
 from dare_core.decoding.budget import StepCost
 from dare_core.decoding.engine import is_looping
+from dare_core.drafts import Drafter
 from dare_core.errors import ModelError
 from dare_core.pools import Pool, PoolStore
 from dare_core.pools.drafter import PoolDrafter
@@ -37,15 +40,21 @@ def config(**changes: object) -> EngineConfig:
     return EngineConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+def engine_of(model: PreTrainedModel, drafter: Drafter | None, config: EngineConfig) -> Engine:
+    """An engine that takes over a copy, so that the model can still say what is right."""
+    return Engine(copy.deepcopy(model), drafter, config)
+
+
 def requests(asked: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[Request]:
     return [Request(str(i), str(i), prompt, new_tokens) for i, prompt in enumerate(asked)]
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_strict_equals_greedy_generate_whatever_is_drafted(tiny_model: PreTrainedModel) -> None:
     asked = prompts(tiny_model, 8)
     expected = [greedy(tiny_model, prompt, NEW_TOKENS) for prompt in asked]
     drafter = noisy({str(i): text for i, text in enumerate(expected)}, tiny_model.config.vocab_size)
-    results = {r.id: r for r in Engine(tiny_model, drafter, config()).generate(requests(asked))}
+    results = {r.id: r for r in engine_of(tiny_model, drafter, config()).generate(requests(asked))}
     accepted = 0
     for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
         result = results[str(i)]
@@ -59,7 +68,7 @@ def test_strict_equals_greedy_generate_whatever_is_drafted(tiny_model: PreTraine
 def test_without_a_drafter_every_step_emits_one_token_per_sequence(tiny_llama: PreTrainedModel) -> None:
     asked = prompts(tiny_llama, 5)
     expected = [greedy(tiny_llama, prompt, 10) for prompt in asked]
-    for result in Engine(tiny_llama, None, config()).generate(requests(asked, 10)):
+    for result in engine_of(tiny_llama, None, config()).generate(requests(asked, 10)):
         assert result.token_ids == expected[int(result.id)]
         assert result.statistics.steps == result.statistics.new_tokens == len(result.token_ids)
         assert result.statistics.drafted == 0
@@ -67,8 +76,8 @@ def test_without_a_drafter_every_step_emits_one_token_per_sequence(tiny_llama: P
 
 def test_a_text_does_not_depend_on_batch_size_or_order(tiny_llama: PreTrainedModel) -> None:
     asked = requests(prompts(tiny_llama, 6), 20)
-    one = {r.id: r.token_ids for r in Engine(tiny_llama, None, config(max_sequences=1)).generate(asked)}
-    many = {r.id: r.token_ids for r in Engine(tiny_llama, None, config(max_sequences=6)).generate(asked[::-1])}
+    one = {r.id: r.token_ids for r in engine_of(tiny_llama, None, config(max_sequences=1)).generate(asked)}
+    many = {r.id: r.token_ids for r in engine_of(tiny_llama, None, config(max_sequences=6)).generate(asked[::-1])}
     assert one == many
 
 
@@ -76,7 +85,7 @@ def test_statistics_add_up(tiny_llama: PreTrainedModel) -> None:
     asked = prompts(tiny_llama, 4)
     texts = {str(i): greedy(tiny_llama, prompt, NEW_TOKENS) for i, prompt in enumerate(asked)}
     drafter = noisy(texts, tiny_llama.config.vocab_size)
-    for result in Engine(tiny_llama, drafter, config()).generate(requests(asked)):
+    for result in engine_of(tiny_llama, drafter, config()).generate(requests(asked)):
         figures = result.statistics
         assert figures.prompt_tokens == len(asked[int(result.id)])
         assert figures.new_tokens == len(result.token_ids)
@@ -93,7 +102,9 @@ def test_nothing_is_drafted_beyond_a_texts_length(tiny_llama: PreTrainedModel) -
         right = [*text[len(output) :], 5, 5, 5]
         return right, list(range(-1, len(right) - 1))
 
-    [result] = Engine(tiny_llama, Scripted(chain), config(max_length=len(prompt) + 6)).generate(requests([prompt], 6))
+    [result] = engine_of(tiny_llama, Scripted(chain), config(max_length=len(prompt) + 6)).generate(
+        requests([prompt], 6)
+    )
     assert result.token_ids == text
     assert (result.statistics.steps, result.statistics.drafted, result.statistics.accepted) == (1, 5, 5)
 
@@ -104,7 +115,7 @@ def test_the_text_stops_at_the_end_of_sequence_even_inside_a_draft(tiny_llama: P
     end = text[7]
     first = text.index(end)
     drafter = noisy({"0": text}, tiny_llama.config.vocab_size)
-    [result] = Engine(tiny_llama, drafter, config(eos_token_ids=frozenset({end}))).generate(requests([prompt], 30))
+    [result] = engine_of(tiny_llama, drafter, config(eos_token_ids=frozenset({end}))).generate(requests([prompt], 30))
     assert result.token_ids == text[: first + 1]
     assert result.finish_reason == "stop"
 
@@ -118,12 +129,12 @@ def test_relaxed_accepts_what_strict_refuses_and_counts_it(tiny_llama: PreTraine
 
     drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else ([second_best], [-1]))
     relaxed = config(rule=Rule("relaxed", top_k=2, min_prob=0.0))
-    [strict_result] = Engine(tiny_llama, drafter, config()).generate(requests([prompt], 4))
-    [relaxed_result] = Engine(tiny_llama, drafter, relaxed).generate(requests([prompt], 4))
+    [strict_result] = engine_of(tiny_llama, drafter, config()).generate(requests([prompt], 4))
+    [relaxed_result] = engine_of(tiny_llama, drafter, relaxed).generate(requests([prompt], 4))
     assert strict_result.token_ids[0] != second_best
     assert relaxed_result.token_ids[0] == second_best
     assert relaxed_result.statistics.relaxed == relaxed_result.statistics.accepted == 1
-    [too_improbable] = Engine(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.999))).generate(
+    [too_improbable] = engine_of(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.999))).generate(
         requests([prompt], 4)
     )
     assert too_improbable.token_ids == strict_result.token_ids
@@ -144,7 +155,7 @@ def test_a_request_that_cannot_be_served_fails_alone(
 ) -> None:
     good = [3, 4, 5]
     asked = [Request("good", "g", good, 6), Request("bad", "g", prompt, new_tokens)]
-    results = {r.id: r for r in Engine(tiny_llama, None, config()).generate(asked)}
+    results = {r.id: r for r in engine_of(tiny_llama, None, config()).generate(asked)}
     assert reason in str(results["bad"].error)
     assert results["bad"].token_ids == []
     assert results["good"].token_ids == greedy(tiny_llama, good, 6)
@@ -157,7 +168,7 @@ def test_logits_that_are_not_finite_fail_their_own_sequence_only(tiny_llama: Pre
         embeddings[50] = float("nan")
     asked = requests([[3, 4], [50, 4], [5, 6]], 3)
     try:  # the third takes the slot of the broken second
-        results = {r.id: r for r in Engine(tiny_llama, None, config(max_sequences=2)).generate(asked)}
+        results = {r.id: r for r in engine_of(tiny_llama, None, config(max_sequences=2)).generate(asked)}
     finally:
         with torch.no_grad():
             embeddings[50] = saved
@@ -181,7 +192,7 @@ def test_a_real_pool_drafts_texts_it_holds_in_few_steps(tiny_llama: PreTrainedMo
     store = PoolStore(tmp_path)  # type: ignore[arg-type]
     store.build(table, "tiny", "hash", tiny_llama.config.vocab_size)
     pool: Pool = store.open("hash")
-    for result in Engine(tiny_llama, PoolDrafter(pool), config()).generate(
+    for result in engine_of(tiny_llama, PoolDrafter(pool), config()).generate(
         [Request(str(i), "g", p, NEW_TOKENS) for i, p in enumerate(asked)]
     ):
         assert result.token_ids == texts[int(result.id)]
@@ -189,11 +200,12 @@ def test_a_real_pool_drafts_texts_it_holds_in_few_steps(tiny_llama: PreTrainedMo
         assert result.draft_group == "g"
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_prompts_longer_than_a_step_takes_are_read_in_chunks(tiny_model: PreTrainedModel) -> None:
     asked = prompts(tiny_model, 6)
     expected = [greedy(tiny_model, prompt, 12) for prompt in asked]
     drafter = noisy({str(i): text for i, text in enumerate(expected)}, tiny_model.config.vocab_size)
-    engine = Engine(tiny_model, drafter, config(prefill_rows=5))
+    engine = engine_of(tiny_model, drafter, config(prefill_rows=5))
     results = {result.id: result for result in engine.generate(requests(asked, 12))}
     for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
         got = results[str(i)].token_ids
@@ -205,7 +217,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_is_not_read_twice(tiny_model: 
     common = prompts(tiny_model, 1, seed=8)[0] + [7] * 20
     asked = [[*common, *tail] for tail in ([3, 4], [5], [3, 9, 11], [])]
     expected = [greedy(tiny_model, prompt, 10) for prompt in asked]
-    engine = Engine(tiny_model, None, config(max_sequences=2, prefill_rows=len(common)))
+    engine = engine_of(tiny_model, None, config(max_sequences=2, prefill_rows=len(common)))
     results = {result.id: result.token_ids for result in engine.generate(requests(asked, 10))}
     for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
         assert results[str(i)] == text or is_tie(tiny_model, prompt, text, results[str(i)])
@@ -215,32 +227,30 @@ def test_a_prompt_that_begins_like_an_earlier_one_is_not_read_twice(tiny_model: 
 def test_sequences_wait_while_the_cache_is_full_and_none_is_lost(tiny_llama: PreTrainedModel) -> None:
     asked = prompts(tiny_llama, 7)
     one = 2 * 3 * 2 * 16 * 4 * (128 + 16)  # keys and values x layers x heads x head size x fp32 x positions
-    engine = Engine(tiny_llama, None, config(max_sequences=7, cache_bytes=2 * one + 1))
+    engine = engine_of(tiny_llama, None, config(max_sequences=7, cache_bytes=2 * one + 1))
     results = {result.id: result for result in engine.generate(requests(asked, 6))}
     assert len(results) == 7
     assert all(result.token_ids == greedy(tiny_llama, asked[int(i)], 6) for i, result in results.items())
     with pytest.raises(ModelError, match="holds no sequence"):
-        Engine(tiny_llama, None, config(cache_bytes=one - 1))
+        engine_of(tiny_llama, None, config(cache_bytes=one - 1))
 
 
 def test_when_memory_runs_out_fewer_sequences_run_and_none_is_lost(tiny_llama: PreTrainedModel) -> None:
     asked = prompts(tiny_llama, 6)
     expected = [greedy(tiny_llama, prompt, 12) for prompt in asked]
-    forward, sizes = tiny_llama.forward, []
+    model = copy.deepcopy(tiny_llama)
+    forward, sizes = model.forward, []
 
     def scarce(**inputs: object) -> object:
-        batch = inputs["packed_batch"]
-        if len(sizes) > 4 and len(batch.logit_rows) > 2:  # type: ignore[attr-defined]
+        wanted = len(current().logit_rows)
+        if len(sizes) > 4 and wanted > 2:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
-        sizes.append(len(batch.logit_rows))  # type: ignore[attr-defined]
+        sizes.append(wanted)
         return forward(**inputs)
 
-    engine = Engine(tiny_llama, None, config(max_sequences=5))
-    tiny_llama.forward = scarce
-    try:
-        results = {result.id: result.token_ids for result in engine.generate(requests(asked, 12))}
-    finally:
-        tiny_llama.forward = forward
+    engine = Engine(model, None, config(max_sequences=5))
+    model.forward = scarce
+    results = {result.id: result.token_ids for result in engine.generate(requests(asked, 12))}
     assert max(sizes[:5]) > 2 >= max(sizes[5:])
     assert [results[str(i)] for i in range(6)] == expected
 
@@ -249,12 +259,10 @@ def test_a_text_that_does_not_fit_even_alone_fails_and_says_so(tiny_llama: PreTr
     def scarce(**inputs: object) -> object:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    engine, forward = Engine(tiny_llama, None, config()), tiny_llama.forward
-    tiny_llama.forward = scarce
-    try:
-        results = list(engine.generate(requests([[3], [4]], 3)))
-    finally:
-        tiny_llama.forward = forward
+    model = copy.deepcopy(tiny_llama)
+    engine = Engine(model, None, config())
+    model.forward = scarce
+    results = list(engine.generate(requests([[3], [4]], 3)))
     assert [result.error for result in results] == ["out of memory even alone: tried to allocate 2 GiB"] * 2
 
 
@@ -262,7 +270,7 @@ def test_tokens_are_told_as_they_come(tiny_llama: PreTrainedModel) -> None:
     asked = prompts(tiny_llama, 4)
     texts = {str(i): greedy(tiny_llama, prompt, NEW_TOKENS) for i, prompt in enumerate(asked)}
     told: dict[str, list[int]] = {name: [] for name in texts}
-    engine = Engine(tiny_llama, noisy(texts, VOCABULARY), config())
+    engine = engine_of(tiny_llama, noisy(texts, VOCABULARY), config())
     results = list(engine.generate(requests(asked), lambda name, tokens: told[name].extend(tokens)))
     assert told == {result.id: result.token_ids for result in results}
 
@@ -273,7 +281,7 @@ def test_the_drafter_learns_finished_texts_and_which_tokens_were_relaxed(tiny_ll
     with torch.inference_mode():
         second_best = int(tiny_llama(torch.tensor([prompt])).logits[0, -1].topk(2).indices[1])
     drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else ([second_best], [-1]))
-    [result] = Engine(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.0))).generate(requests([prompt], 4))
+    [result] = engine_of(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.0))).generate(requests([prompt], 4))
     assert drafter.learned == [(result.token_ids, [False, True, True, True])]
 
 
@@ -286,7 +294,7 @@ def test_a_measured_budget_drafts_what_is_certain_and_nothing_that_never_passes(
         return (right if group == "right" else [96 - token for token in right]), list(range(-1, len(right) - 1))
 
     def steps_of(group: str) -> tuple[int, int]:
-        engine = Engine(tiny_llama, Scripted(chain), config(budget="measured", max_length=160))
+        engine = engine_of(tiny_llama, Scripted(chain), config(budget="measured", max_length=160))
         engine.step_cost = StepCost(np.array([1.0, 200.0]), np.array([1.0, 20.0]))  # a node costs a tenth of a step
         [result] = engine.generate([Request("0", group, prompt, 60)])
         assert result.token_ids == text
@@ -316,7 +324,9 @@ def test_sampling_follows_the_models_distribution_whatever_is_drafted(tiny_llama
     parents = [*[-1] * len(likely), *(parent for parent, _ in children)]
     drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else (nodes, parents))
     rule = Rule("sampling", temperature=temperature)
-    engine = Engine(tiny_llama, drafter, config(max_sequences=64, draft_nodes=18, rule=rule, eos_token_ids=frozenset()))
+    engine = engine_of(
+        tiny_llama, drafter, config(max_sequences=64, draft_nodes=18, rule=rule, eos_token_ids=frozenset())
+    )
     texts = [tuple(result.token_ids[:2]) for result in engine.generate(requests([prompt] * n, 4))]
     assert engine.statistics.accepted > n / 2  # drafts were taken
 

@@ -1,5 +1,7 @@
 """Strict texts of the bundled model on MovieLens prompts equal transformers' greedy ones (DESIGN.md decision 9)."""
 
+import copy
+
 import pyarrow as pa
 
 from dare_core import models
@@ -39,7 +41,9 @@ def test_strict_texts_of_32_real_prompts_equal_greedy_generate(tmp_path) -> None
         Request(str(i), group, prompt, NEW_TOKENS)
         for i, (group, prompt) in enumerate(zip(groups, prompts, strict=True))
     ]
-    results = {r.id: r for r in Engine(language_model.model, PoolDrafter(pool), config).generate(requests)}
+    results = {
+        r.id: r for r in Engine(copy.deepcopy(language_model.model), PoolDrafter(pool), config).generate(requests)
+    }
 
     differing = [i for i in range(PROMPTS) if results[str(i)].token_ids != expected[i]]
     ties = [i for i in differing if is_tie(language_model.model, prompts[i], expected[i], results[str(i)].token_ids)]
