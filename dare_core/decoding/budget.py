@@ -6,7 +6,6 @@ expected tokens per second rise; where none pays, nothing is drafted.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,19 +20,26 @@ _SHARE_BINS: Final = 10
 _PRIOR: Final = 6.0
 #: Old observations count for less: a count is halved when it reaches this.
 _MEMORY: Final = 20_000.0
+#: A step moves the costs of its size by this share of what they are off by, and those of a size e to the power of
+#: :data:`_LIKENESS` times as large by a third of that. One that is off by more than :data:`_OUTLIER` counts as that.
+_RATE: Final = 0.1
+_LIKENESS: Final = 1.0
+_OUTLIER: Final = 1.5
 
 
-@dataclass(frozen=True, eq=False)
 class StepCost:
-    """Seconds of a forward pass by its number of rows, linear between measurements.
+    """Seconds of a forward pass by its number of rows, linear between the sizes that were measured.
+
+    Measured on an idle engine and corrected by every step that is really made, so that a disturbed measurement, longer
+    texts or a busier machine do not mislead for long.
 
     Attributes:
         rows: ``[m]`` ascending.
         seconds: ``[m]`` never falling.
     """
 
-    rows: NDArray[np.float64]
-    seconds: NDArray[np.float64]
+    def __init__(self, rows: NDArray[np.float64], seconds: NDArray[np.float64]) -> None:
+        self.rows, self.seconds = rows, seconds
 
     @classmethod
     def measure(cls, step: Callable[[int], float], rows: Sequence[int], repeats: int = 4) -> "StepCost":
@@ -43,6 +49,18 @@ class StepCost:
         """
         least = np.min([[step(n) for n in rows] for _ in range(repeats)], axis=0)
         return cls(np.array(rows, np.float64), np.maximum.accumulate(least))
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a step: sizes like it the most, all others a little."""
+        expected = float(self(np.array([rows]))[0])
+        error = np.log(np.clip(seconds / expected, 1 / _OUTLIER, _OUTLIER))
+        likeness = np.exp(-np.abs(np.log(self.rows / rows)) / _LIKENESS)
+        corrected: NDArray[np.float64] = self.seconds * np.exp(_RATE * error * likeness)
+        # Where costs would fall with size, those nearest to what was seen are right.
+        nearest = int(likeness.argmax())
+        corrected[: nearest + 1] = np.minimum.accumulate(corrected[nearest::-1])[::-1]
+        corrected[nearest:] = np.maximum.accumulate(corrected[nearest:])
+        self.seconds = corrected
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds of steps of ``rows`` rows; beyond the last measurement the last slope goes on."""

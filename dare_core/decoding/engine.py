@@ -260,6 +260,8 @@ class Engine:
         finished += self._commit(step, judgement, on_tokens)
         clock.append(time.perf_counter())
         draft, forward, verify, commit = np.diff(clock).tolist()
+        if self.step_cost is not None:
+            self.step_cost.observe(int(step.chains.sum()) + len(step.forest), forward + verify)
         self.statistics.draft_seconds += draft
         self.statistics.forward_seconds += forward
         self.statistics.verify_seconds += verify

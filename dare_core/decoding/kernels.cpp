@@ -154,6 +154,7 @@ void multiplied(const Linear& layer, const float* x, const float* added, float* 
 
 constexpr int KEYS = 8;         // dot products made at once
 constexpr long KEY_BLOCK = 64;  // keys or values that all queries of a task use before the next ones
+constexpr long MANY_TASKS = 16; // that keep all threads busy
 constexpr float HIDDEN = -1e30f;
 
 inline float sum(Vec value) {
@@ -282,14 +283,15 @@ struct Rows {  // [heads, rows, dim] of any strides but the last
     const float* of(long head, long row) const { return at + head * head_stride + row * row_stride; }
 };
 
-// Attention of one KV head's queries in the rows [begin, end) of a sequence.
+// Attention of the rows [begin, end) of a sequence in the KV heads [head, last_head).
 template <int DIM>
-void attend(const Attention& shape, const Batch& batch, const Sequence& s, long begin, long end, long kv_head,
-            const Rows& query, const float* keys, const float* values, std::vector<float>& scratch,
+void attend(const Attention& shape, const Batch& batch, const Sequence& s, long begin, long end, long head,
+            long last_head, const Rows& query, const float* keys, const float* values, std::vector<float>& scratch,
             std::vector<uint8_t>& visible, float* out) {
     const int32_t *parents = batch.parents, *depths = batch.depths;
     const long group = shape.heads / shape.kv_heads, dim = shape.dim, stride = shape.kv_heads * dim;
-    const long count = s.cached + end, queries = (end - begin) * group, root = s.cached + s.chain - 1;
+    const long count = s.cached + end, each = (end - begin) * group, queries = each * (last_head - head);
+    const long root = s.cached + s.chain - 1;
     auto position = [&](long row) {
         return row < s.chain ? s.cached + row : root + depths[s.first_node + row - s.chain];
     };
@@ -298,22 +300,22 @@ void attend(const Attention& shape, const Batch& batch, const Sequence& s, long 
     for (long row = begin; row < end; row++) first = std::min(first, first_seen(row));
     const long padded = (count + LANES) / LANES * LANES;
     if ((long)scratch.size() < queries * padded) scratch.resize(queries * padded);
-    const float* slot_keys = keys + (s.slot * batch.capacity * shape.kv_heads + kv_head) * dim;
-    const float* slot_values = values + (s.slot * batch.capacity * shape.kv_heads + kv_head) * dim;
-    auto query_of = [&](long m) { return query.of(kv_head * group + m % group, s.first_row + begin + m / group); };
-    auto out_of = [&](long m) {
-        return out + ((s.first_row + begin + m / group) * shape.heads + kv_head * group + m % group) * dim;
-    };
+    const float* slot_keys = keys + s.slot * batch.capacity * stride;
+    const float* slot_values = values + s.slot * batch.capacity * stride;
+    auto head_of = [&](long m) { return head + m / each; };
+    auto row_of = [&](long m) { return begin + m % each / group; };
+    auto query_head = [&](long m) { return head_of(m) * group + m % group; };
+    auto out_of = [&](long m) { return out + ((s.first_row + row_of(m)) * shape.heads + query_head(m)) * dim; };
 
     for (long key = first; key < count; key += KEY_BLOCK) {
         const long size = std::min(KEY_BLOCK, count - key);
         for (long m = 0; m < queries; m++)
-            score<DIM>(query_of(m), slot_keys + key * stride, stride, dim, size, shape.scale,
-                       scratch.data() + m * padded + key);
+            score<DIM>(query.of(query_head(m), s.first_row + row_of(m)), slot_keys + key * stride + head_of(m) * dim,
+                       stride, dim, size, shape.scale, scratch.data() + m * padded + key);
     }
     for (long m = 0; m < queries; m++) {
         float* scores = scratch.data() + m * padded;
-        const long row = begin + m / group, seen = first_seen(row), last = s.cached + row + 1;
+        const long row = row_of(m), seen = first_seen(row), last = s.cached + row + 1;
         if (shape.softcap > 0)
             for (long key = seen; key < last; key++) scores[key] = shape.softcap * std::tanh(scores[key] / shape.softcap);
         if (row >= s.chain) {  // of the nodes, the row itself and its ancestors
@@ -332,7 +334,8 @@ void attend(const Attention& shape, const Batch& batch, const Sequence& s, long 
     for (long key = first; key < count; key += KEY_BLOCK) {
         const long size = std::min(KEY_BLOCK, count - key);
         for (long m = 0; m < queries; m++)
-            weigh<DIM>(scratch.data() + m * padded + key, slot_values + key * stride, stride, dim, size, out_of(m));
+            weigh<DIM>(scratch.data() + m * padded + key, slot_values + key * stride + head_of(m) * dim, stride, dim,
+                       size, out_of(m));
     }
 }
 
@@ -354,11 +357,14 @@ void attended(const Attention& shape, const Batch& batch, const Rows& query, con
         }
         std::vector<float> scratch;
         std::vector<uint8_t> visible;
-        const auto attend_head = shape.dim == 64 ? attend<64> : shape.dim == 128 ? attend<128> : attend<0>;
+        const auto attend_rows = shape.dim == 64 ? attend<64> : shape.dim == 128 ? attend<128> : attend<0>;
+        // All heads of a position lie side by side: they are read together, unless that leaves threads idle.
+        const long parts = batch.n_tasks < MANY_TASKS ? shape.kv_heads : 1, heads = shape.kv_heads / parts;
 #pragma omp for schedule(dynamic)
-        for (long task = 0; task < batch.n_tasks * shape.kv_heads; task++) {
-            const int64_t* which = batch.tasks[task / shape.kv_heads];
-            attend_head(shape, batch, batch.sequences[which[0]], which[1], which[2], task % shape.kv_heads, query, keys,
+        for (long task = 0; task < batch.n_tasks * parts; task++) {
+            const int64_t* which = batch.tasks[task / parts];
+            const long head = task % parts * heads;
+            attend_rows(shape, batch, batch.sequences[which[0]], which[1], which[2], head, head + heads, query, keys,
                         values, scratch, visible, out);
         }
     }
@@ -388,6 +394,24 @@ inline float peak_of(const float* row, long width, int32_t* place) {
     for (; i < width; i++) broken |= row[i] != row[i], peak = std::max(peak, row[i]);
     *place = broken ? 0 : std::find(row, row + width, peak) - row;
     return broken ? NAN : peak;
+}
+
+// How many of a row's values are above one, and the logarithm of the sum of e to the power of all.
+inline void compare(const float* row, long width, float value, float peak, int32_t* above, float* log_sum) {
+    Vec total = {};
+    IntVec lower = {};  // minus one in every lane where a value is above
+    long i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        const Vec values = load(row + i);
+        total += exponential(values - peak);
+        lower += values > value;
+    }
+    float rest = sum(total);
+    int32_t count = 0;
+    for (int lane = 0; lane < LANES; lane++) count -= lower[lane];
+    for (; i < width; i++) rest += std::exp(row[i] - peak), count += row[i] > value;
+    *above = count;
+    *log_sum = peak + std::log(rest);
 }
 
 // ---- decoder layers ------------------------------------------------------------------------------------------------
@@ -446,6 +470,13 @@ void dare_attention(const Attention* shape, const Batch* batch, const Rows* quer
 void dare_peaks(const float* logits, long rows, long width, float* peaks, int32_t* places) {
 #pragma omp parallel for schedule(static)
     for (long r = 0; r < rows; r++) peaks[r] = peak_of(logits + r * width, width, places + r);
+}
+
+void dare_compare(const float* logits, long width, const int64_t* rows, const float* values, const float* peaks, long n,
+                  int32_t* above, float* log_sums) {
+#pragma omp parallel for schedule(dynamic)
+    for (long i = 0; i < n; i++)
+        compare(logits + rows[i] * width, width, values[i], peaks[i], above + i, log_sums + i);
 }
 
 void dare_layer(const Layer* layer, const Batch* batch, const float* x, const float* cosines, const float* sines,

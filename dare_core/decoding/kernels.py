@@ -108,6 +108,8 @@ class Kernels:
         layer: ``(Layer, Batch, x [rows, hidden], cosines, sines [rows, rotary], rotary, y [rows, hidden])``.
         peaks: ``(logits [rows, width], rows, width, peaks [rows] float32, places [rows] int32)``: of each row the
             largest and where it stands first; NaN where the row holds one.
+        compare: ``(logits, width, rows [n] int64, values [n], peaks [n], n, above [n] int32, log_sums [n])``: in each
+            of some rows, how many logits are above a value, and the logarithm of the sum of e to the power of all.
     """
 
     def __init__(self, library: Path) -> None:
@@ -121,7 +123,9 @@ class Kernels:
         self.layer.argtypes = [ctypes.POINTER(Layer), ctypes.POINTER(Batch), *[pointer] * 3, number, pointer]
         self.peaks = loaded.dare_peaks
         self.peaks.argtypes = [pointer, number, number, pointer, pointer]
-        for function in (self.linear, self.attention, self.layer, self.peaks):
+        self.compare = loaded.dare_compare
+        self.compare.argtypes = [pointer, number, pointer, pointer, pointer, number, pointer, pointer]
+        for function in (self.linear, self.attention, self.layer, self.peaks, self.compare):
             function.restype = None
 
 

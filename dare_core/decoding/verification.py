@@ -120,13 +120,37 @@ def judge(
 def _peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's largest value, and where it stands first."""
     loaded = kernels.load()
-    if not loaded or logits.device.type != "cpu" or logits.dtype != torch.float32 or not logits.is_contiguous():
+    if not loaded or not _is_native(logits):
         peaks, places = logits.max(-1)
         return peaks, places
     rows, width = logits.shape
     peaks, places = logits.new_empty(rows), torch.empty(rows, dtype=torch.int32)
     loaded.peaks(logits.data_ptr(), rows, width, peaks.data_ptr(), places.data_ptr())
     return peaks, places
+
+
+def _compare(logits: Tensor, rows: Tensor, values: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
+    """In each of some rows, how many logits are above a value, and the logarithm of the sum of e to their power."""
+    loaded = kernels.load()
+    if not loaded or not _is_native(logits):
+        chosen = logits[rows].float()
+        return (chosen > values[:, None]).sum(-1), chosen.logsumexp(-1)
+    n = len(rows)
+    above, log_sums = torch.empty(n, dtype=torch.int32), torch.empty(n)
+    given = [part.contiguous() for part in (rows, values, peaks)]
+    loaded.compare(
+        logits.data_ptr(),
+        logits.shape[1],
+        *(part.data_ptr() for part in given),
+        n,
+        above.data_ptr(),
+        log_sums.data_ptr(),
+    )
+    return above, log_sums
+
+
+def _is_native(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.is_contiguous()
 
 
 def _relax(
@@ -149,17 +173,18 @@ def _relax(
     # A probability is at most the ratio to the argmax's, so most nodes need no look at their whole row.
     may &= (ratios > rule.min_prob) & (ratios >= rule.min_ratio)
     looked_at = _places(may)
-    rows = logits[parents[looked_at]]
+    above, log_sums = _compare(logits, parents[looked_at], own[looked_at], peaks[parents[looked_at]])
     log_probs = torch.zeros_like(ratios)
-    log_probs[looked_at] = own[looked_at] - rows.float().logsumexp(-1)
+    log_probs[looked_at] = own[looked_at] - log_sums
     near = torch.zeros_like(may)
-    near[looked_at] = (rows > own[looked_at, None]).sum(-1) < rule.top_k
+    near[looked_at] = above < rule.top_k
     relaxed = may & near & (log_probs.exp() > rule.min_prob)
     # Only where a tree has relaxed nodes can two of its paths be equally long.
     has_relaxed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     has_relaxed[trees[relaxed]] = True
     compared = _places(is_argmax & has_relaxed[trees])
-    log_probs[compared] = own[compared] - logits[parents[compared]].float().logsumexp(-1)
+    _, log_sums = _compare(logits, parents[compared], own[compared], peaks[parents[compared]])
+    log_probs[compared] = own[compared] - log_sums
     return is_argmax | relaxed, log_probs
 
 
