@@ -93,6 +93,8 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
     run_dir = settings.run_dir(request.run_id)
     arguments = [
         *("--domain-file", str(settings.config_dir / f"{request.domain}.toml")),
+        *("--as-of", (request.as_of or datetime.now(UTC)).isoformat()),
+        *("--pools", str(settings.pool_dir(request.domain, "item").parent)),
         *("--in", str(run_dir / "pulled")),
         *("--out", str(run_dir / "grouped")),
     ]
