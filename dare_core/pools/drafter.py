@@ -7,18 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.drafts import Context, Forest
-from dare_core.pools.index import SuffixIndex
 from dare_core.pools.learned import CUT, LearnedTexts
-from dare_core.pools.store import GLOBAL_GROUP, Pool
-from dare_core.pools.trees import EVIDENCE_KINDS, FOREST_NODE, TRIE_NODE, TRIE_NODES, grow_tree
+from dare_core.pools.manifest import GLOBAL_GROUP
+from dare_core.pools.mapping import MAPPED
+from dare_core.pools.store import MOST_SEGMENTS, Pool
+from dare_core.pools.trees import EVIDENCE_KINDS, FOREST_NODE, Workspace, grow_trees
 
-_EMPTY: Final = SuffixIndex.build([])
+_NO_TOKENS: Final = np.empty(0, np.int32)
+_NO_SEGMENTS: Final = np.empty(0, MAPPED)
 
 
 class PoolDrafter:
     """A :class:`dare_core.drafts.Drafter` that merges what its sources know into one tree for each text.
 
-    Not to be shared by threads.
+    All texts of a step are drafted by one compiled call, which does not hold Python's lock. A drafter is not to be
+    shared by threads.
 
     Args:
         pool: earlier texts by group; None drafts from this run's texts alone.
@@ -47,7 +50,8 @@ class PoolDrafter:
         self._grouped = grouped
         self._learn_relaxed = learn_relaxed
         self._learned = LearnedTexts(learned_tokens)
-        self._trie = np.empty(TRIE_NODES, TRIE_NODE)
+        self._areas: dict[str, tuple[int, int, int, int]] = {}
+        self._work = Workspace.allocate(2 * MOST_SEGMENTS)
 
     def resolve(self, group: str) -> str | None:
         """The group whose pool is searched first: ``group``, the global pool ``*``, or None where there is none."""
@@ -59,39 +63,47 @@ class PoolDrafter:
         """Continue each text by the likeliest ``max_nodes`` nodes, the likeliest path first.
 
         Raises:
-            PoolError: a group's index cannot be read.
+            PoolError: a group's segments cannot be read.
         """
-        nodes = np.empty(len(contexts) * max_nodes, FOREST_NODE)
-        offsets = np.zeros(len(contexts) + 1, np.int32)
-        end = 0
-        for i, context in enumerate(contexts):
-            group, everything = self._indexes(context.group)
-            end = grow_tree(
-                context.tokens[: context.length],
-                context.prompt_length,
-                self._use_own_text,
-                self._learned.linked,
-                self._learned.end,
-                group,
-                everything,
-                self._trie,
-                nodes,
-                end,
-                max_nodes,
-            )
-            offsets[i + 1] = end
+        areas = [self._area(context.group) for context in contexts]
+        texts = [context.tokens[: context.length] for context in contexts]
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([len(text) for text in texts], out=offsets[1:])
+        nodes = np.empty(len(texts) * max_nodes, FOREST_NODE)
+        ends = np.zeros(len(texts) + 1, np.int32)
+        grow_trees(
+            texts[0] if len(texts) == 1 else np.concatenate([*texts, _NO_TOKENS]),
+            offsets,
+            np.array([context.prompt_length for context in contexts], np.int64),
+            self._use_own_text,
+            self._learned.linked,
+            self._learned.end,
+            _NO_SEGMENTS if self._pool is None else self._pool.segments,
+            np.array(areas, np.int64).reshape(-1, 4),
+            self._work,
+            nodes,
+            ends[1:],
+            max_nodes,
+        )
+        nodes = nodes[: ends[-1]]
         columns = ("token", "parent", "depth", "share", "evidence")
-        return Forest(offsets, *(np.ascontiguousarray(nodes[column][:end]) for column in columns))
+        return Forest(ends, *(np.ascontiguousarray(nodes[column]) for column in columns))
 
     def learn(self, context: Context, trusted: NDArray[np.bool_]) -> None:
         """Remember a finished text; ``trusted`` (``[length - prompt_length]`` bool) as the protocol has it."""
         self._learned.add(context.output if self._learn_relaxed else np.where(trusted, context.output, np.int32(CUT)))
 
-    def _indexes(self, group: str) -> tuple[SuffixIndex, SuffixIndex]:
-        """The group's own index and that of all groups, empty where it is not to be searched."""
+    def _area(self, group: str) -> tuple[int, int, int, int]:
+        """Where the segments of the group, and of all groups, stand among the pool's; 0, 0 where none is searched."""
+        if group not in self._areas:
+            self._areas[group] = self._find_area(group)
+        return self._areas[group]
+
+    def _find_area(self, group: str) -> tuple[int, int, int, int]:
         found = self.resolve(group)
         if self._pool is None or found is None:
-            return _EMPTY, _EMPTY
+            return 0, 0, 0, 0
+        everything = self._pool.area(GLOBAL_GROUP)
         if found == GLOBAL_GROUP:
-            return _EMPTY, self._pool.index(GLOBAL_GROUP)
-        return self._pool.index(found), self._pool.index(GLOBAL_GROUP) if self._use_global else _EMPTY
+            return 0, 0, *everything
+        return *self._pool.area(found), *(everything if self._use_global else (0, 0))
