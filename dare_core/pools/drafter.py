@@ -1,6 +1,7 @@
 """Draft trees from a pool, from the text itself, and from texts finished in the same run (paper section 4.1)."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,10 @@ _NO_TOKENS: Final = np.empty(0, np.int32)
 _NO_SEGMENTS: Final = np.empty(0, MAPPED)
 
 
+#: Handing texts to another thread costs as much as drafting a few.
+_LEAST_PER_THREAD: Final = 16
+
+
 class PoolDrafter:
     """A :class:`dare_core.drafts.Drafter` that merges what its sources know into one tree for each text.
 
@@ -31,6 +36,7 @@ class PoolDrafter:
         use_global: search all groups' texts beside those of the text's group.
         grouped: False searches all groups' texts alone.
         learn_relaxed: remember tokens that passed by relaxation too; False cuts learned texts at them.
+        threads: cores that draft large batches.
     """
 
     evidence_kinds = EVIDENCE_KINDS
@@ -43,6 +49,7 @@ class PoolDrafter:
         use_global: bool = True,
         grouped: bool = True,
         learn_relaxed: bool = True,
+        threads: int = 1,
     ) -> None:
         self._pool = pool
         self._use_own_text = use_own_text
@@ -51,7 +58,8 @@ class PoolDrafter:
         self._learn_relaxed = learn_relaxed
         self._learned = LearnedTexts(learned_tokens)
         self._areas: dict[str, tuple[int, int, int, int]] = {}
-        self._work = Workspace.allocate(2 * MOST_SEGMENTS)
+        self._workspaces = [Workspace(2 * MOST_SEGMENTS) for _ in range(threads)]
+        self._others = ThreadPoolExecutor(max(1, threads - 1), "draft")  # starts no thread before its first task
 
     def resolve(self, group: str) -> str | None:
         """The group whose pool is searched first: ``group``, the global pool ``*``, or None where there is none."""
@@ -65,29 +73,40 @@ class PoolDrafter:
         Raises:
             PoolError: a group's segments cannot be read.
         """
-        areas = [self._area(context.group) for context in contexts]
+        jobs = np.array(
+            [(context.length, context.prompt_length, *self._area(context.group)) for context in contexts], np.int64
+        ).reshape(-1, 6)
         texts = [context.tokens[: context.length] for context in contexts]
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(text) for text in texts], out=offsets[1:])
+        threads = max(1, min(len(self._workspaces), len(texts) // _LEAST_PER_THREAD))
+        shares = [slice(len(texts) * k // threads, len(texts) * (k + 1) // threads) for k in range(threads)]
+        others = [
+            self._others.submit(self._grow, texts[share], jobs[share], max_nodes, work)
+            for share, work in zip(shares[1:], self._workspaces[1:], strict=False)
+        ]
+        grown = [self._grow(texts[shares[0]], jobs[shares[0]], max_nodes, self._workspaces[0])]
+        grown += [other.result() for other in others]
+        return grown[0] if threads == 1 else side_by_side(grown)
+
+    def _grow(
+        self, texts: Sequence[NDArray[np.int32]], jobs: NDArray[np.int64], max_nodes: int, work: Workspace
+    ) -> Forest:
         nodes = np.empty(len(texts) * max_nodes, FOREST_NODE)
-        ends = np.zeros(len(texts) + 1, np.int32)
+        offsets = np.zeros(len(texts) + 1, np.int32)
         grow_trees(
             texts[0] if len(texts) == 1 else np.concatenate([*texts, _NO_TOKENS]),
-            offsets,
-            np.array([context.prompt_length for context in contexts], np.int64),
+            jobs,
             self._use_own_text,
             self._learned.linked,
             self._learned.end,
             _NO_SEGMENTS if self._pool is None else self._pool.segments,
-            np.array(areas, np.int64).reshape(-1, 4),
-            self._work,
+            work.addresses,
             nodes,
-            ends[1:],
+            offsets[1:],
             max_nodes,
         )
-        nodes = nodes[: ends[-1]]
+        nodes = nodes[: offsets[-1]]
         columns = ("token", "parent", "depth", "share", "evidence")
-        return Forest(ends, *(np.ascontiguousarray(nodes[column]) for column in columns))
+        return Forest(offsets, *(np.ascontiguousarray(nodes[column]) for column in columns))
 
     def learn(self, context: Context, trusted: NDArray[np.bool_]) -> None:
         """Remember a finished text; ``trusted`` (``[length - prompt_length]`` bool) as the protocol has it."""
@@ -96,7 +115,10 @@ class PoolDrafter:
     def _area(self, group: str) -> tuple[int, int, int, int]:
         """Where the segments of the group, and of all groups, stand among the pool's; 0, 0 where none is searched."""
         if group not in self._areas:
-            self._areas[group] = self._find_area(group)
+            first, end, first_of_all, end_of_all = self._areas[group] = self._find_area(group)
+            searched = end - first + end_of_all - first_of_all
+            if searched > self._workspaces[0].segments:
+                self._workspaces = [Workspace(searched) for _ in self._workspaces]
         return self._areas[group]
 
     def _find_area(self, group: str) -> tuple[int, int, int, int]:
@@ -107,3 +129,21 @@ class PoolDrafter:
         if found == GLOBAL_GROUP:
             return 0, 0, *everything
         return *self._pool.area(found), *(everything if self._use_global else (0, 0))
+
+
+def side_by_side(forests: Sequence[Forest]) -> Forest:
+    """Several forests as one."""
+    begins = np.cumsum([0, *(len(forest) for forest in forests)], dtype=np.int32)
+    parents = [
+        np.where(forest.parents < 0, -1, forest.parents + begin).astype(np.int32)
+        for forest, begin in zip(forests, begins, strict=False)
+    ]
+    ends = [forest.offsets[1:] + begin for forest, begin in zip(forests, begins, strict=False)]
+    return Forest(
+        np.concatenate([[0], *ends]).astype(np.int32),
+        np.concatenate([forest.tokens for forest in forests]),
+        np.concatenate(parents),
+        np.concatenate([forest.depths for forest in forests]),
+        np.concatenate([forest.shares for forest in forests]),
+        np.concatenate([forest.evidence for forest in forests]),
+    )

@@ -81,18 +81,22 @@ class PoolFiles:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
-    def segment(self, entry: SegmentEntry) -> Path:
-        """A segment as a local file whose bytes have been checked on this host.
+    def segment(self, entry: SegmentEntry, anew: bool = False) -> Path:
+        """A segment as a local file whose bytes have been checked on this host, or are now.
+
+        Args:
+            entry: which.
+            anew: check, or fetch, it again.
 
         Raises:
             PoolError: it is missing or damaged, or larger than the cache.
         """
         if self.local:
             path = self.local / "segments" / entry.sha256
-            self._verify_once(path, entry)
+            self._verify_once(path, entry, anew)
             return path
         path = self._cache / "segments" / entry.sha256
-        if path.exists() and path.stat().st_size == entry.size:
+        if not anew and path.exists() and path.stat().st_size == entry.size:
             os.utime(path)  # read last now
             return path
         if entry.size > self._cache_bytes:
@@ -109,7 +113,7 @@ class PoolFiles:
         write_atomically(path, data)
         return path
 
-    def _verify_once(self, path: Path, entry: SegmentEntry) -> None:
+    def _verify_once(self, path: Path, entry: SegmentEntry, anew: bool) -> None:
         """Check a segment's bytes unless this host has, and nobody has written to the file since."""
         try:
             status = path.stat()
@@ -121,7 +125,7 @@ class PoolFiles:
         seen = f"{status.st_ino} {status.st_mtime_ns}"
         stamp = self.local / "verified" / socket.gethostname() / entry.sha256
         with contextlib.suppress(OSError):
-            if stamp.read_text() == seen:
+            if not anew and stamp.read_text() == seen:
                 return
         digest = hashlib.sha256()
         with path.open("rb") as file:

@@ -131,18 +131,13 @@ def _double(symbols: NDArray[np.int32], reach: NDArray[np.uint8]) -> NDArray[np.
                 place = following[rank[i]]
                 following[rank[i]] = place + 1
                 ordered[place] = i
-        first, distinct = 0, 1
+        first, distinct, newer_before, older_before = 0, 0, -1, -1
         for k in range(n):
             i = ordered[k]
-            if k:
-                before = ordered[k - 1]
-                same = rank[i] == rank[before]
-                if same:
-                    older = rank[i - length] if reach[i] >= length else -1
-                    same = older == (rank[before - length] if reach[before] >= length else -1)
-                if not same:
-                    first = k
-                    distinct += 1
+            newer, older = rank[i], rank[i - length] if reach[i] >= length else -1
+            if newer != newer_before or older != older_before:
+                first, newer_before, older_before = k, newer, older
+                distinct += 1
             new_rank[i] = first
         order, ordered = ordered, order
         rank, new_rank = new_rank, rank

@@ -49,7 +49,7 @@ def _to_pointer(_: Any, address: Any) -> Any:
 
 
 #: As compiled code calls it: without the typing context.
-_pointer: Final[Any] = _to_pointer
+pointer: Final[Any] = _to_pointer
 
 
 @compiled
@@ -58,8 +58,8 @@ def mapped(rows: NDArray[np.void], k: int) -> ContextIndex:
     row = rows[k]
     n = row.length
     return ContextIndex(
-        carray(_pointer(row.tokens), (n,), np.int32),
-        carray(_pointer(row.order), (n,), np.int32),
-        carray(_pointer(row.keys), ((n + STRIDE - 1) // STRIDE,), np.uint64),
+        carray(pointer(row.tokens), (n,), np.int32),
+        carray(pointer(row.order), (n,), np.int32),
+        carray(pointer(row.keys), ((n + STRIDE - 1) // STRIDE,), np.uint64),
         row.key_tokens,
     )

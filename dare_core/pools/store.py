@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dare_core.errors import PoolError
 from dare_core.pools.eviction import Limits, choose
 from dare_core.pools.files import DEFAULT_CACHE, DEFAULT_CACHE_BYTES, PoolFiles
+from dare_core.pools.index import START
 from dare_core.pools.manifest import GLOBAL_GROUP, GroupManifest, PoolManifest
 from dare_core.pools.mapping import MAPPED, rows_of
 from dare_core.pools.register import FileRegister, Register
@@ -38,6 +39,7 @@ MOST_SEGMENTS: Final = 9
 GLOBAL_TOKENS: Final = 2_000_000
 #: A file that no version names is removed when it is older: a builder at work may be about to name it.
 _GRACE_SECONDS: Final = 24 * 3600
+_EXPORTED: Final = {"group": pa.string(), "token_ids": pa.list_(pa.int32()), "day": pa.date32()}
 _VERSION: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -112,8 +114,9 @@ class PoolStore:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.files = PoolFiles(str(root), cache, cache_bytes)
-        self.root = self.files.local or root
-        self.register = register or FileRegister(self.files.host_root)
+        #: The root as it was given, and the local folder that it is or that stands for it here.
+        self.location, self.root = str(root), self.files.host_root
+        self.register = register or FileRegister(self.root)
 
     # Building
 
@@ -284,11 +287,22 @@ class PoolStore:
         """
         if version := self._current():
             return version
-        raise PoolError(f"there is no pool at {self.root}; build one with `dare pool build --out {self.root}`")
+        raise PoolError(f"there is no pool at {self.location}; build one with `dare pool build --out {self.location}`")
 
     def versions(self) -> list[str]:
         """The version in force, then those before it, the latest first."""
         return [version for version in self.register.versions() if self.files.exists(_path(version))]
+
+    def version_before(self, version: str) -> str:
+        """The version that was in force before another.
+
+        Raises:
+            PoolError: there is none.
+        """
+        versions = self.versions()
+        if version in versions[:-1]:
+            return versions[versions.index(version) + 1]
+        raise PoolError(f"pool {self.location} has no version before {version}")
 
     def manifest(self, version: str | None = None) -> PoolManifest:
         """What a version (default: the one in force) holds.
@@ -300,9 +314,9 @@ class PoolStore:
         if not _VERSION.fullmatch(version):
             raise PoolError(f"{version!r} is not a pool version; versions are 16 hex digits")
         try:
-            return PoolManifest.of_json(self.files.read(_path(version)), version, f"{self.root}/{_path(version)}")
+            return PoolManifest.of_json(self.files.read(_path(version)), version, f"{self.location}/{_path(version)}")
         except FileNotFoundError:
-            raise PoolError(f"pool {self.root} has no version {version!r}") from None
+            raise PoolError(f"pool {self.location} has no version {version!r}") from None
 
     def open(self, tokenizer_hash: str, version: str | None = None) -> Pool:
         """A version (default: the one in force) to draft from.
@@ -315,10 +329,8 @@ class PoolStore:
         """
         wanted = self.manifest(version)
         self._check_tokenizer(wanted, tokenizer_hash)
-        history = self.versions()
-        at = history.index(wanted.version) if wanted.version in history else 0
         damage: PoolError | None = None
-        for candidate in [wanted.version, *history[at + 1 :]]:
+        for candidate in self._from(wanted.version):
             try:
                 manifest = self.manifest(candidate)
                 self._check_tokenizer(manifest, tokenizer_hash)
@@ -333,14 +345,18 @@ class PoolStore:
         assert damage is not None
         raise damage
 
-    def check(self, manifest: PoolManifest) -> None:
-        """Check that a version's files are there and whole; bytes that this host has checked before are not read again.
+    def check(self, manifest: PoolManifest, thoroughly: bool = False) -> None:
+        """Check that a version's files are there and whole.
+
+        Args:
+            manifest: the version's.
+            thoroughly: read bytes again that this host has checked before.
 
         Raises:
             PoolError: names the first file that is not.
         """
         for entry in _entries(manifest):
-            segment = Segment.map(self.files.segment(entry))
+            segment = Segment.map(self.files.segment(entry, anew=thoroughly))
             if (segment.texts, segment.tokens) != (entry.texts, entry.tokens):
                 raise PoolError(f"segment {entry.sha256} holds something else than version {manifest.version} says")
 
@@ -357,6 +373,22 @@ class PoolStore:
             counts.append({name: n for name, n in found.items() if n and name != GLOBAL_GROUP})
         return PoolDifference(*counts)
 
+    def texts(self, manifest: PoolManifest) -> pa.Table:
+        """The texts of a version's groups: ``group``, ``token_ids`` and ``day`` (null where unknown)."""
+        parts = [pa.table({name: pa.array([], kind) for name, kind in _EXPORTED.items()})]
+        for group, part in manifest.groups.items():
+            for segment in map(self._segment, part.segments if group != GLOBAL_GROUP else ()):
+                rows = segment.rows
+                ids = segment.index.tokens[segment.index.tokens != START]
+                ends = np.concatenate([[0], np.cumsum(rows["length"])]).astype(np.int32)
+                columns = {
+                    "group": pa.array([group] * len(rows), pa.string()),
+                    "token_ids": pa.ListArray.from_arrays(ends, ids),
+                    "day": pa.array(rows["day"], pa.int32(), mask=rows["day"] == 0).cast(pa.date32()),
+                }
+                parts.append(pa.table(columns))
+        return pa.concat_tables(parts)
+
     # Keeping
 
     def rollback(self, version: str | None = None) -> PoolManifest:
@@ -365,10 +397,8 @@ class PoolStore:
         Raises:
             PoolError: there is no such version, or it is damaged.
         """
-        current, *earlier = self.versions() or [self.current()]
-        if version is None and not earlier:
-            raise PoolError(f"pool {self.root} has no version before {current}")
-        manifest = self.manifest(version or earlier[0])
+        current = self.current()
+        manifest = self.manifest(version or self.version_before(current))
         self.check(manifest)
         self.register.publish(manifest, current)
         return manifest
@@ -417,10 +447,19 @@ class PoolStore:
     def _readable(self, version: str) -> bool:
         return self.files.exists(_path(version))
 
+    def _from(self, version: str) -> list[str]:
+        """A version and those before it, the latest first; by their files' times where the register knows none."""
+        history = self.versions()
+        if version not in history:
+            written = self.files.names("versions")
+            latest_first = sorted(written, key=lambda name: written[name], reverse=True)
+            history = [name.removesuffix(".json") for name in latest_first if name.endswith(".json")]
+        return history[history.index(version) :]
+
     def _check_tokenizer(self, manifest: PoolManifest, tokenizer_hash: str) -> None:
         if manifest.tokenizer_hash != tokenizer_hash:
             raise PoolError(
-                f"pool {self.root} version {manifest.version} was built with tokenizer {manifest.tokenizer_hash} "
+                f"pool {self.location} version {manifest.version} was built with tokenizer {manifest.tokenizer_hash} "
                 f"(model {manifest.model}), but the model in use has tokenizer {tokenizer_hash}; build the pool again"
             )
 

@@ -8,15 +8,15 @@ likeliest nodes are the draft tree. Only nodes that get into the tree are looked
 nothing.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-from numba import njit
+from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from dare_core.pools.index import MAX_MATCH, START, compiled, locate, matching
 from dare_core.pools.learned import LinkedTexts, find_linked
-from dare_core.pools.mapping import mapped
+from dare_core.pools.mapping import mapped, pointer
 
 #: The longest branch of a draft tree.
 MAX_DEPTH: Final = 16
@@ -43,6 +43,7 @@ EVIDENCE_KINDS: Final = RECENT + 1
 
 #: Occurrences that a draft can need: two pools at each match length, the text itself, learned texts, recent tokens.
 _MOST: Final = MAX_OCCURRENCES * (2 * MATCH_KINDS + 2) + RECENT_TOKENS
+_MOST_NODES: Final = 1 + _MOST * MAX_DEPTH
 #: Places of the table that finds a node's child by its token; a power of two above the children a node can have.
 _PLACES: Final = 1 << _MOST.bit_length()
 
@@ -85,25 +86,25 @@ FOREST_NODE: Final = np.dtype(
 )
 
 
-class Workspace(NamedTuple):
-    """Memory that one thread grows trees in, kept from call to call."""
+class Workspace:
+    """Memory that one thread grows trees in, kept from call to call.
 
-    occurrences: NDArray[np.void]
-    following: NDArray[np.int32]
-    nodes: NDArray[np.void]
-    places: NDArray[np.int32]
-    found: NDArray[np.void]
+    Compiled code gets it by address, as it gets segments, which spares counting references to it in every loop.
 
-    @classmethod
-    def allocate(cls, segments: int) -> "Workspace":
-        """For searches of at most so many segments."""
-        return cls(
+    Args:
+        segments: how many segments are searched for a text at most.
+    """
+
+    def __init__(self, segments: int) -> None:
+        self._arrays = (
             np.empty(_MOST, _OCCURRENCE),
             np.empty((_MOST, MAX_DEPTH), np.int32),
-            np.empty(1 + _MOST * MAX_DEPTH, _NODE),
+            np.empty(_MOST_NODES, _NODE),
             np.empty(_PLACES, np.int32),
             np.empty(segments, _FOUND),
         )
+        self.addresses = np.array([array.ctypes.data for array in self._arrays], np.uint64)
+        self.segments = segments
 
 
 # The functions below loop over arrays that they get one by one, and call others only for many occurrences at once:
@@ -113,14 +114,12 @@ class Workspace(NamedTuple):
 @compiled
 def grow_trees(
     texts: NDArray[np.int32],
-    offsets: NDArray[np.int64],
-    prompt_lengths: NDArray[np.int64],
+    jobs: NDArray[np.int64],
     use_own_text: bool,
     learned: LinkedTexts,
     learned_end: int,
     segments: NDArray[np.void],
-    areas: NDArray[np.int64],
-    work: Workspace,
+    work: NDArray[np.uint64],
     forest: NDArray[np.void],
     ends: NDArray[np.int32],
     max_nodes: int,
@@ -129,33 +128,29 @@ def grow_trees(
 
     Args:
         texts: the texts, prompt and output, one behind the other, int32.
-        offsets: ``[s + 1]``: text *i* is ``texts[offsets[i]:offsets[i + 1]]``.
-        prompt_lengths: ``[s]``: tokens of the prompts, which only the text itself is searched for.
+        jobs: ``[s, 6]``: of each text, its length, how much of that is the prompt, which only the text itself is
+            searched for, and where in ``segments`` those of its group, and those of all groups, begin and end.
         use_own_text: whether a text itself is a source.
         learned: texts finished in this run, valid up to ``learned_end``.
         segments: rows of :data:`~dare_core.pools.mapping.MAPPED`.
-        areas: ``[s, 4]``: the segments ``[first, end)`` of the text's group, and those of all groups.
-        work: to work in, for as many segments as the two areas of a text have together.
+        work: addresses of a :class:`Workspace`, made for as many segments as are searched for a text.
         forest: ``[s * max_nodes]`` :data:`FOREST_NODE`, to be written.
         ends: ``[s]`` int32, to be written: where each tree ends.
         max_nodes: nodes of a tree at most.
     """
-    occurrences, following, nodes, places, found = work
-    end = 0
+    occurrences = carray(pointer(work[0]), (_MOST,), _OCCURRENCE)
+    following = carray(pointer(work[1]), (_MOST, MAX_DEPTH), np.int32)
+    nodes = carray(pointer(work[2]), (_MOST_NODES,), _NODE)
+    places = carray(pointer(work[3]), (_PLACES,), np.int32)
+    begin, end = 0, 0
     for i in range(len(ends)):
+        text = texts[begin : begin + jobs[i, 0]]
+        begin += jobs[i, 0]
         if max_nodes:
-            text = texts[offsets[i] : offsets[i + 1]]
+            area = jobs[i, 2:]
+            found = carray(pointer(work[4]), (area[1] - area[0] + area[3] - area[2],), _FOUND)
             used = _gather(
-                text,
-                prompt_lengths[i],
-                use_own_text,
-                learned,
-                learned_end,
-                segments,
-                areas[i],
-                occurrences,
-                following,
-                found,
+                text, jobs[i, 1], use_own_text, learned, learned_end, segments, area, occurrences, following, found
             )
             end = _take_likeliest(occurrences[:used], following, nodes, places, forest, end, max_nodes)
         ends[i] = end
@@ -364,6 +359,14 @@ def _weigh(occurrences: NDArray[np.void], begin: int, end: int, weight: float, c
     return end
 
 
+@njit(inline="always")
+def _hand_over(nodes: NDArray[np.void], child: int, last: int, count: float, weight: float) -> None:
+    """Add a row of occurrences, of which the last is ``last``, to a child."""
+    nodes[child].last = last
+    nodes[child].count += count
+    nodes[child].weight += weight
+
+
 @compiled
 def _take_likeliest(
     occurrences: NDArray[np.void],
@@ -390,30 +393,38 @@ def _take_likeliest(
     queue = np.empty(max_nodes, np.int32)
     queued, taken, node, used = 0, 0, 0, 1
     while True:
-        # Hand the occurrences that pass through the node on to its children.
+        # Hand the occurrences that pass through the node on to its children. Many in a row go to the same one.
         children, depth, i = used, nodes[node].depth, nodes[node].first
+        child, token, last, count, weight = 0, START, -1, 0.0, 0.0
         while i >= 0 and depth < MAX_DEPTH:
-            occurrence, token, next_one = occurrences[i], following[i, depth], occurrences[i].next
-            if token >= 0:
-                place = (token * 40503) & (_PLACES - 1)
-                child = places[place]
-                # The entries of other nodes' children count as none.
-                while child >= children and nodes[child].token != token:
-                    place = (place + 1) & (_PLACES - 1)
+            occurrence, following_one = occurrences[i], occurrences[i].next
+            if following[i, depth] >= 0:
+                if following[i, depth] != token:
+                    if child:
+                        _hand_over(nodes, child, last, count, weight)
+                    token, count, weight = following[i, depth], 0.0, 0.0
+                    place = (token * 40503) & (_PLACES - 1)
                     child = places[place]
-                if child < children:
-                    child, used = used, used + 1
-                    places[place] = child
-                    new = nodes[child]
-                    new.token, new.parent, new.depth, new.evidence = token, node, depth + 1, occurrence.evidence
-                    new.first, new.last, new.count, new.weight = i, i, 0, 0
-                here = nodes[child]
-                occurrences[here.last].next = i
-                here.last = i
-                here.count += occurrence.count
-                here.weight += occurrence.weight
+                    # The entries of other nodes' children count as none.
+                    while child >= children and nodes[child].token != token:
+                        place = (place + 1) & (_PLACES - 1)
+                        child = places[place]
+                    if child < children:
+                        child, used = used, used + 1
+                        places[place] = child
+                        new = nodes[child]
+                        new.token, new.parent, new.depth, new.evidence = token, node, depth + 1, occurrence.evidence
+                        new.first, new.last, new.count, new.weight = i, -1, 0, 0
+                    last = nodes[child].last
+                if last >= 0:
+                    occurrences[last].next = i
+                last = i
+                count += occurrence.count
+                weight += occurrence.weight
                 occurrence.next = -1
-            i = next_one
+            i = following_one
+        if child:
+            _hand_over(nodes, child, last, count, weight)
         known = nodes[node].count / (nodes[node].count + NODE_ESCAPE)
         for child in range(children, used):
             here = nodes[child]

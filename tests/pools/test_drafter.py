@@ -117,6 +117,16 @@ def test_the_trees_of_several_texts_stand_side_by_side(tmp_path: Path) -> None:
     assert (forest.shares.dtype, forest.evidence.dtype) == (np.float32, np.int16)
 
 
+def test_several_threads_draft_what_one_does(tmp_path: Path) -> None:
+    both = pool(tmp_path, Drama=[[n % 7, n % 5, n % 3, n] for n in range(40)], Horror=[[1, 2], [1, 3]])
+    contexts = [context([n % 7, n % 5], group="Drama" if n % 2 else "Horror") for n in range(50)]
+    one, two = (PoolDrafter(both, threads=threads).draft(contexts, 6) for threads in (1, 2))
+    assert len(one) > 100
+    for name in ("offsets", "tokens", "parents", "depths", "shares", "evidence"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+        assert getattr(one, name).dtype == getattr(two, name).dtype
+
+
 def test_what_follows_most_often_comes_first_and_nothing_is_certain(tmp_path: Path) -> None:
     drafter = PoolDrafter(pool(tmp_path, Drama=[[1, 2, 3], [1, 2, 3], [1, 2, 4]]))
     forest = drafter.draft([context([1, 2])], 2)
