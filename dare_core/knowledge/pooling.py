@@ -70,8 +70,12 @@ def refresh_pool(
         manifest = store.add(texts, *facts) if base else store.build(texts, *facts)
     else:
         segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)
-        onto, replacing = base and base.version, before and before.version
-        manifest = store.publish(segments, *facts, onto=onto, replacing=replacing)
+        manifest = store.publish(
+            segments,
+            *facts,
+            onto=base.version if base else None,
+            replacing=before.version if before else None,
+        )
     _write_mark(store, manifest.version, loads.newest)
     return manifest
 
