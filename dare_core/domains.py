@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dare_core.errors import SettingError
 from dare_core.settings import Settings
@@ -29,7 +29,7 @@ class EntityTable(_Section):
     updated_at: str = Field(description="column with the time of a row's last change, UTC")
     title: str | None = Field(None, description="column with the name that prompts use; required for items")
     attributes: tuple[str, ...] = Field(description="columns that describe the entity, in the order prompts list them")
-    group: str = Field(description="attribute that names the retrieval-pool group; of a list, the first value")
+    group: str = Field(description="attribute that names the retrieval-pool group; see [grouping]")
 
 
 class InteractionTable(_Section):
@@ -56,6 +56,58 @@ class Source(_Section):
     interactions: InteractionTable
 
 
+class AttributeGrouping(_Section):
+    """How the attribute that ``group`` names makes retrieval-pool groups."""
+
+    several: Literal["first", "all"] = Field(
+        "first", description="of a list, the first value names the group, or all of them together"
+    )
+    min_count: int = Field(1, ge=1, description="values of fewer entities share the group that `rest` names")
+    rest: str = Field("rest", pattern=r"^[^*\s]\S*( \S+)*$", max_length=64)
+
+
+class ClusterGrouping(_Section):
+    """Collaborative clusters: implicit-feedback factors of what users met, then k-means by direction."""
+
+    min_interactions: int = Field(5, ge=1, description="users with fewer are at their cold start")
+    users_per_cluster: int = Field(20, ge=1, description="on average at least; with too few users there are none")
+    min_clusters: int = Field(4, ge=2)
+    max_clusters: int = Field(12, ge=2, description="the number between the bounds with the best silhouette is taken")
+    rank: int = Field(16, ge=1, le=256, description="width of the factors")
+    regularization: float = Field(0.01, gt=0)
+    alpha: float = Field(1.0, gt=0, description="confidence in an interaction of value r is 1 + alpha * r")
+    iterations: int = Field(10, ge=1, description="of alternating least squares")
+    seed: int = Field(0, ge=0)
+    refit_growth: float = Field(
+        0.2, ge=0, description="fit anew once there are so many more interactions, as a share; until then fold users in"
+    )
+    move_margin: float = Field(
+        0.1, ge=0, lt=1, description="a user moves when another cluster is nearer by more than this share"
+    )
+    silhouette_margin: float = Field(
+        0.02, ge=0, description="the number of clusters changes for a silhouette better by more than this"
+    )
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "ClusterGrouping":
+        if self.max_clusters < self.min_clusters:
+            raise ValueError(f"max_clusters {self.max_clusters} is below min_clusters {self.min_clusters}")
+        return self
+
+
+class UserGrouping(AttributeGrouping):
+    """Users by cluster where configured; by attribute at their cold start."""
+
+    clusters: ClusterGrouping | None = None
+
+
+class Grouping(_Section):
+    """How entities are split into retrieval-pool groups (paper section 4.1)."""
+
+    items: AttributeGrouping = AttributeGrouping()
+    users: UserGrouping = UserGrouping()
+
+
 class Knowledge(_Section):
     """How the knowledge is asked for (KAR, arXiv 2306.10933, section 3.2)."""
 
@@ -73,6 +125,7 @@ class Domain(_Section):
 
     name: str
     source: Source
+    grouping: Grouping = Grouping()
     knowledge: Knowledge
 
 

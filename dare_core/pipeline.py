@@ -24,6 +24,7 @@ from dare_core.errors import InputError, QualityError
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.planning import Planner
+from dare_core.knowledge.pooling import Build, refresh_pool
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
@@ -36,6 +37,7 @@ from dare_core.warehouse import load as warehouse_load
 from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import require_current
+from dare_core.warehouse.pool_register import WarehouseRegister
 from dare_core.warehouse.server import serving
 
 #: Airflow maps a task over 1024 items at most, and there are two kinds.
@@ -93,6 +95,8 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
     run_dir = settings.run_dir(request.run_id)
     arguments = [
         *("--domain-file", str(settings.config_dir / f"{request.domain}.toml")),
+        *("--as-of", (request.as_of or datetime.now(UTC)).isoformat()),
+        *("--pools", str(settings.pool_dir(request.domain, "item").parent)),
         *("--in", str(run_dir / "pulled")),
         *("--out", str(run_dir / "grouped")),
     ]
@@ -129,7 +133,10 @@ def plan(settings: Settings, request: RunRequest) -> list[dict[str, Any]]:
                 pool = warehouse_read.current_pool(engine, domain.name, kind)
                 usable = pool is not None and pool["tokenizer_hash"] == decoding.tokenizer_hash
                 size = max(settings.shard_size, -(-len(rows) // MAX_SHARDS_PER_KIND))
-                parts += shards.write_shards(run_dir, kind, rows, size, pool["version"] if pool and usable else None)
+                version = pool["version"] if pool and usable else None
+                if version:  # the run's shards draft from it until they are loaded
+                    _pool_store(settings, engine, domain.name, kind).pin(version, request.run_id)
+                parts += shards.write_shards(run_dir, kind, rows, size, version)
             planned = Plan(
                 run_id=request.run_id,
                 domain=domain.name,
@@ -199,6 +206,7 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
         warehouse_load.quarantine(engine, refused)
         if lost > settings.max_failing_share:
             warehouse_load.record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC), **counts)
+            _release_pools(settings, engine, request)
             raise QualityError(
                 f"{lost:.0%} of the {planned.requests} texts of run {request.run_id} failed, more than "
                 f"max_failing_share {settings.max_failing_share:.0%}; they are in quarantine, see {outcome.docs_index}"
@@ -234,37 +242,26 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
         summary = warehouse_load.load_knowledge(engine, knowledge, embeddings)
         loaded = summary.loaded + summary.already_there
         warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
+        _release_pools(settings, engine, request)
     return vars(summary) | {"kinds": sorted(set(knowledge["kind"].to_pylist()))}
 
 
 def rebuild_pools(settings: Settings, domain: str, kinds: tuple[Kind, ...] = KINDS) -> dict[str, Any]:
-    """Build a new version of each kind's retrieval pool from all loaded knowledge, and make it the current one."""
+    """Add what was loaded since to each kind's retrieval pool, and make that version the current one."""
     load_domain(settings, domain)
     tokenizer = models.load_tokenizer(settings)
-    tokenizer_hash = models.tokenizer_hash(tokenizer)
+    build = Build(domain, models.tokenizer_hash(tokenizer), len(tokenizer))
     summary: dict[str, Any] = {}
-    with _warehouse(settings) as (_, engine):
+    with _warehouse(settings) as (url, engine):
         for kind in kinds:
-            texts = warehouse_read.pool_texts(engine, domain, kind, tokenizer_hash)
-            if not len(texts):
-                continue
-            store = PoolStore(settings.pool_dir(domain, kind))
-            manifest = store.build(texts, settings.model, tokenizer_hash, len(tokenizer))
-            row = {
-                "domain": domain,
-                "kind": kind,
-                "version": manifest.version,
-                "location": str(store.root),
-                "model": manifest.model,
-                "tokenizer_hash": tokenizer_hash,
-                "groups": len(manifest.groups) - 1,
-                "texts": manifest.texts,
-                "tokens": manifest.tokens,
-                "is_current": True,
-                "created_at": datetime.now(UTC),
-            }
-            warehouse_load.publish_pool(engine, row)
-            summary[kind] = {name: row[name] for name in ("version", "groups", "texts", "tokens")}
+            manifest = refresh_pool(settings, url, engine, _pool_store(settings, engine, domain, kind), build, kind)
+            if manifest is not None:
+                summary[kind] = {
+                    "version": manifest.version,
+                    "groups": len(manifest.groups) - 1,
+                    "texts": manifest.texts,
+                    "tokens": manifest.tokens,
+                }
     return summary
 
 
@@ -292,6 +289,18 @@ def run(
             summary |= result
         on_stage("rebuild_pools", rebuild_pools(settings, request.domain, request.kinds))
     return summary
+
+
+def _pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
+    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
+    root = settings.pool_dir(domain, kind)
+    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)
+
+
+def _release_pools(settings: Settings, engine: Engine, request: RunRequest) -> None:
+    """The run needs its pool versions no longer."""
+    for kind in request.kinds:
+        _pool_store(settings, engine, request.domain, kind).unpin(request.run_id)
 
 
 class _Warehouse(NamedTuple):

@@ -40,6 +40,10 @@ ENTITY: Final = pa.schema(
 #: What ``spark_jobs/pull.py`` writes: an entity before ``spark_jobs/group.py`` gave it a group.
 PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
 
+#: What ``spark_jobs/group.py`` writes: an entity, and the rule that gave it its group
+#: (``dare_core.grouping.GroupRule``).
+GROUPED: Final = ENTITY.append(_required("group_rule", pa.string()))
+
 #: One row of a shard: a text to write. ``dropped_history`` counts the history entries that did not fit the context.
 REQUEST: Final = pa.schema(
     [
@@ -144,6 +148,17 @@ POOL_VERSION: Final = pa.schema(
     ]
 )
 
+#: A pool version in use; it is kept until its ``holder``, a run, is done. Key: (domain, kind, holder).
+POOL_PIN: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("holder", pa.string()),
+        _required("version", pa.string()),
+        _required("pinned_at", TIME),
+    ]
+)
+
 #: One run of the pipeline. ``state`` is ``planned``, ``failed`` or ``loaded``; ``params`` a JSON object.
 GENERATION_RUN: Final = pa.schema(
     [
@@ -167,6 +182,9 @@ GENERATION_RUN: Final = pa.schema(
 
 #: Columns of a retrieval pool's input (``dare pool build --knowledge``); further columns are ignored.
 POOL_TEXT: Final = pa.schema([_required("group", pa.string()), _required("token_ids", TOKENS)])
+
+#: What a pool is built of where whom a text is about and when it was written are known: enough to forget and to evict.
+POOL_KNOWLEDGE: Final = POOL_TEXT.append(_required("entity_id", pa.string())).append(_required("available_at", TIME))
 
 #: The width of a stored embedding; another encoder width is a migration.
 EMBEDDING_WIDTH: Final = 384

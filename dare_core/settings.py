@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
 
     spark_master: str = "local[2]"
+    spark_pool_texts: int = Field(
+        50_000, ge=0, description="pools take in so many new texts by Spark; fewer are indexed by the task itself"
+    )
     jdbc_driver_jar: Path | None = Field(None, description="a JDBC driver, for sources with format = 'jdbc'")
 
     refresh_schedule: str = Field("@daily", description="of refresh_knowledge: cron or preset; none: by hand only")
@@ -95,6 +98,11 @@ class Settings(BaseSettings):
     def data_docs_dir(self) -> Path:
         """Great Expectations' HTML reports."""
         return self.data_dir / "data_docs"
+
+    @property
+    def pool_cache_dir(self) -> Path:
+        """Segments of pools on object storage."""
+        return self.data_dir / "pool_cache"
 
     def run_dir(self, run_id: str) -> Path:
         """The staged files of one run."""

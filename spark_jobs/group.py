@@ -1,14 +1,22 @@
-"""Give every pulled entity its retrieval-pool group (schema ``ENTITY``).
+"""Give every pulled entity its retrieval-pool group (schema ``GROUPED``).
 
-    spark-submit spark_jobs/group.py --domain-file config/movies.toml --in DIR --out DIR
+    spark-submit spark_jobs/group.py --domain-file config/movies.toml --as-of 2024-02-01T00:00:00Z \
+        --pools .dare/pools/movies --in DIR --out DIR
 
-The first simple rule: the value of the attribute that the domain file names; of a list, its first value.
+Items are grouped by attribute; users by collaborative cluster where the domain file configures clusters, and by
+attribute at their cold start. What a group is, is decided from the whole source and kept as a group model beside the
+kind's pool: groups keep their names from run to run, and users their cluster. A group takes effect when its entity is
+pulled, which is when a text is due.
+
+The warehouse, the default source, is the URL in ``DARE_WAREHOUSE_URL``, which never stands on a command line.
 """
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,66 +24,109 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
-from pyspark.sql.types import StringType
 
-from dare_core.domains import Domain, read_domain
+from dare_core.domains import AttributeGrouping, Domain, EntityTable, read_domain
 from dare_core.errors import InputError
-from dare_core.schemas import ENTITY, KINDS
+from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
+from dare_core.schemas import GROUPED, KINDS, Kind
+from spark_jobs.pull import SECTIONS, json_objects, moment
 from spark_jobs.session import run
+from spark_jobs.source_tables import SourceTables, column
+from spark_jobs.user_clusters import cluster_users
 
-#: The group of an entity that lacks the attribute.
-UNKNOWN: Final = "unknown"
-
-#: What the global pool is called, so no group may be.
-_GLOBAL: Final = "*"
-
-_LONGEST_NAME: Final = 64
+_ROUTE: Final = "group_name string, group_rule string"
 
 
-def group(spark: SparkSession, domain: Domain, source: Path | str, out: Path | str) -> dict[str, int]:
+def group(
+    spark: SparkSession,
+    domain: Domain,
+    source: Path | str,
+    out: Path | str,
+    pools: Path | str,
+    as_of: datetime,
+    warehouse_url: str | None,
+) -> dict[str, Any]:
     """Write ``<out>/<kind>/*.parquet`` for every kind found in ``source``, where ``pull`` wrote.
 
+    Args:
+        pools: folder with the kinds' pools, beside which their group models are.
+        as_of: the latest interaction seen, inclusive.
+
     Returns:
-        entities by kind, and ``groups``: how many groups they are in.
+        entities by kind; ``groups``, how many they are in; and as ``<kind>_grouping`` the version of the group model,
+        to how many entities each rule applied, and what :func:`~spark_jobs.user_clusters.cluster_users` reports.
 
     Raises:
         InputError: ``source`` holds no kind.
+        PoolError: a group model is damaged.
+        SourceError: a source table or column is missing.
     """
-    attributes = {"item": domain.source.items.group, "user": domain.source.users.group}
-    counts: dict[str, int] = {}
+    tables = SourceTables(spark, domain, warehouse_url)
+    summary: dict[str, Any] = {}
     groups = 0
     for kind in KINDS:
         pulled = _read(spark, f"{source}/{kind}")
         if pulled is None:
             continue
-        grouped = pulled.withColumn("group_name", _group_names(sf.col("attributes"), sf.lit(attributes[kind])))
-        grouped.select(*ENTITY.names).write.mode("overwrite").parquet(f"{out}/{kind}")
+        store = GroupModelStore(Path(pools) / kind)
+        before = store.read()
+        model, report = GroupModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
+        if kind == "user" and domain.grouping.users.clusters is not None:
+            scheme = domain.grouping.users.clusters
+            model, report = cluster_users(
+                tables, scheme, as_of, pulled.select("entity_id"), model, before, scratch=f"{out}/.factors"
+            )
+        _routed(pulled, model).select(*GROUPED.names).write.mode("overwrite").parquet(f"{out}/{kind}")
+        version = store.publish(model)
         written = spark.read.parquet(f"{out}/{kind}")
-        counts[kind] = written.count()
+        rules = {row["group_rule"]: row["count"] for row in written.groupBy("group_rule").count().collect()}
+        summary[kind] = sum(rules.values())
+        summary[f"{kind}_grouping"] = {"version": version, "by_rule": dict(sorted(rules.items())), **report}
         groups += written.select("group_name").distinct().count()
-    if not counts:
+    if not summary:
         raise InputError(f"{source} holds neither {' nor '.join(KINDS)}: pull first")
-    return counts | {"groups": groups}
+    return summary | {"groups": groups}
 
 
-def group_name(value: Any) -> str:
-    """The group that an attribute's value (as JSON knows it) names: one printable line of 64 characters at most."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    if value is None:
-        return UNKNOWN
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    one_line = "".join(character for character in " ".join(text.split()) if character.isprintable())
-    name = one_line[:_LONGEST_NAME].strip()
-    return UNKNOWN if name in ("", _GLOBAL) else name
+def _attribute_groups(tables: SourceTables, kind: Kind, before: GroupModel | None) -> AttributeGroups:
+    """Which values of the kind's attribute have a group, by their count in the source table."""
+    spec: EntityTable = getattr(tables.domain.source, SECTIONS[kind])
+    scheme: AttributeGrouping = getattr(tables.domain.grouping, SECTIONS[kind])
+    unfitted = AttributeGroups(spec.group, scheme.several, scheme.rest, ())
+
+    def names(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            named = [unfitted.name(json.loads(attributes)) for attributes in batch["attributes"].to_pylist()]
+            yield pa.record_batch({"name": pa.array(named, pa.string())})
+
+    attribute = sf.struct(column(spec.group).alias(spec.group))
+    described = tables.read(SECTIONS[kind], [spec.group]).select(json_objects(attribute).alias("attributes"))
+    counted = described.mapInArrow(names, "name string").groupBy("name").count()
+    counts = {row["name"]: row["count"] for row in counted.where(sf.col("count") * 2 >= scheme.min_count).collect()}
+    return AttributeGroups.fit(spec.group, scheme, counts, before.attributes if before else None)
 
 
-def _named_groups(attributes: pa.Array, key: pa.Array) -> pa.Array:
-    named = zip(attributes.to_pylist(), key.to_pylist(), strict=True)
-    return pa.array([group_name(json.loads(entity).get(attribute)) for entity, attribute in named], pa.string())
+def _routed(pulled: DataFrame, model: GroupModel) -> DataFrame:
+    """``pulled`` with ``group_name`` and ``group_rule``."""
+    groups = model.attributes
 
+    def routed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            entities = zip(batch["attributes"].to_pylist(), batch["cluster"].to_pylist(), strict=True)
+            found = [route(groups, json.loads(attributes), cluster) for attributes, cluster in entities]
+            yield (
+                batch.drop_columns("cluster")
+                .append_column("group_name", pa.array([entity.group for entity in found], pa.string()))
+                .append_column("group_rule", pa.array([entity.rule for entity in found], pa.string()))
+            )
 
-_group_names = sf.arrow_udf(_named_groups, StringType())
+    columns = ", ".join(f"{name} {kind}" for name, kind in pulled.dtypes)
+    clusters = pulled.sparkSession.createDataFrame(model.assignments)
+    return (
+        pulled.join(clusters, "entity_id", "left")
+        .select(*pulled.columns, "cluster")
+        .mapInArrow(routed, f"{columns}, {_ROUTE}")
+    )
 
 
 def _read(spark: SparkSession, path: str) -> DataFrame | None:
@@ -91,10 +142,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="group.py", description="Give every pulled entity its group.")
     parser.add_argument("--domain-file", type=Path, required=True)
+    parser.add_argument("--as-of", type=moment, required=True, metavar="ISO")
+    parser.add_argument("--pools", type=Path, required=True, metavar="DIR", help="where the kinds' pools are")
     parser.add_argument("--in", dest="source", required=True, metavar="DIR", help="where pull.py wrote")
     parser.add_argument("--out", required=True, metavar="DIR")
     given = parser.parse_args(argv)
-    return run(lambda spark: group(spark, read_domain(given.domain_file), given.source, given.out))
+    url = os.environ.get("DARE_WAREHOUSE_URL")
+    return run(
+        lambda spark: group(
+            spark, read_domain(given.domain_file), given.source, given.out, given.pools, given.as_of, url
+        )
+    )
 
 
 if __name__ == "__main__":

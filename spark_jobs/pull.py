@@ -34,7 +34,8 @@ from spark_jobs.postgres_source import TimeWindow
 from spark_jobs.session import run
 from spark_jobs.source_tables import Section, SourceTables, column
 
-_SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
+#: The section of the domain file that each kind's table is in.
+SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
 
 #: Keys of an entity's JSON that the platform gives a meaning; an attribute may not take them.
 _RESERVED: Final = {"title", "history", "value", "time"}
@@ -82,7 +83,7 @@ def pull(
 
 
 def _check_names(domain: Domain) -> None:
-    for section in _SECTIONS.values():
+    for section in SECTIONS.values():
         spec: EntityTable = getattr(domain.source, section)
         taken = [name for name in spec.attributes if name in _RESERVED and name != spec.title]
         if taken:
@@ -190,7 +191,7 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
         sf.lit(domain.name).alias("domain"),
         sf.lit(kind).alias("kind"),
         "entity_id",
-        _json_objects(sf.col("details")).alias("attributes"),
+        json_objects(sf.col("details")).alias("attributes"),
         "data_as_of",
     )
     pulled.select(*PULLED.names).write.mode("overwrite").parquet(path)
@@ -207,7 +208,8 @@ def _as_json(structs: pa.Array) -> pa.Array:
     return pa.array([json.dumps(_plain(row), ensure_ascii=False) for row in structs.to_pylist()], pa.string())
 
 
-_json_objects = sf.arrow_udf(_as_json, StringType())
+#: A column of structs as JSON objects, as ``attributes`` holds them.
+json_objects = sf.arrow_udf(_as_json, StringType())
 
 
 def _plain(value: Any) -> Any:
@@ -243,21 +245,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--domain-file", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, required=True)
     parser.add_argument("--since", type=_watermark, action="append", default=[], metavar="KIND=ISO")
-    parser.add_argument("--as-of", type=_moment, required=True, metavar="ISO")
+    parser.add_argument("--as-of", type=moment, required=True, metavar="ISO")
     parser.add_argument("--out", required=True, metavar="DIR")
     return parser.parse_args(argv)
 
 
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+def moment(text: str) -> datetime:
+    """A time in ISO 8601, UTC where it does not say."""
+    given = datetime.fromisoformat(text)
+    return given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)
 
 
 def _watermark(text: str) -> tuple[str, datetime]:
-    kind, _, moment = text.partition("=")
+    kind, _, since = text.partition("=")
     if kind not in KINDS:
         raise ValueError(kind)
-    return kind, _moment(moment)
+    return kind, moment(since)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from pyspark.sql import SparkSession
 
@@ -44,7 +44,7 @@ def open_session() -> SparkSession:
     return spark
 
 
-def run(program: Callable[[SparkSession], Mapping[str, int]]) -> int:
+def run(program: Callable[[SparkSession], Mapping[str, Any]]) -> int:
     """Run a program in a session of its own and return its exit status.
 
     Prints the result as one JSON line, last on stdout. A :class:`DareError` becomes one line on stderr and status 2.

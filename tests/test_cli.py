@@ -2,6 +2,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,3 +226,46 @@ def test_a_wrong_run_option_is_named(dare: Dare) -> None:
         code, _, error = dare("pipeline", "run", option, value)
         assert code == 2
         assert option in error
+
+
+def test_a_pool_is_added_to_compared_rolled_back_forgotten_from_exported_and_expired(
+    dare: Dare, model: Path, tmp_path: Path
+) -> None:
+    def texts(*rows: tuple[str, str, list[int]]) -> Path:
+        groups, entities, ids = zip(*rows, strict=True)
+        path = tmp_path / "k.parquet"
+        pq.write_table(pa.table({"group": groups, "entity_id": entities, "token_ids": ids}), path)
+        return path
+
+    def said(*arguments: object) -> dict[str, Any]:
+        code, printed, error = dare("pool", *arguments, "--json")
+        assert code == 0, error
+        found: dict[str, Any] = json.loads(printed)
+        return found
+
+    pool, of_model = tmp_path / "pool", ("--model", model)
+    knowledge = texts(("Drama", "u1", [1, 2]), ("Krimi ☂", "u2", [3]))
+    first = said("build", "--knowledge", knowledge, "--out", pool, *of_model)
+    second = said("add", pool, "--knowledge", texts(("Drama", "u3", [4, 5]), ("Drama", "u1", [1, 2])), *of_model)
+    assert (first["texts"], second["texts"]) == (2, 3)
+    assert said("diff", pool)["added"] == {"Drama": 1}
+    assert said("verify", pool)["version"] == second["version"]
+    assert said("rollback", pool)["version"] == first["version"]
+    assert said("rollback", pool, "--pool-version", second["version"])["version"] == second["version"]
+    forgotten = said("forget", pool, "--entity", "u1", "--entity", "u2")
+    assert forgotten["texts_removed"] == 2
+    assert set(forgotten["older_versions"]) == {first["version"], second["version"]}
+    assert said("export", pool, "--out", tmp_path / "out.parquet")["texts"] == 1
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"group": "Drama", "token_ids": [4, 5], "day": None}]
+    assert set(said("expire", pool, "--keep", 1)["expired"]) == {first["version"], second["version"]}
+    for command in (("inspect",), ("verify",), ("expire", "--keep", 1)):
+        assert dare("pool", command[0], pool, *command[1:])[0] == 0
+
+    segment = next((pool / "segments").iterdir())
+    data = bytearray(segment.read_bytes())
+    data[-1] ^= 1
+    segment.write_bytes(data)
+    code, _, error = dare("pool", "verify", pool)
+    assert code == 2
+    assert segment.name in error
+    assert "has no version before" in dare("pool", "rollback", pool)[2]

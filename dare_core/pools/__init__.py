@@ -4,6 +4,8 @@ Knows tokens and groups, not models; never imports torch.
 """
 
 from dare_core.pools.drafter import PoolDrafter
-from dare_core.pools.store import GLOBAL_GROUP, Pool, PoolManifest, PoolStore
+from dare_core.pools.eviction import Limits
+from dare_core.pools.manifest import GLOBAL_GROUP, PoolManifest
+from dare_core.pools.store import Pool, PoolStore
 
-__all__ = ["GLOBAL_GROUP", "Pool", "PoolDrafter", "PoolManifest", "PoolStore"]
+__all__ = ["GLOBAL_GROUP", "Limits", "Pool", "PoolDrafter", "PoolManifest", "PoolStore"]

@@ -1,24 +1,32 @@
 """Draft trees from a pool, from the text itself, and from texts finished in the same run (paper section 4.1)."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.drafts import Context, Forest
-from dare_core.pools.index import SuffixIndex
 from dare_core.pools.learned import CUT, LearnedTexts
-from dare_core.pools.store import GLOBAL_GROUP, Pool
-from dare_core.pools.trees import EVIDENCE_KINDS, FOREST_NODE, TRIE_NODE, TRIE_NODES, grow_tree
+from dare_core.pools.manifest import GLOBAL_GROUP
+from dare_core.pools.mapping import MAPPED
+from dare_core.pools.store import MOST_SEGMENTS, Pool
+from dare_core.pools.trees import EVIDENCE_KINDS, FOREST_NODE, Workspace, grow_trees
 
-_EMPTY: Final = SuffixIndex.build([])
+_NO_TOKENS: Final = np.empty(0, np.int32)
+_NO_SEGMENTS: Final = np.empty(0, MAPPED)
+
+
+#: Handing texts to another thread costs as much as drafting a few.
+_LEAST_PER_THREAD: Final = 16
 
 
 class PoolDrafter:
     """A :class:`dare_core.drafts.Drafter` that merges what its sources know into one tree for each text.
 
-    Not to be shared by threads.
+    All texts of a step are drafted by one compiled call, which does not hold Python's lock. A drafter is not to be
+    shared by threads.
 
     Args:
         pool: earlier texts by group; None drafts from this run's texts alone.
@@ -28,6 +36,7 @@ class PoolDrafter:
         use_global: search all groups' texts beside those of the text's group.
         grouped: False searches all groups' texts alone.
         learn_relaxed: remember tokens that passed by relaxation too; False cuts learned texts at them.
+        threads: cores that draft large batches.
     """
 
     evidence_kinds = EVIDENCE_KINDS
@@ -40,6 +49,7 @@ class PoolDrafter:
         use_global: bool = True,
         grouped: bool = True,
         learn_relaxed: bool = True,
+        threads: int = 1,
     ) -> None:
         self._pool = pool
         self._use_own_text = use_own_text
@@ -47,7 +57,9 @@ class PoolDrafter:
         self._grouped = grouped
         self._learn_relaxed = learn_relaxed
         self._learned = LearnedTexts(learned_tokens)
-        self._trie = np.empty(TRIE_NODES, TRIE_NODE)
+        self._areas: dict[str, tuple[int, int, int, int]] = {}
+        self._workspaces = [Workspace(2 * MOST_SEGMENTS) for _ in range(threads)]
+        self._others = ThreadPoolExecutor(max(1, threads - 1), "draft")  # starts no thread before its first task
 
     def resolve(self, group: str) -> str | None:
         """The group whose pool is searched first: ``group``, the global pool ``*``, or None where there is none."""
@@ -59,39 +71,79 @@ class PoolDrafter:
         """Continue each text by the likeliest ``max_nodes`` nodes, the likeliest path first.
 
         Raises:
-            PoolError: a group's index cannot be read.
+            PoolError: a group's segments cannot be read.
         """
-        nodes = np.empty(len(contexts) * max_nodes, FOREST_NODE)
-        offsets = np.zeros(len(contexts) + 1, np.int32)
-        end = 0
-        for i, context in enumerate(contexts):
-            group, everything = self._indexes(context.group)
-            end = grow_tree(
-                context.tokens[: context.length],
-                context.prompt_length,
-                self._use_own_text,
-                self._learned.linked,
-                self._learned.end,
-                group,
-                everything,
-                self._trie,
-                nodes,
-                end,
-                max_nodes,
-            )
-            offsets[i + 1] = end
+        jobs = np.array(
+            [(context.length, context.prompt_length, *self._area(context.group)) for context in contexts], np.int64
+        ).reshape(-1, 6)
+        texts = [context.tokens[: context.length] for context in contexts]
+        threads = max(1, min(len(self._workspaces), len(texts) // _LEAST_PER_THREAD))
+        shares = [slice(len(texts) * k // threads, len(texts) * (k + 1) // threads) for k in range(threads)]
+        others = [
+            self._others.submit(self._grow, texts[share], jobs[share], max_nodes, work)
+            for share, work in zip(shares[1:], self._workspaces[1:], strict=False)
+        ]
+        grown = [self._grow(texts[shares[0]], jobs[shares[0]], max_nodes, self._workspaces[0])]
+        grown += [other.result() for other in others]
+        return grown[0] if threads == 1 else side_by_side(grown)
+
+    def _grow(
+        self, texts: Sequence[NDArray[np.int32]], jobs: NDArray[np.int64], max_nodes: int, work: Workspace
+    ) -> Forest:
+        nodes = np.empty(len(texts) * max_nodes, FOREST_NODE)
+        offsets = np.zeros(len(texts) + 1, np.int32)
+        grow_trees(
+            texts[0] if len(texts) == 1 else np.concatenate([*texts, _NO_TOKENS]),
+            jobs,
+            self._use_own_text,
+            self._learned.linked,
+            self._learned.end,
+            _NO_SEGMENTS if self._pool is None else self._pool.segments,
+            work.addresses,
+            nodes,
+            offsets[1:],
+            max_nodes,
+        )
+        nodes = nodes[: offsets[-1]]
         columns = ("token", "parent", "depth", "share", "evidence")
-        return Forest(offsets, *(np.ascontiguousarray(nodes[column][:end]) for column in columns))
+        return Forest(offsets, *(np.ascontiguousarray(nodes[column]) for column in columns))
 
     def learn(self, context: Context, trusted: NDArray[np.bool_]) -> None:
         """Remember a finished text; ``trusted`` (``[length - prompt_length]`` bool) as the protocol has it."""
         self._learned.add(context.output if self._learn_relaxed else np.where(trusted, context.output, np.int32(CUT)))
 
-    def _indexes(self, group: str) -> tuple[SuffixIndex, SuffixIndex]:
-        """The group's own index and that of all groups, empty where it is not to be searched."""
+    def _area(self, group: str) -> tuple[int, int, int, int]:
+        """Where the segments of the group, and of all groups, stand among the pool's; 0, 0 where none is searched."""
+        if group not in self._areas:
+            first, end, first_of_all, end_of_all = self._areas[group] = self._find_area(group)
+            searched = end - first + end_of_all - first_of_all
+            if searched > self._workspaces[0].segments:
+                self._workspaces = [Workspace(searched) for _ in self._workspaces]
+        return self._areas[group]
+
+    def _find_area(self, group: str) -> tuple[int, int, int, int]:
         found = self.resolve(group)
         if self._pool is None or found is None:
-            return _EMPTY, _EMPTY
+            return 0, 0, 0, 0
+        everything = self._pool.area(GLOBAL_GROUP)
         if found == GLOBAL_GROUP:
-            return _EMPTY, self._pool.index(GLOBAL_GROUP)
-        return self._pool.index(found), self._pool.index(GLOBAL_GROUP) if self._use_global else _EMPTY
+            return 0, 0, *everything
+        return *self._pool.area(found), *(everything if self._use_global else (0, 0))
+
+
+def side_by_side(forests: Sequence[Forest]) -> Forest:
+    """Several forests as one."""
+    begins = np.cumsum([0, *(len(forest) for forest in forests)], dtype=np.int32)
+    parents = [
+        np.where(forest.parents < 0, -1, forest.parents + begin).astype(np.int32)
+        for forest, begin in zip(forests, begins, strict=False)
+    ]
+    ends = [forest.offsets[1:] + begin for forest, begin in zip(forests, begins, strict=False)]
+    return Forest(
+        np.concatenate([[0], *ends]).astype(np.int32),
+        np.concatenate([forest.tokens for forest in forests]),
+        np.concatenate(parents),
+        np.concatenate([forest.depths for forest in forests]),
+        np.concatenate([forest.shares for forest in forests]),
+        np.concatenate([forest.evidence for forest in forests]),
+    )

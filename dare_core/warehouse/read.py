@@ -1,11 +1,12 @@
 """What the pipeline asks of the warehouse."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from sqlalchemy import Engine, Row, Select, Text, cast, func, select, text
+from sqlalchemy import ColumnElement, Engine, Row, Select, Text, cast, func, select, text
 
 from dare_core import schemas
 from dare_core.warehouse.tables import ENTITY, KNOWLEDGE, POOL_VERSION
@@ -55,14 +56,54 @@ def request_states(engine: Engine, request_ids: Sequence[str]) -> dict[str, Requ
         return states
 
 
-def pool_texts(engine: Engine, domain: str, kind: str, tokenizer_hash: str) -> pa.Table:
-    """Every text ever loaded, closed ones too, in schema POOL_TEXT, oldest first."""
+@dataclass(frozen=True)
+class PoolLoads:
+    """Texts that were loaded since a moment.
+
+    Attributes:
+        texts: how many.
+        newest: when the last of them was loaded; None when there are none. Loads take turns, so whatever is committed
+            later is newer.
+    """
+
+    texts: int
+    newest: datetime | None
+
+
+def pool_loads(engine: Engine, domain: str, kind: str, tokenizer_hash: str, since: datetime | None = None) -> PoolLoads:
+    """What was loaded after ``since`` (None: ever), closed texts too."""
+    query = select(func.count(), func.max(KNOWLEDGE.c.valid_from)).where(
+        *_pooled(domain, kind, tokenizer_hash, since, None)
+    )
+    with engine.connect() as connection:
+        return PoolLoads(*connection.execute(query).one())
+
+
+def pool_texts(
+    engine: Engine,
+    domain: str,
+    kind: str,
+    tokenizer_hash: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pa.Table:
+    """Texts loaded after ``since`` and up to ``until``, closed ones too, in schema POOL_KNOWLEDGE, oldest first."""
+    columns = (KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids, KNOWLEDGE.c.entity_id, KNOWLEDGE.c.available_at)
     query = (
-        select(KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids)
-        .where(KNOWLEDGE.c.domain == domain, KNOWLEDGE.c.kind == kind, KNOWLEDGE.c.tokenizer_hash == tokenizer_hash)
+        select(*columns)
+        .where(*_pooled(domain, kind, tokenizer_hash, since, until))
         .order_by(KNOWLEDGE.c.available_at, KNOWLEDGE.c.request_id)
     )
-    return pa.Table.from_batches(_stream(engine, query, schemas.POOL_TEXT), schemas.POOL_TEXT)
+    return pa.Table.from_batches(_stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
+
+
+def _pooled(
+    domain: str, kind: str, tokenizer_hash: str, since: datetime | None, until: datetime | None
+) -> list[ColumnElement[bool]]:
+    loaded = KNOWLEDGE.c.valid_from
+    conditions = [KNOWLEDGE.c.domain == domain, KNOWLEDGE.c.kind == kind, KNOWLEDGE.c.tokenizer_hash == tokenizer_hash]
+    conditions += [loaded > since] if since else []
+    return conditions + ([loaded <= until] if until else [])
 
 
 def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | None:

@@ -106,6 +106,15 @@ POOL_VERSION: Final = Table(
     Index("pool_version_one_current", "domain", "kind", unique=True, postgresql_where=text("is_current")),
 )
 
+POOL_PIN: Final = Table(
+    "pool_pin",
+    metadata,
+    *_columns(schemas.POOL_PIN, key=("domain", "kind", "holder")),
+    ForeignKeyConstraint(
+        ["domain", "kind", "version"], [POOL_VERSION.c.domain, POOL_VERSION.c.kind, POOL_VERSION.c.version]
+    ),
+)
+
 GENERATION_RUN: Final = Table(
     "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json="params")
 )

@@ -53,11 +53,21 @@ def match_before(tokens: Sequence[int], end: int, context: Sequence[int]) -> int
 
 
 def in_index(texts: Sequence[Sequence[int]], pattern: Sequence[int]) -> list[list[int]]:
-    """What followed each occurrence of a pattern in a group's texts, in the order of the index."""
+    """What followed each occurrence of a pattern in a segment's texts, in the order of the index."""
     tokens = [token for text in texts if text for token in (START, *text)]
-    positions = [i for i in range(len(tokens) - len(pattern) + 1) if tokens[i : i + len(pattern)] == list(pattern)]
-    positions.sort(key=lambda i: tokens[i : i + MAX_MATCH])
-    return [tokens[i + len(pattern) :] for i in positions]
+    ends = [i for i in range(len(pattern) - 1, len(tokens)) if tokens[i + 1 - len(pattern) : i + 1] == list(pattern)]
+    ends.sort(key=lambda i: backwards(tokens, i))
+    return [tokens[i + 1 :] for i in ends]
+
+
+def backwards(tokens: Sequence[int], position: int) -> list[int]:
+    """The tokens up to a position, the last first, back to the start of their text or as far as any search looks."""
+    read = []
+    for token in tokens[position::-1][:MAX_MATCH] if position else tokens[:1]:
+        read.append(token)
+        if token == START:
+            break
+    return read
 
 
 def grow_trie(
@@ -65,16 +75,18 @@ def grow_trie(
     output: Sequence[int],
     own_text: bool,
     learned: Sequence[int],
-    group: Sequence[Sequence[int]],
-    everything: Sequence[Sequence[int]],
+    group: Sequence[Sequence[Sequence[int]]],
+    everything: Sequence[Sequence[Sequence[int]]],
 ) -> Trie:
-    """The trie of a text from all its sources."""
+    """The trie of a text from all its sources; pools are lists of segments, segments lists of texts."""
     text, context = [*prompt, *output], [START, *output][-MAX_MATCH:]
     own = [(text[i:], match_before(text, i, text)) for i in range(len(text) - 1, 0, -1)]
     own = [(following, match) for following, match in own if match][: trees.MAX_OCCURRENCES] if own_text else []
     recalled = [(learned[i:], match_before(learned, i, context)) for i in range(len(learned), 0, -1)]
     recalled = [(following, match) for following, match in recalled if match >= min(2, len(context))]
-    in_pools = [n for n in range(1, len(context) + 1) for texts in (group, everything) if in_index(texts, context[-n:])]
+    in_pools = [
+        n for n in range(1, len(context) + 1) for texts in (*group, *everything) if in_index(texts, context[-n:])
+    ]
     match = max([*in_pools, *(match for _, match in own + recalled)], default=0)
 
     trie, rest, searched = Trie(), 1.0, MAX_MATCH + 1
@@ -86,18 +98,16 @@ def grow_trie(
         ]
         if match <= len(context):
             found += [
-                (trees.GROUP, 1.0, in_index(group, context[-match:])),
-                (trees.GLOBAL, 1.0, in_index(everything, context[-match:])),
+                (trees.GROUP, 1.0, [f for texts in group for f in in_index(texts, context[-match:])]),
+                (trees.GLOBAL, 1.0, [f for texts in everything for f in in_index(texts, context[-match:])]),
             ]
         total = sum(weight * len(followings) for _, weight, followings in found)
         each = rest / (total + trees.LEVEL_ESCAPE)
         rest -= each * total
         for source, weight, followings in found:
-            n = len(followings)
-            sample = min(n, trees.MAX_OCCURRENCES)
-            for i in range(sample):
-                following = followings[(2 * i + 1) * n // (2 * sample)]
-                trie.insert(following, weight * each * n / sample, n / sample, source + kind)
+            step = max(1.0, len(followings) / trees.MAX_OCCURRENCES)
+            for i in range(min(len(followings), trees.MAX_OCCURRENCES)):
+                trie.insert(followings[int((i + 0.5) * step)], weight * each * step, step, source + kind)
         searched, match = match, match // 2
     if own_text:
         for i in range(max(0, len(text) - 1 - trees.RECENT_TOKENS), len(text) - 1):

@@ -12,6 +12,7 @@ from dare_core.drafts import Context, Forest
 from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
 from dare_core.pools.index import START
 from dare_core.pools.learned import CUT
+from dare_core.pools.segments import Segment
 from dare_core.pools.trees import EVIDENCE_KINDS, GLOBAL, LEARNED, OWN, RECENT
 from dare_core.schemas import POOL_TEXT
 from tests.pools.reference import grow_trie
@@ -28,6 +29,19 @@ def pool(folder: Path, **groups: Sequence[Text]) -> Pool:
     store = PoolStore(folder)
     store.build(pa.table(table, schema=POOL_TEXT), "model", "hash", 1000)
     return store.open("hash")
+
+
+def in_order(segments: Sequence[Sequence[Text]]) -> list[list[Text]]:
+    """Segments with their texts in the order of their files."""
+    ordered = []
+    for texts in segments:
+        segment = Segment.build(pa.table({"token_ids": pa.array(texts, pa.list_(pa.int32()))}), 1000)
+        tokens, found = segment.index.tokens.tolist(), []
+        for length in segment.rows["length"].tolist():
+            found.append(tokens[1 : 1 + length])
+            tokens = tokens[1 + length :]
+        ordered.append(found)
+    return ordered
 
 
 def context(output: Text, prompt: Text = (), group: str = "Drama") -> Context:
@@ -77,12 +91,13 @@ def test_a_tree_is_the_likeliest_part_of_what_the_sources_know(
             learn(drafter, text)
         forest = drafter.draft([context(output, prompt)], max_nodes)
     remembered = [token for text in learned for token in (START, *text)]
-    trie = grow_trie(prompt, output, own_text, remembered, drama, drama + other)
+    everything = in_order([drama + other])
+    trie = grow_trie(prompt, output, own_text, remembered, in_order([drama]), everything)
     drafted = paths(forest)
     probabilities = [trie.probability(path) for path in drafted]
-    everything = sorted((trie.probability(path) for path in trie.nodes if path), reverse=True)
+    likeliest = sorted((trie.probability(path) for path in trie.nodes if path), reverse=True)
 
-    assert np.allclose(probabilities, everything[:max_nodes], rtol=1e-9, atol=0)
+    assert np.allclose(probabilities, likeliest[:max_nodes], rtol=1e-9, atol=0)
     assert np.allclose(forest.shares, [trie.share(path) for path in drafted], rtol=1e-6)
     assert forest.evidence.tolist() == [trie.nodes[path].evidence for path in drafted]
     assert forest.depths.tolist() == [len(path) for path in drafted]
@@ -100,6 +115,16 @@ def test_the_trees_of_several_texts_stand_side_by_side(tmp_path: Path) -> None:
     assert [parent for parent in forest.parents[2:].tolist() if parent >= 0] == [2]
     assert {array.dtype.name for array in (forest.offsets, forest.tokens, forest.parents, forest.depths)} == {"int32"}
     assert (forest.shares.dtype, forest.evidence.dtype) == (np.float32, np.int16)
+
+
+def test_several_threads_draft_what_one_does(tmp_path: Path) -> None:
+    both = pool(tmp_path, Drama=[[n % 7, n % 5, n % 3, n] for n in range(40)], Horror=[[1, 2], [1, 3]])
+    contexts = [context([n % 7, n % 5], group="Drama" if n % 2 else "Horror") for n in range(50)]
+    one, two = (PoolDrafter(both, threads=threads).draft(contexts, 6) for threads in (1, 2))
+    assert len(one) > 100
+    for name in ("offsets", "tokens", "parents", "depths", "shares", "evidence"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+        assert getattr(one, name).dtype == getattr(two, name).dtype
 
 
 def test_what_follows_most_often_comes_first_and_nothing_is_certain(tmp_path: Path) -> None:

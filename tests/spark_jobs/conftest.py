@@ -124,6 +124,12 @@ def spark() -> Iterator[SparkSession]:
 
 
 @pytest.fixture
+def domain_text() -> str:
+    """A domain file, ``{source}`` in it the lines under ``[source]``."""
+    return DOMAIN
+
+
+@pytest.fixture
 def shop(warehouse_url: str, tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(warehouse_url, tmp_path / "shop.toml")
     shop.write_domain('format = "postgres"\nschema = "shop"')

@@ -59,6 +59,9 @@ def test_pool_texts_are_all_texts_of_a_tokenizer(engine: Engine, knowledge_rows:
         none,
     )
     texts = read.pool_texts(engine, "movies", "item", "t")
-    assert texts.schema == schemas.POOL_TEXT
-    assert texts.to_pylist() == [{"group": "Comedy", "token_ids": [2, 3]}, {"group": "Drama", "token_ids": [1]}]
+    assert texts.schema == schemas.POOL_KNOWLEDGE
+    assert [(row["group"], row["token_ids"], row["entity_id"]) for row in texts.to_pylist()] == [
+        ("Comedy", [2, 3], "1"),
+        ("Drama", [1], "1"),
+    ]
     assert read.pool_texts(engine, "books", "item", "t").num_rows == 0

@@ -1,0 +1,188 @@
+"""Users by collaborative cluster: factors of what they met, the nearest of a few centroids, names that last.
+
+The factors are those of alternating least squares on implicit feedback (Hu, Koren and Volinsky 2008; the weighting of
+the regularization is Zhou et al. 2008), as Spark MLlib fits them. A user's factors are a function of the items' factors
+and of the user's own interactions, so a user who acted since the fit is *folded in* without another fit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dare_core.grouping.kmeans import Partition, kmeans, refine, silhouette, unit
+
+#: How alike the members of an old and a new cluster must be (Jaccard index) for the new one to bear the old one's name.
+#: Clusters that have nothing to do with each other have less in common, one that was cut in two halves has more.
+SAME_CLUSTER: Final = 0.3
+
+_NAME: Final = "cluster {}"
+
+
+@dataclass(frozen=True, eq=False)
+class ItemFactors:
+    """What a factorization knows of the items.
+
+    Attributes:
+        ids: ``[n]`` the items, in the order of ``factors``.
+        factors: ``[n, rank]`` float32.
+        alpha: confidence in an interaction of value *r* is ``1 + alpha * r``.
+        regularization: for each interaction of a user.
+    """
+
+    ids: tuple[str, ...]
+    factors: NDArray[np.float32]
+    alpha: float
+    regularization: float
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each item stands in ``factors``."""
+        return {item: place for place, item in enumerate(self.ids)}
+
+    @cached_property
+    def _gram(self) -> NDArray[np.float64]:
+        wide = self.factors.astype(np.float64)
+        return wide.T @ wide
+
+    def fold_in(self, items: Sequence[str], values: Sequence[float]) -> NDArray[np.float32] | None:
+        """The factors of one user (``[rank]``): the least-squares step of the fit, for the items as they stand.
+
+        Args:
+            items: what the user met, each once; unknown ones say nothing.
+            values: how strongly, above 0.
+
+        Returns:
+            None when no item is known.
+        """
+        known = [(self.places[item], value) for item, value in zip(items, values, strict=True) if item in self.places]
+        if not known:
+            return None
+        places = np.array([place for place, _ in known])
+        confidence = self.alpha * np.array([value for _, value in known])
+        met = self.factors[places].astype(np.float64)  # [m, rank]
+        damped = self.regularization * len(known) * np.eye(met.shape[1])
+        solved = np.linalg.solve(self._gram + (met.T * confidence) @ met + damped, met.T @ (1 + confidence))
+        return solved.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class UserClusters:
+    """Centroids of users' factors by direction, and their names.
+
+    Attributes:
+        names: ``[k]``.
+        centroids: ``[k, rank]`` float32, of length 1.
+        silhouette: of the users that the clusters were found in, in -1..1.
+        named: how many names have ever been given; none is given twice.
+    """
+
+    names: tuple[str, ...]
+    centroids: NDArray[np.float32]
+    silhouette: float
+    named: int
+
+    @classmethod
+    def fit(
+        cls,
+        factors: NDArray[np.float32],
+        sizes: Sequence[int],
+        seed: int,
+        previous: "UserClusters | None" = None,
+        members: Sequence[str | None] = (),
+        margin: float = 0.0,
+    ) -> "UserClusters":
+        """Cluster users: as many clusters as have the best silhouette, named after those that they continue.
+
+        Factors of two fits cannot be compared, but their users can: where there were clusters before, they are also
+        carried over by their members, and only clusters with a silhouette better by more than ``margin`` replace them.
+
+        Args:
+            factors: ``[n, rank]``, of users; none is 0.
+            sizes: numbers of clusters to choose from, ``n`` at most.
+            seed: of the starts of k-means.
+            previous: the clusters before.
+            members: ``[n]`` the clusters' names that the users had; None for none.
+            margin: a difference in silhouettes that is no reason to regroup everybody.
+        """
+        units = unit(factors)
+        found = {k: kmeans(units, k, seed) for k in sizes}
+        rated = [(silhouette(units, part.labels, k), -k, part) for k, part in found.items()]
+        score, _, chosen = max(rated, key=lambda candidate: candidate[:2])
+        old = _labels(previous, members) if previous else np.full(len(units), -1)
+        if previous is not None and (carried := _carried_over(units, old, len(previous.names), sizes)):
+            score_carried = silhouette(units, carried.labels, len(carried.centroids))
+            if score_carried >= score - margin:
+                score, chosen = score_carried, carried
+        return cls._named(chosen, score, previous, old)
+
+    @classmethod
+    def _named(
+        cls, found: Partition, score: float, previous: "UserClusters | None", old: NDArray[np.int64]
+    ) -> "UserClusters":
+        given, names = 0, dict[int, str]()
+        if previous is not None:
+            given = previous.named
+            overlap = np.zeros((len(previous.names), len(found.centroids)), np.int64)
+            np.add.at(overlap, (old[old >= 0], found.labels[old >= 0]), 1)
+            names = {new: previous.names[before] for before, new in match_clusters(overlap)}
+        for new in range(len(found.centroids)):
+            if new not in names:
+                given += 1
+                names[new] = _NAME.format(given)
+        ordered = tuple(names[new] for new in range(len(found.centroids)))
+        return cls(ordered, found.centroids.astype(np.float32), score, given)
+
+    def assign(
+        self, factors: NDArray[np.float32], previous: Sequence[str | None] = (), margin: float = 0.0
+    ) -> list[str]:
+        """Each user's cluster: the nearest centroid's, unless the cluster the user was in is nearly as near.
+
+        Args:
+            factors: ``[n, rank]``.
+            previous: ``[n]`` the clusters' names that the users had, None for none; empty for none at all.
+            margin: a user moves when the nearest centroid is nearer than the old one by more than this share of the
+                cosine distance.
+        """
+        distances = 1 - unit(factors) @ self.centroids.T.astype(np.float64)  # [n, k]
+        nearest, old = distances.argmin(1), _labels(self, previous or [None] * len(factors))
+        rows = np.arange(len(factors))
+        stays = (old >= 0) & (distances[rows, nearest] >= (1 - margin) * distances[rows, old])
+        return [self.names[place] for place in np.where(stays, old, nearest)]
+
+
+def match_clusters(overlap: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pairs of an old and a new cluster that are the same one, so that they share the most users in all.
+
+    Args:
+        overlap: ``[old, new]`` users who were in the one and are in the other.
+
+    Returns:
+        Pairs whose Jaccard index is :data:`SAME_CLUSTER` at least; every cluster is in one pair at most.
+    """
+    from scipy.optimize import linear_sum_assignment  # the Hungarian method
+
+    either = overlap.sum(1, keepdims=True) + overlap.sum(0, keepdims=True) - overlap
+    alike = overlap / np.maximum(either, 1)
+    pairs = zip(*linear_sum_assignment(overlap, maximize=True), strict=True)
+    return [(int(old), int(new)) for old, new in pairs if alike[old, new] >= SAME_CLUSTER]
+
+
+def _labels(clusters: UserClusters, names: Sequence[str | None]) -> NDArray[np.int64]:
+    """``[n]`` int64: the places of the clusters with these names, -1 for none."""
+    places = {name: place for place, name in enumerate(clusters.names)}
+    return np.array([-1 if name is None else places.get(name, -1) for name in names], np.int64)
+
+
+def _carried_over(
+    units: NDArray[np.float64], old: NDArray[np.int64], clusters: int, sizes: Sequence[int]
+) -> Partition | None:
+    """k-means from where the members of the clusters before now are; None where a cluster has no members left."""
+    there = [old == cluster for cluster in range(clusters)]
+    if clusters not in sizes or not all(members.any() for members in there):
+        return None
+    means = unit(np.stack([units[members].mean(0) for members in there]))
+    return refine(units, means)

@@ -1,0 +1,128 @@
+"""From loaded knowledge to the next version of a retrieval pool: what was loaded since the last build is added to it.
+
+Few texts are indexed here; many by ``spark_jobs/build_pools.py``. Both make the same pool.
+"""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+from sqlalchemy import Engine
+
+from dare_core.grouping import GroupModelStore
+from dare_core.pools import PoolManifest, PoolStore
+from dare_core.pools.segments import SegmentEntry
+from dare_core.schemas import Kind
+from dare_core.settings import Settings
+from dare_core.spark_submit import submit
+from dare_core.warehouse import read as warehouse_read
+
+#: The database's clock ticks in these; a window that includes its ends begins one later to leave one out.
+_TICK: Final = timedelta(microseconds=1)
+
+
+class Build(NamedTuple):
+    """What pools of one domain are built for.
+
+    Attributes:
+        domain: the domain's name.
+        tokenizer_hash: what token ids mean; texts of another tokenizer are left out.
+        vocabulary: token ids are below it.
+    """
+
+    domain: str
+    tokenizer_hash: str
+    vocabulary: int
+
+
+def refresh_pool(
+    settings: Settings, url: str, engine: Engine, store: PoolStore, build: Build, kind: Kind
+) -> PoolManifest | None:
+    """Put a version in force that holds what has been loaded.
+
+    Args:
+        url: of the warehouse, for Spark.
+        engine: the warehouse.
+        store: of the kind's pool.
+        build: what the pool is for.
+
+    Returns:
+        The version, which is the one before when nothing was loaded since; None when nothing ever was.
+
+    Raises:
+        PoolError: a token id is out of range, something cannot be written, or another builder has published meanwhile.
+            The version before stays in force.
+    """
+    versions = store.versions()
+    before = store.manifest(versions[0]) if versions else None
+    # Texts of another tokenizer are of no more use.
+    base = before if before and before.tokenizer_hash == build.tokenizer_hash else None
+    since = _read_mark(store, base.version) if base else None
+    loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
+    if loads.newest is None:
+        return base
+    scheme = GroupModelStore(settings.pool_dir(build.domain, kind)).current() or ""
+    facts = (settings.model, build.tokenizer_hash, build.vocabulary, scheme)
+    if loads.texts < settings.spark_pool_texts:
+        texts = warehouse_read.pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
+        manifest = store.add(texts, *facts) if base else store.build(texts, *facts)
+    else:
+        segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)
+        manifest = store.publish(
+            segments,
+            *facts,
+            onto=base.version if base else None,
+            replacing=before.version if before else None,
+        )
+    _write_mark(store, manifest.version, loads.newest)
+    return manifest
+
+
+def _segments_by_spark(
+    settings: Settings,
+    url: str,
+    store: PoolStore,
+    build: Build,
+    kind: Kind,
+    since: datetime | None,
+    until: datetime,
+) -> dict[str, list[SegmentEntry]]:
+    with TemporaryDirectory(prefix="dare-segments-") as folder:
+        out = Path(folder) / "segments.json"
+        arguments = [
+            *("--pool", str(store.root)),
+            *("--vocabulary", str(build.vocabulary)),
+            *("--domain", build.domain),
+            *("--kind", kind),
+            *("--tokenizer-hash", build.tokenizer_hash),
+            *(("--since", (since + _TICK).isoformat()) if since else ()),
+            *("--until", until.isoformat()),
+            *("--out", str(out)),
+        ]
+        submit(settings, "build_pools", arguments, url)
+        listed = json.loads(out.read_text("utf-8"))
+    segments: dict[str, list[SegmentEntry]] = {}
+    for row in listed:
+        segments.setdefault(row.pop("group"), []).append(SegmentEntry(**row))
+    return segments
+
+
+# A version's mark is the time of the newest load that it holds, a file beside the version. It is written after the
+# version is in force: without it everything is read again, and what the pool has already is left out.
+
+
+def _mark(version: str) -> str:
+    return f"loaded/{version}"
+
+
+def _read_mark(store: PoolStore, version: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(store.files.read(_mark(version)).decode())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_mark(store: PoolStore, version: str, newest: datetime) -> None:
+    store.files.write(_mark(version), newest.isoformat().encode())

@@ -1,0 +1,114 @@
+"""Which version of a pool is in force, which were before, and which are in use.
+
+With a warehouse these are rows in its database (:mod:`dare_core.warehouse.pool_register`), without one local files.
+"""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from dare_core.errors import PoolError
+from dare_core.pools.files import write_atomically
+from dare_core.pools.manifest import PoolManifest
+
+
+class Register(Protocol):
+    """The pointer to the version in force, its predecessors, and pins."""
+
+    def versions(self) -> list[str]:
+        """The version in force, then those before it, the latest first; empty before the first."""
+        ...
+
+    def publish(self, manifest: PoolManifest, expected: str | None) -> None:
+        """Make a version the one in force.
+
+        Raises:
+            PoolError: the version in force is no longer the ``expected`` one: somebody else has published.
+        """
+        ...
+
+    def drop(self, version: str) -> None:
+        """Forget a version that is no longer there."""
+        ...
+
+    def pins(self) -> dict[str, str]:
+        """Who uses which version: versions by holder."""
+        ...
+
+    def pin(self, version: str, holder: str) -> None:
+        """Keep a version from being deleted until the holder is done with it."""
+        ...
+
+    def unpin(self, holder: str) -> None:
+        """The holder is done."""
+        ...
+
+
+class FileRegister:
+    """A register in a local folder: ``CURRENT`` lists the versions, ``pins/`` holds a file per holder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def versions(self) -> list[str]:
+        """See :class:`Register`."""
+        try:
+            return (self._folder / "CURRENT").read_text().split()
+        except OSError:
+            return []
+
+    def publish(self, manifest: PoolManifest, expected: str | None) -> None:
+        """See :class:`Register`."""
+        with self._lock():
+            versions = self.versions()
+            current = versions[0] if versions else None
+            if current != expected:
+                raise published_meanwhile(manifest.version, expected, current)
+            self._write([manifest.version, *(version for version in versions if version != manifest.version)])
+
+    def drop(self, version: str) -> None:
+        """See :class:`Register`."""
+        with self._lock():
+            self._write([other for other in self.versions() if other != version])
+
+    def pins(self) -> dict[str, str]:
+        """See :class:`Register`."""
+        pins = (json.loads(path.read_text("utf-8")) for path in (self._folder / "pins").glob("*.json"))
+        return {pin["holder"]: pin["version"] for pin in pins}
+
+    def pin(self, version: str, holder: str) -> None:
+        """See :class:`Register`."""
+        with self._lock():
+            write_atomically(self._pin(holder), json.dumps({"holder": holder, "version": version}).encode())
+
+    def unpin(self, holder: str) -> None:
+        """See :class:`Register`."""
+        self._pin(holder).unlink(missing_ok=True)
+
+    def _pin(self, holder: str) -> Path:
+        return self._folder / "pins" / f"{hashlib.sha256(holder.encode()).hexdigest()[:16]}.json"
+
+    def _write(self, versions: list[str]) -> None:
+        try:
+            write_atomically(self._folder / "CURRENT", "".join(f"{version}\n" for version in versions).encode())
+        except OSError as error:
+            raise PoolError(f"{self._folder}/CURRENT cannot be written: {error}; the version in force stays") from error
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def published_meanwhile(version: str, expected: str | None, current: str | None) -> PoolError:
+    """What the slower of two builders is told."""
+    return PoolError(
+        f"version {version} was built to follow {expected or 'no version'}, but another builder has published "
+        f"{current or 'none'} meanwhile; that one stays in force, build again"
+    )

@@ -1,0 +1,230 @@
+"""Index knowledge for the retrieval pools: from rows to the segments of each group, in parallel.
+
+    spark-submit spark_jobs/build_pools.py --pool DIR --vocabulary 49152 --out FILE \
+        --domain movies --kind item --tokenizer-hash HASH --since 2024-01-31T03:00:00Z --until 2024-02-01T03:00:00Z
+    spark-submit spark_jobs/build_pools.py --pool DIR --vocabulary 49152 --out FILE --knowledge FILE.parquet
+
+Only groups with rows in the window get segments. A group of more tokens than one task should sort is split by a hash of
+the entity, into as many parts as its tokens call for; so which segments come out, to the byte, depends on the rows
+alone, and not on how Spark spreads them. Segments are written where the pool is, which all of Spark's workers must be
+able to write; nothing refers to them until a manifest does. ``--out`` gets a JSON list of them for whoever publishes:
+``{"group", "sha256", "texts", "tokens", "size"}``, ordered by group and part.
+
+The warehouse is the URL in ``DARE_WAREHOUSE_URL``, which never stands on a command line.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark import StorageLevel
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as sf
+from pyspark.sql.types import ArrayType, IntegralType
+
+from dare_core.errors import InputError, PoolError, SourceError
+from dare_core.pools.segments import Segment, SegmentEntry
+from dare_core.pools.store import PoolStore, check_group
+from spark_jobs.postgres_source import PostgresSource, TimeWindow
+from spark_jobs.pull import moment
+from spark_jobs.session import run
+
+#: Tokens of one segment at most, roughly: what one task sorts, at some forty bytes of memory for each.
+SEGMENT_TOKENS: Final = 8_000_000
+
+_SEGMENT: Final = "group string, part int, segment string, error string"
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The warehouse's texts of one kind that were loaded in a window of time, both ends included; None is no bound."""
+
+    domain: str
+    kind: str
+    tokenizer_hash: str
+    since: datetime | None
+    until: datetime | None
+
+
+def build_segments(
+    texts: DataFrame, pool: str, vocabulary: int, segment_tokens: int = SEGMENT_TOKENS
+) -> list[tuple[str, SegmentEntry]]:
+    """Write the segments of every group in ``texts`` into a pool store.
+
+    Args:
+        texts: columns ``group`` and ``token_ids`` (list of whole numbers); where known ``entity_id`` (string) and
+            ``available_at`` (timestamp). Empty texts are left out, and so are groups of nothing else.
+        pool: root of the store, for all workers.
+        vocabulary: token ids are below it.
+        segment_tokens: a group of more is split.
+
+    Returns:
+        Groups and segments, ordered by group and part.
+
+    Raises:
+        InputError: a column is missing or has nulls or another type.
+        PoolError: a group has a name that it cannot have, a token id is out of range, or a segment cannot be written.
+    """
+    texts = _checked_columns(texts).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        sizes = _checked_groups(texts)
+        parts = {group: max(1, -(-tokens // segment_tokens)) for group, tokens in sizes.items() if tokens}
+        if not parts:
+            return []
+        return _write_segments(texts, parts, pool, vocabulary)
+    finally:
+        texts.unpersist()
+
+
+def _write_segments(
+    texts: DataFrame, parts: dict[str, int], pool: str, vocabulary: int
+) -> list[tuple[str, SegmentEntry]]:
+    def write(key: tuple[pa.Scalar, ...], rows: pa.Table) -> pa.Table:
+        group, part = (value.as_py() for value in key)
+        segment, problem = None, None
+        try:
+            built = Segment.build(rows, vocabulary)
+            segment = json.dumps(asdict(PoolStore(pool).write_segment(built)))
+        except PoolError as error:  # across Spark it would arrive as a page of stack traces
+            problem = str(error)
+        kinds = (pa.string(), pa.int32(), pa.string(), pa.string())
+        row = zip((group, part, segment, problem), kinds, strict=True)
+        return pa.table([pa.array([value], kind) for value, kind in row], names=["group", "part", "segment", "error"])
+
+    spark = texts.sparkSession
+    counted = spark.createDataFrame(list(parts.items()), "group string, parts int")
+    # Whose texts these are, or where nobody knows, what they say: equal rows must meet to be counted once.
+    spread = sf.when(sf.col("entity_id").isNull(), sf.xxhash64("token_ids")).otherwise(sf.xxhash64("entity_id"))
+    split = (
+        texts.where(sf.size("token_ids") > 0)
+        .join(sf.broadcast(counted), "group")
+        .withColumn("part", sf.pmod(spread, sf.col("parts")).cast("int"))
+    )
+    # As many tasks as there are segments: by its own estimate Spark would put small ones into one.
+    tasks = min(sum(parts.values()), 4 * spark.sparkContext.defaultParallelism)
+    written = split.repartition(tasks, "group", "part").groupBy("group", "part").applyInArrow(write, _SEGMENT).collect()
+    for row in sorted(written, key=lambda row: row["group"]):
+        if row["error"] is not None:
+            raise PoolError(f"group {row['group']!r}: {row['error']}")
+    ordered = sorted(written, key=lambda row: (row["group"], row["part"]))
+    return [(row["group"], SegmentEntry(**json.loads(row["segment"]))) for row in ordered]
+
+
+def _checked_columns(texts: DataFrame) -> DataFrame:
+    """The four columns, those that are optional with nulls where they are missing."""
+    for name in ("group", "token_ids"):
+        if name not in texts.columns:
+            raise InputError(f"column {name!r} is missing; there are: {', '.join(texts.columns)}")
+    kind = texts.schema["token_ids"].dataType
+    if not (isinstance(kind, ArrayType) and isinstance(kind.elementType, IntegralType)):
+        raise InputError(f"column 'token_ids' holds {kind.simpleString()}, not lists of whole numbers")
+    optional = {"entity_id": "string", "available_at": "timestamp"}
+    chosen = [
+        (sf.col(name) if name in texts.columns else sf.lit(None)).cast(kind).alias(name)
+        for name, kind in optional.items()
+    ]
+    return texts.select(sf.col("group").cast("string").alias("group"), "token_ids", *chosen)
+
+
+def _checked_groups(texts: DataFrame) -> dict[str, int]:
+    """Tokens by group."""
+    null = sf.col("token_ids").isNull() | sf.exists("token_ids", lambda token: token.isNull())
+    counted = texts.groupBy("group").agg(
+        sf.sum(sf.size("token_ids").cast("long")).alias("tokens"), sf.count_if(null).alias("nulls")
+    )
+    sizes = dict[str, int]()
+    for row in sorted(counted.collect(), key=lambda row: row["group"] or ""):
+        if row["group"] is None:
+            raise InputError("column 'group' holds nulls")
+        if row["nulls"]:
+            raise InputError(f"column 'token_ids' holds nulls, in group {row['group']!r}")
+        check_group(row["group"])
+        sizes[row["group"]] = row["tokens"]
+    return sizes
+
+
+def read_file(spark: SparkSession, path: Path | str) -> DataFrame:
+    """The rows of a Parquet file or folder.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    try:
+        return spark.read.parquet(str(path))
+    except (PySparkException, Py4JJavaError) as error:
+        if isinstance(error, PySparkException) and error.getCondition() == "PATH_NOT_FOUND":
+            raise InputError(f"{path}: there is no such file") from None
+        cause = str(getattr(error, "java_exception", error)).splitlines()[0]
+        raise InputError(f"{path}: not a readable Parquet file: {cause}") from None
+
+
+def read_warehouse(spark: SparkSession, url: str, wanted: Knowledge) -> DataFrame:
+    """The wanted texts, those of a closed validity too."""
+    columns = ["domain", "kind", "tokenizer_hash", "group_name", "entity_id", "token_ids", "available_at"]
+    reader = spark.read.format(PostgresSource.name()).options(
+        url=url,
+        schema="knowledge",
+        table="knowledge",
+        columns=json.dumps(columns),
+        partitions=spark.sparkContext.defaultParallelism,
+    )
+    if wanted.since or wanted.until:
+        reader = reader.options(**TimeWindow("valid_from", wanted.since, wanted.until).options())
+    of_kind = [sf.col(name) == getattr(wanted, name) for name in ("domain", "kind", "tokenizer_hash")]
+    rows = reader.load().where(of_kind[0] & of_kind[1] & of_kind[2])
+    return rows.select(sf.col("group_name").alias("group"), "token_ids", "entity_id", "available_at")
+
+
+def _build(spark: SparkSession, given: argparse.Namespace) -> dict[str, Any]:
+    if given.knowledge:
+        texts = read_file(spark, given.knowledge)
+    else:
+        url = os.environ.get("DARE_WAREHOUSE_URL")
+        if not url:
+            raise SourceError("set DARE_WAREHOUSE_URL to the warehouse's URL")
+        wanted = Knowledge(given.domain, given.kind, given.tokenizer_hash, given.since, given.until)
+        texts = read_warehouse(spark, url, wanted)
+    segments = build_segments(texts, given.pool, given.vocabulary, given.segment_tokens)
+    listed = [{"group": group, **asdict(entry)} for group, entry in segments]
+    given.out.write_text(json.dumps(listed, ensure_ascii=False, indent=1), "utf-8")
+    return {
+        "groups": len({group for group, _ in segments}),
+        "segments": len(segments),
+        "texts": sum(entry.texts for _, entry in segments),
+        "tokens": sum(entry.tokens for _, entry in segments),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="build_pools.py", description="Index knowledge for the retrieval pools.")
+    parser.add_argument("--pool", required=True, metavar="DIR", help="root of the pool store")
+    parser.add_argument("--vocabulary", type=int, required=True, metavar="N", help="token ids are below it")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON list of the segments")
+    parser.add_argument(
+        "--segment-tokens", type=int, default=SEGMENT_TOKENS, metavar="N", help="larger groups are split"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--knowledge", metavar="PARQUET", help="columns group, token_ids, entity_id?, available_at?")
+    source.add_argument("--domain", help="the warehouse's texts of this domain")
+    parser.add_argument("--kind", choices=("item", "user"))
+    parser.add_argument("--tokenizer-hash")
+    parser.add_argument("--since", type=moment, metavar="ISO", help="loaded at this moment or later")
+    parser.add_argument("--until", type=moment, metavar="ISO", help="loaded at this moment or before")
+    given = parser.parse_args(argv)
+    if given.domain and not (given.kind and given.tokenizer_hash):
+        parser.error("--domain needs --kind and --tokenizer-hash")
+    return run(lambda spark: _build(spark, given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

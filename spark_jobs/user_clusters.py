@@ -1,0 +1,189 @@
+"""Collaborative clusters of a domain's users: MLlib's factors of what they met; see ``dare_core.grouping.clusters``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.ml.feature import StringIndexer
+from pyspark.ml.recommendation import ALS
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as sf
+
+from dare_core.domains import ClusterGrouping
+from dare_core.grouping import CLUSTER_ASSIGNMENT, GroupModel, ItemFactors, UserClusters, moves, reassigned
+from spark_jobs.source_tables import SourceTables, column
+
+#: Blocks of the factorization, so that its results do not depend on how many cores there are.
+_BLOCKS: Final = 4
+_CHECKPOINT_INTERVAL: Final = 3
+#: Users that clusters are found in at most; the others are assigned.
+_SAMPLED_USERS: Final = 200_000
+
+
+def cluster_users(
+    tables: SourceTables,
+    scheme: ClusterGrouping,
+    as_of: datetime,
+    pulled: DataFrame,
+    model: GroupModel,
+    before: GroupModel | None,
+    scratch: str,
+) -> tuple[GroupModel, dict[str, Any]]:
+    """Assign users to clusters: the pulled ones to those of the last run, or all of them to new ones.
+
+    New factors are fitted when there are none yet, when the scheme has changed, or when interactions have grown by the
+    scheme's share; until then users are folded in.
+
+    Args:
+        as_of: the latest interaction seen, inclusive.
+        pulled: column ``entity_id``.
+        model: this run's, without clusters.
+        before: the last run's.
+        scratch: a folder that Spark's workers can write; it is gone afterwards.
+
+    Returns:
+        ``model`` with clusters, without where there are too few users; and what happened: ``clusters``, ``silhouette``,
+        ``fitted`` (whether anew), ``moved`` (users who changed their cluster), ``moved_share`` (of those who had one).
+    """
+    described = scheme.model_dump_json(exclude={"refit_growth", "move_margin", "silhouette_margin"})
+    warm = _warm(_interactions(tables, as_of), scheme.min_interactions).cache()
+    interactions = warm.count()
+    kept = (
+        before is not None
+        and before.clusters is not None
+        and before.scheme == described
+        and interactions < (1 + scheme.refit_growth) * before.interactions
+    )
+    if kept and before is not None:
+        clusters, items, fitted_on = before.clusters, before.items, before.interactions
+        users = warm.join(pulled, "entity_id", "left_semi")
+    else:
+        clusters, items = _fit(warm, scheme, before, scratch)
+        users, fitted_on = warm, interactions
+    if clusters is None or items is None:
+        return model, {"clusters": 0}
+    earlier = before.assignments if before else CLUSTER_ASSIGNMENT.empty_table()
+    now = _assigned(users, clusters, items, earlier, scheme.move_margin)
+    warm.unpersist()
+    report = {"clusters": len(clusters.names), "silhouette": round(clusters.silhouette, 4), "fitted": not kept}
+    assignments = reassigned(earlier, now) if kept else now
+    model = GroupModel(model.attributes, clusters, items, assignments, described, fitted_on)
+    return model, report | moves(earlier, now)
+
+
+def _interactions(tables: SourceTables, as_of: datetime) -> DataFrame:
+    """Columns ``entity_id`` (of the user), ``item_id`` and ``value``: the sum of a pair's interactions up to ``as_of``.
+
+    One without value counts 1; one with a value that is not above 0 says nothing.
+    """
+    spec = tables.domain.source.interactions
+    events = tables.read("interactions", [spec.user, spec.item, spec.value, spec.time])
+    strengths = events.where(column(spec.time).try_cast("timestamp") <= sf.lit(as_of)).select(
+        column(spec.user).cast("string").alias("entity_id"),
+        column(spec.item).cast("string").alias("item_id"),
+        sf.coalesce(column(spec.value).try_cast("double"), sf.lit(1.0)).alias("value"),
+    )
+    meant = strengths.dropna().where((sf.col("value") > 0) & (sf.col("value") < float("inf")))
+    return meant.groupBy("entity_id", "item_id").agg(sf.sum("value").alias("value"))
+
+
+def _warm(interactions: DataFrame, least: int) -> DataFrame:
+    """The interactions of users who have ``least`` of them."""
+    enough = interactions.groupBy("entity_id").count().where(sf.col("count") >= least)
+    return interactions.join(enough.select("entity_id"), "entity_id", "left_semi")
+
+
+def _fit(
+    warm: DataFrame, scheme: ClusterGrouping, before: GroupModel | None, scratch: str
+) -> tuple[UserClusters, ItemFactors] | tuple[None, None]:
+    users = warm.select("entity_id").distinct().count()
+    most = min(scheme.max_clusters, users // scheme.users_per_cluster)
+    if most < scheme.min_clusters:
+        return None, None
+    indexer = StringIndexer(
+        inputCols=["entity_id", "item_id"], outputCols=["user", "item"], stringOrderType="alphabetAsc"
+    ).fit(warm)
+    user_ids, item_ids = indexer.labelsArray
+    als = ALS(
+        rank=scheme.rank,
+        maxIter=scheme.iterations,
+        regParam=scheme.regularization,
+        alpha=scheme.alpha,
+        implicitPrefs=True,
+        userCol="user",
+        itemCol="item",
+        ratingCol="value",
+        seed=scheme.seed,
+        numUserBlocks=_BLOCKS,
+        numItemBlocks=_BLOCKS,
+        checkpointInterval=_CHECKPOINT_INTERVAL,
+    )
+    with _checkpoints(warm.sparkSession, scratch):
+        factors = als.fit(indexer.transform(warm))
+        one_in = -(-users // _SAMPLED_USERS)
+        item_places, item_factors = _matrix(factors.itemFactors)
+        user_places, user_factors = _matrix(factors.userFactors.where(sf.col("id") % one_in == 0))
+    clusters = UserClusters.fit(
+        user_factors,
+        range(scheme.min_clusters, most + 1),
+        scheme.seed,
+        before.clusters if before else None,
+        _had([user_ids[place] for place in user_places], before),
+        scheme.silhouette_margin,
+    )
+    ids = tuple(item_ids[place] for place in item_places)
+    return clusters, ItemFactors(ids, item_factors, scheme.alpha, scheme.regularization)
+
+
+@contextmanager
+def _checkpoints(spark: SparkSession, folder: str) -> Iterator[None]:
+    """Let Spark forget how factors came about: a task that knows all iterations overflows its stack."""
+    context = spark.sparkContext
+    context.setCheckpointDir(folder)
+    try:
+        yield
+    finally:
+        path = context._jvm.org.apache.hadoop.fs.Path(folder)
+        path.getFileSystem(context._jsc.hadoopConfiguration()).delete(path, True)
+
+
+def _had(users: list[str], before: GroupModel | None) -> list[str | None]:
+    """The cluster that each user was in."""
+    had = dict(zip(*before.assignments.to_pydict().values(), strict=True)) if before else {}
+    return [had.get(user) for user in users]
+
+
+def _assigned(
+    users: DataFrame, clusters: UserClusters, items: ItemFactors, earlier: pa.Table, margin: float
+) -> pa.Table:
+    """The cluster of every user with interactions in ``users``, in schema CLUSTER_ASSIGNMENT."""
+
+    def assign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            folded = [
+                (user, factors, cluster)
+                for user, met, values, cluster in zip(*batch.to_pydict().values(), strict=True)
+                if (factors := items.fold_in(met, values)) is not None
+            ]
+            if folded:
+                ids, vectors, had = zip(*folded, strict=True)
+                chosen = clusters.assign(np.stack(vectors), had, margin)
+                yield pa.record_batch([pa.array(ids, pa.string()), pa.array(chosen, pa.string())], CLUSTER_ASSIGNMENT)
+
+    # In a fixed order, so that sums over a user's interactions come out the same to the last bit.
+    met = sf.array_sort(sf.collect_list(sf.struct("item_id", "value")))
+    histories = users.groupBy("entity_id").agg(met.alias("met")).select("entity_id", "met.item_id", "met.value")
+    before = users.sparkSession.createDataFrame(earlier)
+    found = histories.join(before, "entity_id", "left").mapInArrow(assign, "entity_id string, cluster string")
+    return found.toArrow().cast(CLUSTER_ASSIGNMENT).sort_by("entity_id")
+
+
+def _matrix(factors: DataFrame) -> tuple[list[int], NDArray[np.float32]]:
+    """MLlib's factors as ids and ``[n, rank]`` float32, in the order of the ids."""
+    table = factors.toArrow().sort_by("id")
+    flat = table["features"].combine_chunks().flatten().to_numpy().astype(np.float32)
+    return table["id"].to_pylist(), flat.reshape(len(table), -1)
