@@ -32,7 +32,7 @@ _PARTS: Final = {"draft": "#f2a93b", "forward": "#c9d3dc", "verify": "#2878b5", 
 _POLICIES: Final = {"plain": "#858585", "fixed": "#d9822b", "budgeted": "#2878b5"}
 _MODES: Final[dict[str, Literal["-", "--"]]] = {"relaxed": "-", "strict": "--"}
 
-_PRECISION: Final = re.compile(r"(?:^|_)(bf16|fp16)(?=_)")
+_PRECISION: Final = re.compile(r"(?:^|_)(bf16|fp16|int8)(?=_)")
 _BATCH: Final = re.compile(r"_b(\d+)$")
 
 

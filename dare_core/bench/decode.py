@@ -134,14 +134,20 @@ class _Bench:
                 named[f"{kind}_b{size}"] = partial(self._write, f"{kind}_b{size}", size)
         for size in (1, 16):
             named[f"ungrouped_relaxed_b{size}"] = partial(self._write, f"ungrouped_relaxed_b{size}", size)
+        reduced = _computes_reduced()
+        if not reduced:
+            self._on_progress(f"this processor only emulates {_REDUCED}: the peers' figures in it will be missing")
         for size in (1, 16):
-            named[f"bf16_generate_b{size}"] = partial(self._generate, size, dtype=_REDUCED)
+            if reduced:
+                named[f"bf16_generate_b{size}"] = partial(self._generate, size, dtype=_REDUCED)
             for kind in (f"{narrow}_{mode}_b{size}" for narrow in _NARROW for mode in ("strict", "relaxed")):
                 named[kind] = partial(self._write, kind, size)
         if not VENV.exists():
             self._on_progress("vLLM is not installed (make bench-vllm): its figures will be missing")
             return named
         for name, dtype, ngram in _VLLM:
+            if dtype == _REDUCED and not reduced:
+                continue
             self._on_progress(f"starting {name}")
             peer = peers.enter_context(self._vllm(name, dtype, ngram))
             for size in sizes if dtype == self._settings.dtype else (1, 16):
@@ -329,6 +335,19 @@ def _requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Requ
     chosen = [i * total // plan.prompts for i in range(plan.prompts)]
     random.Random(0).shuffle(chosen)  # noqa: S311  # so that the first few are of all kinds
     return [requests[i] for i in chosen], [requests[i] for i in range(total) if i not in set(chosen)]
+
+
+def _computes_reduced() -> bool:
+    """Whether the processor multiplies matrices in bfloat16; emulated it takes minutes a text."""
+    import torch
+
+    from dare_core.decoding.weights import PackedLinear
+
+    try:
+        PackedLinear(torch.nn.Linear(16, 16, dtype=torch.bfloat16))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _timed(engine: "Engine", requests: "Sequence[Request]") -> Run:
