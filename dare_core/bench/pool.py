@@ -159,7 +159,7 @@ class _Search:
 
     def __init__(self, pool: Pool, asked: NDArray[np.int32], both: bool = False) -> None:
         area = (*pool.area("bench"), *(pool.area(GLOBAL_GROUP) if both else (0, 0)))
-        self._segments = pool.segments
+        self._pool, self._segments = pool, pool.segments  # the pool keeps mapped what the rows point to
         self._asked = asked
         self._learned = LearnedTexts(0)
         self._job = (asked.shape[1], 0, *area)

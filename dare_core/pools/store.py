@@ -116,6 +116,7 @@ class PoolStore:
         self.files = PoolFiles(str(root), cache, cache_bytes)
         #: The root as it was given, and the local folder that it is or that stands for it here.
         self.location, self.root = str(root), self.files.host_root
+        self._unnamed = set[str]()
         self.register = register or FileRegister(self.root)
 
     # Building
@@ -144,9 +145,8 @@ class PoolStore:
                 or another builder has published meanwhile.
         """
         current = self._current()
-        built = {group: Segment.build(part, vocabulary) for group, part in _by_group(texts)}
         return self.publish(
-            {group: [self.write_segment(segment)] for group, segment in built.items()},
+            self._written(texts, vocabulary, current),
             model, tokenizer_hash, vocabulary, scheme, limits=limits, replacing=current,
         )  # fmt: skip
 
@@ -165,18 +165,17 @@ class PoolStore:
             PoolError: as :meth:`build`; or there is no version yet, or it is of another tokenizer.
         """
         current = self.current()
-        built = {group: Segment.build(part, vocabulary) for group, part in _by_group(texts)}
         return self.publish(
-            {group: [self.write_segment(segment)] for group, segment in built.items()},
+            self._written(texts, vocabulary, current),
             model, tokenizer_hash, vocabulary, scheme, onto=current, limits=limits,
         )  # fmt: skip
 
     def write_segment(self, segment: Segment) -> SegmentEntry:
-        """Write a segment's file under the name of its content, unless it is there already."""
+        """Write a segment's file under the name of its content, unless it is there already, whole."""
         data = segment.to_bytes()
         entry = SegmentEntry(hashlib.sha256(data).hexdigest(), segment.texts, segment.tokens, len(data))
         name = f"segments/{entry.sha256}"
-        if not self.files.exists(name):
+        if not (self.files.exists(name) and self._is_whole(entry)):
             self.files.write(name, data)
         return entry
 
@@ -220,7 +219,7 @@ class PoolStore:
                 f"pool version {onto} was built with tokenizer {base.tokenizer_hash}, the new texts with "
                 f"{tokenizer_hash}; build the pool again"
             )
-        forgotten = self.manifest(before).forgotten if before and self._readable(before) else ()
+        forgotten = self._forgotten(before)
         groups = {name: list(part.segments) for name, part in base.groups.items()} if base else {}
         everything = groups.pop(GLOBAL_GROUP, [])
         new: list[Segment] = []
@@ -245,6 +244,7 @@ class PoolStore:
             model=model, tokenizer_hash=tokenizer_hash, vocabulary=vocabulary, scheme=scheme, halvings=halvings,
             forgotten=forgotten,
         )  # fmt: skip
+        self._unnamed |= {entry.sha256 for entries in segments.values() for entry in entries}
         return self._put_in_force(manifest, before)
 
     def forget(self, entities: Iterable[str]) -> PoolManifest:
@@ -267,7 +267,7 @@ class PoolStore:
                 if kept.all():
                     entries.append(entry)
                 elif kept.any():
-                    entries.append(self.write_segment(Segment.merge([segment], [kept])))
+                    entries.append(self._put(Segment.merge([segment], [kept])))
             if entries or name == GLOBAL_GROUP:
                 groups[name] = GroupManifest(tuple(entries))
         manifest = PoolManifest.of(
@@ -420,23 +420,27 @@ class PoolStore:
         """
         versions = self.register.versions()
         pinned = set(self.register.pins().values())
-        gone = [version for version in versions[max(1, keep) :] if version not in pinned]
-        for version in gone:
-            self.register.drop(version)
+        expired, of_expired = list[str](), set[str]()
+        for version in versions[max(1, keep) :]:
+            if version in pinned:
+                continue
+            try:
+                self.register.drop(version)
+            except PoolError as error:  # pinned meanwhile
+                log.warning("%s", error)
+                continue
+            of_expired |= self._named(version)
             self.files.remove(_path(version))
+            expired.append(version)
         left = [name.removesuffix(".json") for name in self.files.names("versions") if name.endswith(".json")]
-        named = {entry.sha256 for version in left for entry in _entries(self.manifest(version))}
-        gone_named = set[str]()
+        needed = {entry.sha256 for version in left for entry in _entries(self.manifest(version))}
         for folder in ("segments", "versions"):
             for name, written in self.files.names(folder).items():
                 stale = time.time() - written > _GRACE_SECONDS
-                if name.startswith(".writing-") and stale:
+                unnamed = name.startswith(".writing-") or (folder == "segments" and name not in needed)
+                if unnamed and (stale or name in of_expired):
                     self.files.remove(f"{folder}/{name}")
-                elif folder == "segments" and name not in named and (gone or stale):
-                    gone_named.add(name)
-        for name in gone_named:
-            self.files.remove(f"segments/{name}")
-        return gone
+        return expired
 
     # What these are made of
 
@@ -444,8 +448,40 @@ class PoolStore:
         versions = self.register.versions()
         return versions[0] if versions else None
 
-    def _readable(self, version: str) -> bool:
-        return self.files.exists(_path(version))
+    def _put(self, segment: Segment) -> SegmentEntry:
+        """Write a segment that a version may come to name, or only the next step of its making."""
+        entry = self.write_segment(segment)
+        self._unnamed.add(entry.sha256)
+        return entry
+
+    def _written(self, texts: pa.Table, vocabulary: int, current: str | None) -> dict[str, list[SegmentEntry]]:
+        """A new segment per group. All are built before one is written, and nothing of forgotten entities is."""
+        forgotten = np.array(self._forgotten(current), np.uint64)
+        built = {group: Segment.build(part, vocabulary) for group, part in _by_group(texts)}
+        for group, segment in built.items():
+            keep = segment.without(forgotten)
+            if not keep.all():
+                built[group] = Segment.merge([segment], [keep])
+        return {group: [self.write_segment(segment)] for group, segment in built.items() if segment.texts}
+
+    def _forgotten(self, version: str | None) -> tuple[int, ...]:
+        """The entities that the version in force keeps out."""
+        return self.manifest(version).forgotten if version and self.files.exists(_path(version)) else ()
+
+    def _named(self, version: str) -> set[str]:
+        """The segments that a version names; none where its manifest is gone or damaged."""
+        try:
+            return {entry.sha256 for entry in _entries(self.manifest(version))}
+        except PoolError as error:
+            log.warning("%s", error)
+            return set()
+
+    def _is_whole(self, entry: SegmentEntry) -> bool:
+        try:
+            self.files.segment(entry)
+        except PoolError:
+            return False
+        return True
 
     def _from(self, version: str) -> list[str]:
         """A version and those before it, the latest first; by their files' times where the register knows none."""
@@ -479,7 +515,7 @@ class PoolStore:
         if keep.all():
             return segment, entry
         segment = Segment.merge([segment], [keep])
-        return segment, self.write_segment(segment) if segment.texts else entry
+        return segment, self._put(segment) if segment.texts else entry
 
     def _settle(self, entries: list[SegmentEntry], limits: Limits, today: int) -> list[SegmentEntry]:
         """Merge a group's newest segments where there is reason to, and evict."""
@@ -492,14 +528,14 @@ class PoolStore:
             if keep.all():
                 kept.append(entry)
             elif keep.any():
-                kept.append(self.write_segment(Segment.merge([segment], [keep])))
+                kept.append(self._put(Segment.merge([segment], [keep])))
         return kept
 
     def _merge_from(self, entries: list[SegmentEntry], begin: int) -> list[SegmentEntry]:
         if begin == len(entries) - 1:
             return entries
         merged = Segment.merge([self._segment(entry) for entry in entries[begin:]])
-        return [*entries[:begin], self.write_segment(merged)]
+        return [*entries[:begin], self._put(merged)]
 
     def _sample(
         self,
@@ -514,17 +550,21 @@ class PoolStore:
         if base is not None and halvings > base.halvings:
             thinned = [self._segment(entry) for entry in entries]
             thinned = [Segment.merge([segment], [_sampled(segment, halvings)]) for segment in thinned]
-            entries = [self.write_segment(segment) for segment in thinned if segment.texts]
+            entries = [self._put(segment) for segment in thinned if segment.texts]
         if new:
             segment = Segment.merge(new, [_sampled(segment, halvings) for segment in new])
             if segment.texts:
-                entries = [*entries, self.write_segment(segment)]
+                entries = [*entries, self._put(segment)]
         return self._settle(entries, limits, today) if entries else entries
 
     def _put_in_force(self, manifest: PoolManifest, expected: str | None) -> PoolManifest:
         if not self.files.exists(_path(manifest.version)):
             self.files.write(_path(manifest.version), manifest.to_json())
         self.register.publish(manifest, expected)
+        # What was merged on the way has served.
+        for name in self._unnamed.difference(*map(self._named, self.versions())):
+            self.files.remove(f"segments/{name}")
+        self._unnamed.clear()
         return manifest
 
     def _texts_of(self, entries: Sequence[SegmentEntry]) -> NDArray[np.void]:

@@ -298,6 +298,15 @@ def test_where_no_version_is_whole_the_damage_is_raised(tmp_path: Path) -> None:
         pools.open("h")
 
 
+def test_building_again_mends_damage(tmp_path: Path) -> None:
+    pools = PoolStore(tmp_path)
+    made = build(pools)
+    for path in (tmp_path / "segments").iterdir():
+        _flip(path, 70)
+    assert build(pools).version == made.version
+    assert held(pools.open("h"), "Drama") == [[1, 2, 3], [1, 2, 9]]
+
+
 def test_a_host_reads_a_segments_bytes_once_to_check_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pools = PoolStore(tmp_path)
     build(pools)
@@ -490,8 +499,10 @@ def test_a_pin_of_a_version_that_is_not_there_is_refused(tmp_path: Path) -> None
 def test_files_of_a_builder_at_work_are_not_expired(tmp_path: Path) -> None:
     pools = PoolStore(tmp_path)
     build(pools)
+    old = add(pools, OTHER)
     entry = pools.write_segment(Segment.build(texts(("Drama", [50])), VOCABULARY))
-    assert pools.expire(keep=1) == []
+    add(pools, texts(("Drama", [51])))
+    assert pools.expire(keep=1)[0] == old.version
     path = tmp_path / "segments" / entry.sha256
     assert path.exists()
     os.utime(path, (time.time() - 90_000,) * 2)
