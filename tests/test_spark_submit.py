@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dare_core.errors import ProgramMissingError, SourceError
-from dare_core.schemas import ENTITY
+from dare_core.schemas import GROUPED
 from dare_core.settings import PROJECT_DIR, Settings
 from dare_core.spark_submit import require_java, submit
 
@@ -51,10 +51,10 @@ def test_both_programs_run_by_spark_submit(settings: Settings, movies_url: str, 
     assert submit(settings, "pull", arguments(*window, "--out", pulled), movies_url) == {
         "item": 2, "user": 1, "dropped_interactions": 1,
     }  # fmt: skip
-    assert submit(settings, "group", arguments("--in", pulled, "--out", grouped), movies_url) == {
-        "item": 2, "user": 1, "groups": 3,
-    }  # fmt: skip
-    assert pq.read_table(Path(grouped) / "user").column_names == ENTITY.names
+    asked = ["--as-of", "2024-02-01T00:00:00", "--pools", str(tmp_path / "pools"), "--in", pulled, "--out", grouped]
+    summary = submit(settings, "group", arguments(*asked), movies_url)
+    assert {name: summary[name] for name in ("item", "user")} == {"item": 2, "user": 1}
+    assert pq.read_table(Path(grouped) / "user").column_names == GROUPED.names
 
 
 def test_what_the_user_can_mend_is_one_line(settings: Settings, tmp_path: Path) -> None:
