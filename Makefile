@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test lint bench bench-vllm lock clean
+.PHONY: setup demo ui test lint bench bench-vllm bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -44,9 +44,13 @@ bench: $(STAMP)
 bench-vllm:
 	@sh scripts/install_vllm.sh .venv-vllm
 
+# Arctic Inference's suffix cache likewise, for `dare bench pool`.
+bench-arctic:
+	@sh scripts/install_arctic.sh .venv-arctic
+
 # Resolve pyproject.toml anew and write the pins of what was resolved; no addresses are recorded.
 lock:
 	@$(PYTHON) scripts/lock.py
 
 clean:
-	rm -rf $(VENV) .venv-vllm
+	rm -rf $(VENV) .venv-vllm .venv-arctic

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dare_core.bench.grouping_gain import Replay, grouping_gain, replay_steps
 from dare_core.bench.pool_texts import Corpus, queries, read_corpus, texts_of
-from dare_core.drafts import Context
+from dare_core.drafts import Context, Drafter
 from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
 from dare_core.pools.learned import LearnedTexts
 from dare_core.pools.trees import FOREST_NODE, Workspace, grow_trees
@@ -89,7 +89,7 @@ def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     result |= _nights(folder / "nights", built, corpus, plan, on_progress)
     on_progress("acceptance")
     result |= _gain(plan.knowledge, on_progress)
-    result["peers"] = _peers(folder / "peers", corpus, asked)
+    result["peers"] = _peers(folder / "peers", corpus, asked, on_progress)
     if plan.large_tokens:
         on_progress(f"building a pool of {plan.large_tokens} tokens")
         large = _build(folder / "large", corpus, plan.large_tokens)
@@ -291,8 +291,11 @@ def _gain(knowledge: Path | None, on_progress: OnProgress) -> dict[str, Any]:
     return {key: found[key] for key in missing} | {"grouping": found}
 
 
-def _peers(root: Path, corpus: Corpus, asked: NDArray[np.int32]) -> dict[str, dict[str, float]]:
+def _peers(
+    root: Path, corpus: Corpus, asked: NDArray[np.int32], on_progress: OnProgress
+) -> dict[str, dict[str, float]]:
     """Search time, tokens per step on held-out texts, and build rate of the pool and of what else one could take."""
+    from dare_core.bench import arctic_client
     from dare_core.bench.pool_peers import PromptLookup, PythonTrie
 
     texts = texts_of(corpus, min(_PEER_TOKENS, sum(map(len, corpus.texts))))
@@ -306,6 +309,14 @@ def _peers(root: Path, corpus: Corpus, asked: NDArray[np.int32]) -> dict[str, di
         store.build(texts, "bench", "bench", corpus.vocabulary)
         return PoolDrafter(store.open("bench"), learned_tokens=0, use_own_text=False, use_global=False)
 
+    def figures(drafter: Drafter, build_seconds: float, calls: Sequence[float]) -> dict[str, float]:
+        steps = replay_steps(drafter, held_out, ["bench"] * len(held_out), _NODES)
+        return {
+            "build_tokens_per_s": round(sum(map(len, rows)) / build_seconds),
+            "draft_call_us_p50": round(1e6 * statistics.median(calls), 1),
+            "tokens_per_step": round(sum(map(len, held_out)) / sum(steps), 3),
+        }
+
     pool().draft(contexts[:1], _NODES)
     compared: dict[str, dict[str, float]] = {}
     for name, make in (("pool", pool), ("python_trie", lambda: PythonTrie(rows)), ("prompt_lookup", PromptLookup)):
@@ -318,14 +329,13 @@ def _peers(root: Path, corpus: Corpus, asked: NDArray[np.int32]) -> dict[str, di
         for context in contexts:
             began = time.perf_counter()
             drafter.draft([context], _NODES)
-            taken.append(1e6 * (time.perf_counter() - began))
-        steps = replay_steps(drafter, held_out, ["bench"] * len(held_out), _NODES)
-        compared[name] = {
-            "build_tokens_per_s": round(sum(map(len, rows)) / seconds),
-            "draft_call_us_p50": round(statistics.median(taken), 1),
-            "tokens_per_step": round(sum(map(len, held_out)) / sum(steps), 3),
-            "more_memory_mb": round(grown / 1024, 1),
-        }
+            taken.append(time.perf_counter() - began)
+        compared[name] = figures(drafter, seconds, taken) | {"more_memory_mb": round(grown / 1024, 1)}
+    if not arctic_client.VENV.exists():
+        on_progress("Arctic Inference is not installed (make bench-arctic): its row will be missing")
+        return compared
+    with arctic_client.serving_arctic(rows, root.with_name("arctic.log")) as cache:
+        compared["arctic"] = figures(cache, cache.build_seconds, cache.seconds_of_each(contexts, _NODES))
     return compared
 
 

@@ -47,7 +47,7 @@ class PythonTrie:
     def draft(self, contexts: Sequence[Context], max_nodes: int) -> Forest:
         """The likeliest nodes behind the longest suffix that the trie has."""
         trees = [self._tree(context.output.tolist()[-_SUFFIX:], max_nodes) for context in contexts]
-        return _forest(trees)
+        return forest_of(trees)
 
     def _tree(self, suffix: list[int], max_nodes: int) -> list[tuple[int, int, int, float]]:
         import heapq
@@ -106,10 +106,10 @@ class PromptLookup:
             candidates, _ = self._generator.get_candidates(ids)
             branch = candidates[0, context.length :].tolist()[:max_nodes]
             trees.append([(token, k - 1, k + 1, 0.5) for k, token in enumerate(branch)])
-        return _forest(trees)
+        return forest_of(trees)
 
 
-def _forest(trees: Sequence[Sequence[tuple[int, int, int, float]]]) -> Forest:
+def forest_of(trees: Sequence[Sequence[tuple[int, int, int, float]]]) -> Forest:
     """A forest of trees of (token, parent within the tree, depth, probability of the path)."""
     offsets = np.cumsum([0, *map(len, trees)]).astype(np.int32)
     nodes = [(*node, begin) for tree, begin in zip(trees, offsets.tolist(), strict=False) for node in tree]
