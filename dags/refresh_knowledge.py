@@ -123,7 +123,7 @@ def refresh_knowledge() -> None:
 
         return pipeline.plan(load_settings(), run_request())
 
-    @task(pool="gpu")
+    @task(pool="gpu", queue="gpu")
     def generate(shard: dict[str, Any]) -> dict[str, Any]:
         from dare_core import pipeline
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,10 @@ GENERATION_POOL: Final = "gpu"
 _DATABASE: Final = "airflow"
 _CLAIM: Final = 0x0DA12E  # the advisory lock, in that database, of the one Airflow that may use it
 
-_COMPONENTS: Final[dict[str, tuple[str, ...]]] = {
+#: Airflow's processes by name, and the arguments of ``airflow`` that start them.
+Components = Mapping[str, Sequence[str]]
+
+COMPONENTS: Final[Components] = {
     "scheduler": ("scheduler", "--skip-serve-logs"),  # its log server would listen on every interface
     "dag_processor": ("dag-processor",),
     "api_server": ("api-server",),
@@ -64,6 +67,8 @@ class LocalAirflow:
         port: of the API server; ``settings.airflow_port`` when None, any free one when 0.
         dags_dir: the folder of DAG files.
         scheduled: whether ``refresh_knowledge`` follows its schedule, or runs only when it is triggered.
+        components: the processes to start.
+        environment: variables of theirs, over the ones that are set here.
 
     Raises (on entering):
         SettingError: the port is taken.
@@ -79,6 +84,8 @@ class LocalAirflow:
         port: int | None = None,
         dags_dir: Path = DAGS_DIR,
         scheduled: bool = False,
+        components: Components = COMPONENTS,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.home = settings.data_dir.resolve() / "airflow"
         self._settings = settings
@@ -86,6 +93,8 @@ class LocalAirflow:
         self._port = settings.airflow_port if port is None else port
         self._dags_dir = dags_dir
         self._scheduled = scheduled
+        self._components = components
+        self._overrides = environment or {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._cleanup = ExitStack()
 
@@ -112,6 +121,25 @@ class LocalAirflow:
         """The password of user ``admin``, made once per data folder."""
         passwords: dict[str, str] = json.loads(self._password_file.read_text("utf-8"))
         return passwords[USER]
+
+    def start(self, name: str, arguments: Sequence[str]) -> None:
+        """Start one more component."""
+        with self._log_file(name).open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone, and _stop() finds the session's processes
+                pass_fds=(self._held.fileno(),),
+            )
+
+    def kill(self, name: str) -> None:
+        """End a component and all that it started by SIGKILL, as a machine that loses power does."""
+        process = self._processes.pop(name)
+        signal_all(family([process]), signal.SIGKILL)
+        process.wait()
 
     def check(self) -> None:
         """Raise AirflowError when a component has ended."""
@@ -180,9 +208,9 @@ class LocalAirflow:
 
     def _start(self) -> None:
         (self.home / "logs").mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
+        self._held = self._lock()
         if self._port == 0:
-            self._port = _free_port()
+            self._port = free_port()
         elif not _is_free(self._port):
             raise SettingError(
                 f"setting airflow_port (DARE_AIRFLOW_PORT) is {self._port}: another program listens on that port"
@@ -190,16 +218,16 @@ class LocalAirflow:
         self._write_password()
         database = database_url(self._warehouse_url, _DATABASE)
         self._claim(database)
-        environment = self._environment(database)
-        self._spawn("db_migrate", ("db", "migrate"), environment, lock)
+        self._environment = self._variables(database)
+        self.start("db_migrate", ("db", "migrate"))
         if self._processes["db_migrate"].wait() != 0:
             raise self._failure("Airflow could not prepare its database", "db_migrate")
         del self._processes["db_migrate"]
         self._started_at = datetime.now(UTC)
-        for name, arguments in _COMPONENTS.items():
-            self._spawn(name, arguments, environment, lock)
-        lock.write(" ".join(str(process.pid) for process in self._processes.values()))
-        lock.flush()
+        for name, arguments in self._components.items():
+            self.start(name, arguments)
+        self._held.write(" ".join(str(process.pid) for process in self._processes.values()))
+        self._held.flush()
         self.api = AirflowApi(self.url, USER, self.password)
         self._cleanup.callback(self.api.close)
         self._await_health()
@@ -230,24 +258,12 @@ class LocalAirflow:
                 "stop it, or choose another server with DARE_WAREHOUSE_URL"
             )
 
-    def _spawn(self, name: str, arguments: Sequence[str], environment: dict[str, str], lock: IO[str]) -> None:
-        with self._log_file(name).open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone, and _stop() finds the session's processes
-                pass_fds=(lock.fileno(),),
-            )
-
-    def _environment(self, database: str) -> dict[str, str]:
+    def _variables(self, database: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         loopback = ",".join(filter(None, (inherited.get("NO_PROXY") or inherited.get("no_proxy"), "127.0.0.1")))
         metadata = re.sub(r"^[^:]+", "postgresql+psycopg", database)
         settings = self._settings.model_dump(mode="json", exclude={"warehouse_url", "data_dir"}, exclude_none=True)
-        return {
+        variables = {
             **inherited,
             **{f"DARE_{name.upper()}": str(value) for name, value in settings.items()},
             "DARE_DATA_DIR": str(self._settings.data_dir.resolve()),
@@ -274,6 +290,9 @@ class LocalAirflow:
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         }
+        for name in self._overrides:  # Airflow would read the value, and never run the command that another one is from
+            variables.pop(name.removesuffix("_CMD"), None)
+        return variables | self._overrides
 
     @property
     def _password_file(self) -> Path:
@@ -286,7 +305,7 @@ class LocalAirflow:
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        sick = set(_COMPONENTS)
+        sick = set(self._components)
         while sick:
             self.check()
             if time.monotonic() > deadline:
@@ -295,7 +314,7 @@ class LocalAirflow:
             time.sleep(_POLL_SECONDS / 2)
             with suppress(AirflowError):  # not listening yet
                 health = self.api.health()
-                sick = {name for name in ("scheduler", "dag_processor") if not self._beats(name, health[name])}
+                sick = {name for name in self._components if name in health and not self._beats(name, health[name])}
 
     def _beats(self, name: str, health: dict[str, Any]) -> bool:
         heartbeat = health[f"latest_{name}_heartbeat"]  # one from before our start is a former process's
@@ -331,19 +350,13 @@ class LocalAirflow:
         return AirflowError("\n".join([f"{what}; the end of {log}:", *tail]))
 
     def _stop(self) -> None:
-        ours: set[psutil.Process] = set()
         try:
-            # The scheduler first: its tasks' last words go through the API server.
-            scheduler = [process for name, process in self._processes.items() if name == "scheduler"]
-            for roots in (scheduler, list(self._processes.values())):
-                family = _family(roots)
-                ours |= family
-                _terminate(family)
-        finally:  # LocalExecutor's workers ignore SIGTERM; and a second Ctrl-C lands here at once
-            ours |= _family(list(self._processes.values()))
-            _signal(ours, signal.SIGKILL)
-            for process in self._processes.values():
-                process.wait()
+            # Those that run tasks first: the tasks' last words go through the API server.
+            first = [
+                process for name, process in self._processes.items() if name not in ("api_server", "dag_processor")
+            ]
+            end(first, list(self._processes.values()))
+        finally:
             self._processes.clear()
             self._cleanup.close()
 
@@ -380,33 +393,50 @@ def exit_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _family(roots: Sequence[subprocess.Popen[bytes]]) -> set[psutil.Process]:
+def end(*generations: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End processes and all that they started, one generation after the other: SIGTERM, and at last SIGKILL."""
+    ours: set[psutil.Process] = set()
+    roots = [root for generation in generations for root in generation]
+    try:
+        for generation in generations:
+            started = family(generation)
+            ours |= started
+            _terminate(started)
+    finally:  # LocalExecutor's workers ignore SIGTERM; and a second Ctrl-C lands here at once
+        signal_all(ours | family(roots), signal.SIGKILL)
+        for root in roots:
+            root.wait()
+
+
+def family(roots: Sequence[subprocess.Popen[bytes]]) -> set[psutil.Process]:
     """The processes, their descendants, and whatever else lives in their sessions (its parent may have died)."""
     sessions = {root.pid for root in roots}
-    family: set[psutil.Process] = set()
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if os.getsid(process.pid) in sessions:
-                family |= {process, *process.children(recursive=True)}
-    return family
+                found |= {process, *process.children(recursive=True)}
+    return found
 
 
 def _terminate(processes: set[psutil.Process]) -> None:
     """SIGTERM, more than once: Python may lose one, and the scheduler waits for its tasks until the second."""
     for _ in range(_STOP_TRIES):
-        _signal(processes, signal.SIGTERM)
+        signal_all(processes, signal.SIGTERM)
         _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS / _STOP_TRIES)
         if not alive:
             return
 
 
-def _signal(processes: set[psutil.Process], number: signal.Signals) -> None:
+def signal_all(processes: set[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal; processes that have ended are fine."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,6 +1,8 @@
 """One typed settings object, read from the environment (``DARE_…``), a TOML file, or defaults that work offline.
 
-The TOML file is ``dare.toml`` in the working directory, or the file that ``DARE_CONFIG`` names. The environment wins.
+The TOML file is ``dare.toml`` in the working directory, or the file that ``DARE_CONFIG`` names. The environment wins;
+between the two come files named ``dare_<setting>`` in the folder that ``DARE_SECRETS_DIR`` names, so that secrets need
+not be in the environment.
 """
 
 import os
@@ -87,7 +89,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("DARE_CONFIG", _CONFIG)))
-        return init_settings, env_settings, toml
+        return init_settings, env_settings, file_secret_settings, toml
 
     @property
     def models_dir(self) -> Path:
@@ -122,8 +124,11 @@ def load_settings(**overrides: object) -> Settings:
     named = os.environ.get("DARE_CONFIG")
     if named and not Path(named).is_file():
         raise SettingError(f"DARE_CONFIG names {named}, which is not there")
+    secrets = os.environ.get("DARE_SECRETS_DIR")
+    if secrets and not Path(secrets).is_dir():
+        raise SettingError(f"DARE_SECRETS_DIR names {secrets}, which is no folder")
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingError("; ".join(_sentence(problem) for problem in error.errors())) from None
     except ValueError as error:  # the TOML file itself

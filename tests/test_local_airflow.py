@@ -112,10 +112,10 @@ time.sleep(600)
     root = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     while not pids.exists() or not pids.read_text().endswith(" "):
         time.sleep(0.05)
-    family = local_airflow._family([root])
+    family = local_airflow.family([root])
     assert {process.pid for process in family} >= {int(pid) for pid in pids.read_text().split()}
 
-    local_airflow._signal(family, signal.SIGKILL)
+    local_airflow.signal_all(family, signal.SIGKILL)
     root.wait()
     psutil.wait_procs(family, timeout=10)
     assert not any(is_running(process.pid) for process in family)
@@ -195,7 +195,7 @@ def test_leaving_in_the_middle_of_a_run_ends_every_process_and_the_run(settings:
         running.api.trigger("producer", {"parts": 4}, "interrupted")
         while not (sleepers := sleeping()):
             time.sleep(0.5)
-        family = local_airflow._family(list(running._processes.values()))
+        family = local_airflow.family(list(running._processes.values()))
         raise KeyboardInterrupt
     assert sleepers[0] in family
     assert not any(is_running(process.pid) for process in family)

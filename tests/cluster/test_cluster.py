@@ -1,0 +1,181 @@
+"""Several machines, as processes: both DAGs through CeleryExecutor and a Spark cluster, a worker lost on the way."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import sqlalchemy as sa
+
+from dare_core import models
+from dare_core.local_cluster import LocalCluster, celery_worker, local_cluster
+from dare_core.settings import load_settings
+from dare_core.sources.importer import import_tables
+from dare_core.sources.movielens import read_movielens
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.migrate import upgrade
+
+pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(900)]
+
+REFRESH, REBUILD = "refresh_knowledge", "rebuild_pools"
+RUN_ID = "cluster"
+ITEMS, USERS, MAX_NEW_TOKENS = 12, 6, 40
+
+#: The heartbeat's timeout decides how long the test waits, so it is short here; docker/airflow.env says what for.
+ENVIRONMENT = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """The cluster after both DAGs ran, and what was staged when the worker was killed."""
+
+    cluster: LocalCluster
+    killed_shard: str
+    rebuild_run: str
+    parts: dict[str, bytes]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.cluster.settings.run_dir(RUN_ID)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    model = models.locate(load_settings())  # converted once per checkout
+    with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
+        settings = load_settings(
+            data_dir=Path(folder),
+            warehouse_url=None,
+            model=model,
+            batch_size=2,  # so that texts are finished, and parts written, one after the other
+            checkpoint_seconds=0.2,
+            max_failing_share=1.0,  # so few tokens are no text to judge
+        )
+        with local_cluster(settings, ENVIRONMENT) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def engine(cluster: LocalCluster) -> Iterator[sa.Engine]:
+    engine = connect(cluster.warehouse_url)
+    upgrade(engine)
+    import_tables(engine, read_movielens())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def story(cluster: LocalCluster, engine: sa.Engine) -> Iterator[Story]:
+    airflow, run_dir = cluster.airflow, cluster.settings.run_dir(RUN_ID)
+    with airflow.active(REFRESH, REBUILD):
+        conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
+        airflow.api.trigger(REFRESH, conf, RUN_ID)
+        shard = shard_under_way(cluster)
+        airflow.kill("worker_gpu")
+        parts = {str(path): path.read_bytes() for path in run_dir.glob("staged/*/part-*.parquet")}
+        assert not (run_dir / "staged" / shard / "manifest.json").exists(), "the shard was finished before the kill"
+        airflow.start("worker_gpu_2", celery_worker("gpu", "gpu-2"))
+        airflow.wait(REFRESH, RUN_ID)
+        rebuild_run = airflow.await_triggered(REFRESH, RUN_ID, REBUILD)
+        airflow.wait(REBUILD, rebuild_run)
+        yield Story(cluster, shard, rebuild_run, parts)
+
+
+def shard_under_way(cluster: LocalCluster) -> str:
+    """Wait until a worker has staged a part of a shard that it has not finished."""
+    run_dir = cluster.settings.run_dir(RUN_ID)
+    while True:
+        cluster.airflow.check()
+        assert cluster.airflow.api.run_state(REFRESH, RUN_ID) in ("queued", "running")
+        for part in run_dir.glob("staged/*/part-*.parquet"):
+            if not (part.parent / "manifest.json").exists():
+                return part.parent.name
+        time.sleep(0.05)
+
+
+def rows(engine: sa.Engine, statement: str, **parameters: object) -> list[Any]:
+    with engine.connect() as connection:
+        return list(connection.execute(sa.text(statement), parameters).all())
+
+
+def staged(run_dir: Path, pattern: str) -> list[str]:
+    """Request ids in staged files, doubled ones doubled."""
+    return [id_ for path in run_dir.glob(pattern) for id_ in pq.read_table(path)["request_id"].to_pylist()]
+
+
+def test_every_planned_request_is_answered_exactly_once(story: Story, engine: sa.Engine) -> None:
+    planned = staged(story.run_dir, "shards/*.parquet")
+    answered = staged(story.run_dir, "staged/*/part-*.parquet") + staged(story.run_dir, "staged/*/failed-*.parquet")
+    assert len(planned) == ITEMS + USERS
+    assert sorted(answered) == sorted(planned)
+
+    kept = rows(
+        engine,
+        "SELECT request_id FROM knowledge.knowledge WHERE run_id = :run_id "
+        "UNION ALL SELECT DISTINCT request_id FROM knowledge.quarantine WHERE run_id = :run_id",
+        run_id=RUN_ID,
+    )
+    assert sorted(request_id for (request_id,) in kept) == sorted(planned)
+
+
+def test_what_the_killed_worker_had_staged_stays_and_the_next_one_goes_on_from_there(story: Story) -> None:
+    assert story.parts
+    assert {path: Path(path).read_bytes() for path in story.parts} == story.parts
+    manifest = json.loads((story.run_dir / "staged" / story.killed_shard / "manifest.json").read_text("utf-8"))
+    before = [path for path in story.parts if Path(path).parent.name == story.killed_shard]
+    assert 0 < manifest["resumed"] < manifest["requests"]
+    assert manifest["resumed"] == sum(pq.read_metadata(path).num_rows for path in before)
+
+
+def test_the_lost_task_and_no_other_was_tried_again(story: Story) -> None:
+    tasks = story.cluster.airflow.api.tasks(REFRESH, RUN_ID)
+    assert {task.state for task in tasks} == {"success"}
+    assert [task.task_id for task in tasks if task.try_number > 1] == ["generate"]
+
+
+def test_the_pools_were_published_from_what_was_loaded(story: Story, engine: sa.Engine) -> None:
+    published = dict(
+        rows(engine, "SELECT kind, coalesce(sum(texts), 0) FROM knowledge.pool_version WHERE is_current GROUP BY kind")
+    )
+    loaded = dict(rows(engine, "SELECT kind, count(*) FROM knowledge.knowledge GROUP BY kind"))
+    assert published == loaded
+    assert sum(loaded.values()) > 0
+
+
+def test_the_spark_cluster_ran_the_jobs(story: Story) -> None:
+    applications = story.cluster.spark_status()["completedapps"]
+    assert len(applications) >= 2  # pull and group
+    assert {application["state"] for application in applications} == {"FINISHED"}
+
+
+def test_generation_alone_went_through_the_queue_of_the_gpu_worker(story: Story) -> None:
+    secrets = story.cluster.settings.data_dir.resolve() / "cluster" / "secrets"
+    metadata = connect((secrets / "airflow_database_url").read_text("ascii"))
+    queues = rows(metadata, "SELECT DISTINCT task_id, queue FROM task_instance WHERE run_id = :run_id", run_id=RUN_ID)
+    metadata.dispose()
+    assert {task_id for task_id, queue in queues if queue == "gpu"} == {"generate"}
+    assert {queue for task_id, queue in queues if task_id != "generate"} == {"default"}
+
+
+def test_secrets_are_their_owners_alone_and_in_no_log(story: Story) -> None:
+    home = story.cluster.settings.data_dir
+    secrets = sorted((home / "cluster" / "secrets").iterdir())
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    values = {
+        value
+        for path in secrets
+        for value in path.read_text("ascii").replace("@", ":").replace('"', " ").replace(":", " ").split()
+        if len(value) >= 22
+    }
+    logs = [path for path in home.rglob("*.log") if path.is_file()]
+    assert logs
+    found = {(path.name, value[:4]) for path in logs for value in values if value in path.read_text("utf-8", "replace")}
+    assert found == set()
