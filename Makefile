@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test lint bench bench-vllm bench-arctic lock clean
+.PHONY: setup demo ui test cluster-test lint bench bench-vllm bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,11 @@ ui: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+# Every service of several machines as processes on this one, and a worker that is killed: minutes, so not part of test.
+cluster-test: $(STAMP)
+	@sh scripts/install_redis.sh
+	@$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -139,6 +139,18 @@ def source_import(
     print(json.dumps(counts))
 
 
+@warehouse_app.command("create-roles")
+def warehouse_create_roles(
+    secrets: Annotated[Path, typer.Option(envvar="DARE_SECRETS_DIR", help="folder of scripts/make_secrets.py")] = Path(
+        "secrets"
+    ),
+) -> None:
+    """Create the roles and databases of Airflow and of the warehouse on a fresh server, as the secrets name them."""
+    from dare_core.warehouse.roles import create_roles
+
+    print(json.dumps({"roles": create_roles(secrets)}))
+
+
 @warehouse_app.command("start")
 def warehouse_start() -> None:
     """Start the embedded PostgreSQL and leave it running; prints its URL."""

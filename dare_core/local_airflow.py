@@ -263,7 +263,7 @@ class LocalAirflow:
         loopback = ",".join(filter(None, (inherited.get("NO_PROXY") or inherited.get("no_proxy"), "127.0.0.1")))
         metadata = re.sub(r"^[^:]+", "postgresql+psycopg", database)
         settings = self._settings.model_dump(mode="json", exclude={"warehouse_url", "data_dir"}, exclude_none=True)
-        variables = {
+        variables: dict[str, str] = {
             **inherited,
             **{f"DARE_{name.upper()}": str(value) for name, value in settings.items()},
             "DARE_DATA_DIR": str(self._settings.data_dir.resolve()),
@@ -292,7 +292,7 @@ class LocalAirflow:
         }
         for name in self._overrides:  # Airflow would read the value, and never run the command that another one is from
             variables.pop(name.removesuffix("_CMD"), None)
-        return variables | self._overrides
+        return {**variables, **self._overrides}
 
     @property
     def _password_file(self) -> Path:

@@ -2,7 +2,7 @@
 
 What docker-compose.yml runs in containers runs here side by side: PostgreSQL over TCP, Redis, a Spark master and two
 workers, and Airflow with CeleryExecutor, of whose two workers one serves only the queue ``gpu``. Both take Airflow's
-settings from docker/airflow.env and their secrets from files. ``make cluster-test`` proves the shape with it.
+settings from docker/cluster.env and their secrets from files. ``make cluster-test`` proves the shape with it.
 """
 
 import os
@@ -31,12 +31,14 @@ from dare_core.warehouse.server import serving_on_loopback
 HOST: Final = "127.0.0.1"
 
 #: What compose gives to every Airflow service.
-AIRFLOW_ENV: Final = PROJECT_DIR / "docker" / "airflow.env"
+CLUSTER_ENV: Final = PROJECT_DIR / "docker" / "cluster.env"
 
 #: The arguments of ``airflow`` that start a worker; its log server would listen on every interface.
 _CELERY_WORKER: Final = ("celery", "worker", "--skip-serve-logs", "--without-gossip")
 
 _SPARK_WORKERS: Final = 2
+#: Of all that Spark starts: programs of a minute would spend it compiling Java with the second compiler.
+_SPARK_ENV: Final = {"SPARK_LOCAL_IP": HOST, "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1"}
 _START_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.2
 _LOG_LINES: Final = 25
@@ -82,7 +84,7 @@ def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterato
 
     Args:
         settings: tasks see these, but for the warehouse's URL and Spark's master, which are the cluster's own.
-        environment: variables of Airflow's processes, over those of docker/airflow.env.
+        environment: variables of Airflow's processes, over those of docker/cluster.env.
 
     Raises:
         ProgramMissingError: there is no ``redis-server``, or no Java.
@@ -101,17 +103,17 @@ def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterato
         master, spark_ui = running.enter_context(_spark(home, secrets))
         settings = settings.model_copy(update={"spark_master": master})
         variables = {
-            **_airflow_env(secrets),
+            **_cluster_env(secrets),
             "DARE_WAREHOUSE_URL": "",  # the secret of that name holds it
-            "SPARK_LOCAL_IP": HOST,
+            **_SPARK_ENV,
             **environment,
         }
         airflow = LocalAirflow(settings, warehouse_url, port=0, components=_COMPONENTS, environment=variables)
         yield LocalCluster(running.enter_context(airflow), settings, warehouse_url, spark_ui)
 
 
-def _airflow_env(secrets: Path) -> dict[str, str]:
-    lines = (line.strip() for line in AIRFLOW_ENV.read_text("utf-8").splitlines())
+def _cluster_env(secrets: Path) -> dict[str, str]:
+    lines = (line.strip() for line in CLUSTER_ENV.read_text("utf-8").splitlines())
     pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {name: value.replace("/run/secrets", str(secrets)) for name, value in pairs}
 
@@ -147,7 +149,7 @@ def _spark(home: Path, secrets: Path) -> Iterator[tuple[str, str]]:
     with ExitStack() as running:
 
         def start(name: str, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
-            environment = {"PATH": path, "SPARK_LOCAL_IP": HOST, "SPARK_CONF_DIR": str(secrets)}
+            environment = {**_SPARK_ENV, "PATH": path, "SPARK_CONF_DIR": str(secrets)}
             return running.enter_context(_process(home, name, [*program, *arguments], environment))
 
         def workers_are_there() -> bool:

@@ -90,3 +90,24 @@ def test_a_domain_file_with_a_mistake_is_named_with_the_key(tmp_path: Path) -> N
     path.write_text(shipped.replace("[source]", "[source"))
     with pytest.raises(SettingError, match=r"shop\.toml: not valid TOML"):
         read_domain(path)
+
+
+def test_a_file_of_the_secrets_folder_holds_a_setting_that_the_environment_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dare_warehouse_url").write_text("postgresql://of-the-file/dare\n")
+    (tmp_path / "fernet_key").write_text("somebody else's")
+    monkeypatch.setenv("DARE_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", "")
+    found = load_settings().warehouse_url
+    assert found is not None and found.get_secret_value() == "postgresql://of-the-file/dare"
+
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", "postgresql://of-the-environment/dare")
+    found = load_settings().warehouse_url
+    assert found is not None and found.get_secret_value() == "postgresql://of-the-environment/dare"
+
+
+def test_a_secrets_folder_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARE_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(SettingError, match="DARE_SECRETS_DIR"):
+        load_settings()

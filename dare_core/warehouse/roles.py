@@ -46,12 +46,12 @@ def _create_owner(server: URL, owner: URL) -> None:
     engine = connect(_text(server))
     with engine.begin() as connection:
         known = connection.exec_driver_sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (owner.username,)).first()
-        statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
-        connection.exec_driver_sql(statement.format(role, password).as_string().replace("%", "%%"))
+        make = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
+        connection.exec_driver_sql(make.format(role, password).as_string().replace("%", "%%"))
     database_url(_text(server), str(owner.database))
     with engine.begin() as connection:
-        statement = sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(str(owner.database)), role)
-        connection.exec_driver_sql(statement.as_string().replace("%", "%%"))
+        give = sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(str(owner.database)), role)
+        connection.exec_driver_sql(give.as_string().replace("%", "%%"))
     engine.dispose()
 
 

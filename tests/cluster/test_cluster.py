@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
@@ -26,7 +28,7 @@ REFRESH, REBUILD = "refresh_knowledge", "rebuild_pools"
 RUN_ID = "cluster"
 ITEMS, USERS, MAX_NEW_TOKENS = 12, 6, 40
 
-#: The heartbeat's timeout decides how long the test waits, so it is short here; docker/airflow.env says what for.
+#: The heartbeat's timeout decides how long the test waits, so it is short here; docker/cluster.env says what for.
 ENVIRONMENT = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
@@ -50,7 +52,9 @@ class Story:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     model = models.locate(load_settings())  # converted once per checkout
-    with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
+    with TemporaryDirectory(
+        prefix="dare-cluster-"
+    ) as folder:  # pytest's own is closed to the system user PostgreSQL runs as
         settings = load_settings(
             data_dir=Path(folder),
             warehouse_url=None,
@@ -67,7 +71,7 @@ def cluster() -> Iterator[LocalCluster]:
 def engine(cluster: LocalCluster) -> Iterator[sa.Engine]:
     engine = connect(cluster.warehouse_url)
     upgrade(engine)
-    import_tables(engine, read_movielens())
+    import_tables(engine, some(read_movielens()))
     yield engine
     engine.dispose()
 
@@ -87,6 +91,15 @@ def story(cluster: LocalCluster, engine: sa.Engine) -> Iterator[Story]:
         rebuild_run = airflow.await_triggered(REFRESH, RUN_ID, REBUILD)
         airflow.wait(REBUILD, rebuild_run)
         yield Story(cluster, shard, rebuild_run, parts)
+
+
+def some(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The first users and items, and what they have to do with one another: what is tried is not how much."""
+    users, items, ratings = tables["users"].slice(0, 120), tables["items"].slice(0, 200), tables["ratings"]
+    among = [
+        pc.is_in(ratings[key], table[key].combine_chunks()) for key, table in (("user_id", users), ("item_id", items))
+    ]
+    return {"users": users, "items": items, "ratings": ratings.filter(pc.and_(*among))}
 
 
 def shard_under_way(cluster: LocalCluster) -> str:
