@@ -30,6 +30,7 @@ ITEMS, USERS, MAX_NEW_TOKENS = 12, 6, 40
 
 #: The heartbeat's timeout decides how long the test waits, so it is short here; docker/cluster.env says what for.
 ENVIRONMENT = {
+    "DARE_KERNELS": "0",  # compiling them takes longer than so few texts
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
 }
@@ -60,6 +61,8 @@ def cluster() -> Iterator[LocalCluster]:
             warehouse_url=None,
             model=model,
             batch_size=2,  # so that texts are finished, and parts written, one after the other
+            draft_nodes=8,
+            draft_budget="fixed",  # measuring takes longer, too
             checkpoint_seconds=0.2,
             max_failing_share=1.0,  # so few tokens are no text to judge
         )
