@@ -100,12 +100,14 @@ def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterato
         running.enter_context(serving_on_loopback(settings, urlsplit(warehouse_url).port or 0, password))
         create_roles(secrets)
         running.enter_context(_redis(home, secrets))
-        master, spark_ui = running.enter_context(_spark(home, secrets))
+        spark_conf = _spark_conf(home, secrets)
+        master, spark_ui = running.enter_context(_spark(home, spark_conf))
         settings = settings.model_copy(update={"spark_master": master})
         variables = {
             **_cluster_env(secrets),
             "DARE_WAREHOUSE_URL": "",  # the secret of that name holds it
             **_SPARK_ENV,
+            "SPARK_CONF_DIR": str(spark_conf),
             **environment,
         }
         airflow = LocalAirflow(settings, warehouse_url, port=0, components=_COMPONENTS, environment=variables)
@@ -137,8 +139,17 @@ def _redis(home: Path, secrets: Path) -> Iterator[None]:
         yield
 
 
+def _spark_conf(home: Path, secrets: Path) -> Path:
+    """A folder of Spark's settings: the secret ones, and as many partitions as tables of this size are worth."""
+    folder = home / "spark_conf"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    given = (secrets / "spark-defaults.conf").read_text("ascii")
+    (folder / "spark-defaults.conf").write_text(f"{given}spark.sql.shuffle.partitions {_SPARK_WORKERS}\n", "ascii")
+    return folder
+
+
 @contextmanager
-def _spark(home: Path, secrets: Path) -> Iterator[tuple[str, str]]:
+def _spark(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
     """Master and workers; the master's URL and that of its page."""
     port, web_port = free_port(), free_port()
     url, page = f"spark://{HOST}:{port}", f"http://{HOST}:{web_port}"
@@ -149,7 +160,7 @@ def _spark(home: Path, secrets: Path) -> Iterator[tuple[str, str]]:
     with ExitStack() as running:
 
         def start(name: str, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
-            environment = {**_SPARK_ENV, "PATH": path, "SPARK_CONF_DIR": str(secrets)}
+            environment = {**_SPARK_ENV, "PATH": path, "SPARK_CONF_DIR": str(conf)}
             return running.enter_context(_process(home, name, [*program, *arguments], environment))
 
         def workers_are_there() -> bool:

@@ -36,8 +36,9 @@ def open_session() -> SparkSession:
     spark = builder.getOrCreate()
     context = spark.sparkContext
     context.setLogLevel("ERROR")
-    if not context.getConf().contains("spark.sql.shuffle.partitions"):
-        # The default, 200, makes tasks that take longer to start than to run: on all cores, and more where data is large.
+    given = context.getConf()
+    if given.get("spark.master", "").startswith("local") and not given.contains("spark.sql.shuffle.partitions"):
+        # The default, 200, makes tasks that take longer to start than to run.
         spark.conf.set("spark.sql.shuffle.partitions", context.defaultParallelism)
     spark.dataSource.register(PostgresSource)
     return spark

@@ -22,7 +22,7 @@ from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 
-pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(1800)]
 
 REFRESH, REBUILD = "refresh_knowledge", "rebuild_pools"
 RUN_ID = "cluster"
