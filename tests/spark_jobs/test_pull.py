@@ -86,13 +86,13 @@ def test_nothing_after_as_of_is_seen(pulled: Pull) -> None:
     assert max(times) == day(10).isoformat()
 
 
-def known(shop: Any, **ids: list[int]) -> None:
+def known(shop: Any, domain: str = "shop", **ids: list[int]) -> None:
     """Put entities into the warehouse, as earlier pulls left them."""
     for kind, numbers in ids.items():
         for number in numbers:
             shop.execute(
                 "INSERT INTO knowledge.entity (domain, kind, entity_id, group_name, attributes, data_as_of, events) "
-                f"VALUES ('shop', '{kind}', '{number}', 'g', '{{}}', '2024-01-01Z', 1)"
+                f"VALUES ('{domain}', '{kind}', '{number}', 'g', '{{}}', '2024-01-01Z', 1)"
             )
 
 
@@ -125,9 +125,7 @@ def test_what_the_warehouse_lacks_is_pulled_however_late_it_came(pulled: Pull, s
 
 def test_what_is_gone_from_the_source_is_named(pulled: Pull, shop: Any, tmp_path: Path) -> None:
     known(shop, item=[1, 2, 3, 4], user=[1, 2, 3, 4, 99])
-    shop.execute(
-        "INSERT INTO knowledge.entity SELECT 'other', kind, '7', 'g', '{}', now(), 0 FROM knowledge.entity LIMIT 1"
-    )
+    known(shop, "other", item=[7])
     counts, _ = pulled("item", "user", item=day(30), user=day(30))
     assert (counts["item_gone"], counts["user_gone"]) == (1, 1)
     assert pq.read_table(tmp_path / "out" / "gone" / "item")["entity_id"].to_pylist() == ["4"]
