@@ -118,16 +118,17 @@ def refresh_knowledge() -> None:
         return pipeline.group(load_settings(), run_request())
 
     @task
-    def plan() -> list[dict[str, Any]]:
+    def plan() -> list[dict[str, int]]:
         from dare_core import pipeline
 
-        return pipeline.plan(load_settings(), run_request())
+        pipeline.plan(load_settings(), run_request())
+        return pipeline.assignments(load_settings(), run_request())
 
     @task(pool="gpu")
-    def generate(shard: dict[str, Any]) -> dict[str, Any]:
+    def generate(assignment: dict[str, int]) -> dict[str, Any]:
         from dare_core import pipeline
 
-        return pipeline.generate(load_settings(), run_request(), shard)
+        return pipeline.generate(load_settings(), run_request(), assignment)
 
     @task
     def validate() -> dict[str, Any]:
@@ -150,9 +151,9 @@ def refresh_knowledge() -> None:
         outlet_events[KNOWLEDGE].extra = {"domain": request.domain, "kinds": summary["kinds"]}
         return summary
 
-    shards = plan()
-    pull() >> group() >> shards
-    generate.expand(shard=shards) >> validate() >> embed() >> load()  # type: ignore[call-arg]
+    assignments = plan()
+    pull() >> group() >> assignments
+    generate.expand(assignment=assignments) >> validate() >> embed() >> load()  # type: ignore[call-arg]
 
 
 refresh_knowledge()

@@ -54,6 +54,13 @@ class VerificationMode(StrEnum):
     relaxed = "relaxed"
 
 
+class PlanOrder(StrEnum):
+    """Who comes first where a run has a limit."""
+
+    spread = "spread"
+    active = "active"
+
+
 class EntityKind(StrEnum):
     """What knowledge is about."""
 
@@ -123,20 +130,48 @@ def ui() -> None:
     serve_ui(settings)
 
 
+class SampleDomain(StrEnum):
+    """Domains whose tables come with the platform."""
+
+    movies = "movies"
+    shop = "shop"
+
+
 @source_app.command("import")
 def source_import(
-    folder: Annotated[Path | None, typer.Option(help="folder with ml-100k.user, .item and .inter")] = None,
+    domain: Annotated[SampleDomain, typer.Option(help="movies: MovieLens-100K; shop: made up")] = SampleDomain.movies,
+    folder: Annotated[Path | None, typer.Option(help="movies: folder with ml-100k.user, .item and .inter")] = None,
+    products: Annotated[int, typer.Option(min=1, help="shop: how many")] = 600,
+    customers: Annotated[int, typer.Option(min=1, help="shop: how many")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="shop: what it is made from")] = 0,
 ) -> None:
-    """Write MovieLens-100K into the source schema of the warehouse database."""
+    """Write a sample domain's tables into the source schema of the warehouse database."""
     from dare_core.sources.importer import import_tables
     from dare_core.sources.movielens import read_movielens
+    from dare_core.sources.shop import make_shop
     from dare_core.warehouse.connection import connect
     from dare_core.warehouse.server import serving
 
-    tables = read_movielens(folder)
+    if domain is SampleDomain.movies:
+        tables = read_movielens(folder)
+    else:
+        tables = make_shop(products, customers, seed, until=datetime.now(UTC))
     with serving(_settings()) as url:
         counts = import_tables(connect(url), tables)
     print(json.dumps(counts))
+
+
+@source_app.command("advance")
+def source_advance(
+    days: Annotated[int, typer.Option(min=1, help="how many days pass")] = 1,
+) -> None:
+    """Let days pass in the imported shop: purchases, new, changed and deleted products and customers, dated now."""
+    from dare_core.sources.shop import advance
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.server import serving
+
+    with serving(_settings()) as url:
+        print(json.dumps(advance(connect(url), days)))
 
 
 @warehouse_app.command("start")
@@ -206,6 +241,7 @@ def pipeline_run(
     min_prob: MinProb = None,
     max_new_tokens: MaxNewTokens = None,
     as_of: Annotated[datetime | None, typer.Option(help="nothing that happened later is seen; UTC")] = None,
+    order: Annotated[PlanOrder | None, typer.Option(help="who comes first under a limit; active: by events")] = None,
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
 ) -> None:
     """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
@@ -223,6 +259,7 @@ def pipeline_run(
         "min_prob": min_prob,
         "max_new_tokens": max_new_tokens,
         "as_of": as_of and as_of.replace(tzinfo=UTC),
+        "order": order and order.value,
     }
     try:
         request = pipeline.RunRequest.model_validate(_given(asked))
@@ -230,8 +267,26 @@ def pipeline_run(
         problem = error.errors()[0]
         option = "--" + ".".join(map(str, problem["loc"])).replace("_", "-")
         raise SettingError(f"{option} is {problem['input']!r}: {problem['msg']}") from None
-    summary = pipeline.run(settings, request, on_stage=lambda stage, result: stderr.print(f"{stage}: {result}"))
+    summary = pipeline.run(settings, request, on_stage=_show_stage)
     print(json.dumps(summary))
+
+
+def _show_stage(stage: str, result: Any) -> None:
+    if stage != "plan":
+        stderr.print(f"{stage}: {result}")
+        return
+    rows = []
+    for kind, funnel in result["funnel"].items():
+        skipped = ", ".join(f"{count} {reason}" for reason, count in funnel["skipped"].items())
+        rows.append((kind, funnel["seen"], funnel["changed"], funnel["expired"], funnel["requests"], skipped))
+    stderr.print(result_table("plan", ("kind", "seen", "changed", "expired", "to write", "skipped"), rows))
+    expected = result["estimate"]
+    seconds = "unknown" if expected["seconds"] is None else f"{expected['seconds']:.0f} s"
+    price = "" if expected["cost"] is None else f", cost {expected['cost']:.2f}"
+    stderr.print(
+        f"{result['requests']} texts in {result['shards']} shards, {expected['tokens']} tokens, engine time {seconds}"
+        f"{price} ({expected['basis']})"
+    )
 
 
 @app.command()

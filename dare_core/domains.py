@@ -51,6 +51,15 @@ class Source(_Section):
     )
     db_schema: str = Field("source", alias="schema", description="postgres, jdbc: the tables' schema")
     list_separator: str = Field("|", description="csv: what separates the values of a multi-valued column")
+    overlap_minutes: int = Field(
+        60, ge=0, description="a pull reads so much again of what the one before saw: rows may be late by that much"
+    )
+    max_deleted_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a pull fails when more of a kind's entities are gone: the table may be half loaded",
+    )
     items: EntityTable
     users: EntityTable
     interactions: InteractionTable
@@ -118,6 +127,14 @@ class Knowledge(_Section):
     value_unit: str = Field(description="what follows an interaction's value: stars")
     factors: tuple[str, ...] = Field(min_length=1, description="scenario-specific factors of preference")
     max_history: int = Field(30, ge=1, description="interactions that a user's prompt shows at most, newest kept")
+    min_new_events: int = Field(
+        1,
+        ge=1,
+        description="a user with a text gets another after so many interactions, or when the user's row changed",
+    )
+    expires_after_days: float | None = Field(
+        None, gt=0, description="texts are written anew after so long; unset: never"
+    )
 
 
 class Domain(_Section):

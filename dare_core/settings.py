@@ -64,7 +64,14 @@ class Settings(BaseSettings):
     learned_tokens: int = Field(65_536, ge=0, description="tokens of a task's own texts to draft from; 0: none")
     cache_gib: float | None = Field(None, gt=0, description="memory for keys and values; unset: as batch_size needs")
 
-    shard_size: int = Field(64, ge=1, description="requests per generation task")
+    shard_minutes: float = Field(7, gt=0, description="how long a shard keeps an engine busy, by measured tokens/s")
+    shard_size: int = Field(64, ge=1, description="requests per shard while no run of the model was measured")
+    max_generation_tasks: int = Field(
+        200, ge=1, le=1024, description="tasks that a run's shards are dealt out to at most"
+    )
+    cost_per_hour: float | None = Field(
+        None, ge=0, description="of an accelerator, in a currency of your own; unset: no costs"
+    )
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
 

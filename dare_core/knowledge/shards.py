@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dare_core.errors import InputError
+from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
 
@@ -47,12 +49,19 @@ class Plan(BaseModel):
     decoding: Decoding
     started_at: datetime
     shards: list[Shard]
-    skipped: dict[str, int]
+    funnel: dict[Kind, Funnel]
+    estimate: Estimate
 
     @property
     def requests(self) -> int:
         """Texts to write."""
         return sum(shard.requests for shard in self.shards)
+
+    def assignments(self, most: int) -> list[range]:
+        """The shards in ``most`` runs of neighbours at most, as even as can be: what one task each works off."""
+        count = min(most, len(self.shards))
+        bounds = [len(self.shards) * number // count for number in range(count + 1)] if count else [0]
+        return [range(first, end) for first, end in pairwise(bounds)]
 
 
 def write_json(path: Path, content: str) -> None:
@@ -119,6 +128,12 @@ def engine_seconds(run_dir: Path, shards: Iterable[str]) -> float:
     """Seconds the engine worked on some shards' staged parts, over all tries."""
     parts = (part for shard in shards for part in (run_dir / "staged" / shard).glob("part-*.parquet"))
     return sum(float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0)) for part in parts)
+
+
+def load_seconds(run_dir: Path, shards: Iterable[str]) -> float:
+    """Seconds that loading and compiling the model took for some shards, as their workers said."""
+    manifests = (read_manifest(run_dir / "staged" / shard) for shard in shards)
+    return sum(float((manifest or {}).get("load_seconds", 0)) for manifest in manifests)
 
 
 def write_part(staged: Path, number: int, rows: list[dict[str, Any]], seconds: float) -> None:

@@ -9,6 +9,7 @@ from dare_core import models
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
+from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
@@ -59,7 +60,8 @@ def planned(settings: Settings, titles: list[str], run_id: str = "run", pool_ver
         decoding=decoding,
         started_at=datetime.now(UTC),
         shards=parts,
-        skipped={},
+        funnel={},
+        estimate=Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="nothing"),
     )
 
 

@@ -24,7 +24,7 @@ NOW = datetime(2024, 1, 31, tzinfo=UTC)
 def write_pulled(folder: Path, kind: str, entities: Mapping[str, Mapping[str, Any]]) -> None:
     rows = [
         {"domain": "shop", "kind": kind, "entity_id": entity_id, "attributes": json.dumps(attributes),
-         "data_as_of": datetime(2024, 1, 1, tzinfo=UTC)}
+         "data_as_of": datetime(2024, 1, 1, tzinfo=UTC), "events": 1}
         for entity_id, attributes in entities.items()
     ]  # fmt: skip
     (folder / kind).mkdir(parents=True, exist_ok=True)

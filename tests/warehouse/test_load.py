@@ -15,7 +15,15 @@ from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
 from dare_core.warehouse import read
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import LoadSummary, load_knowledge, publish_pool, quarantine, record_run, upsert_entities
+from dare_core.warehouse.load import (
+    EntityChanges,
+    LoadSummary,
+    load_knowledge,
+    publish_pool,
+    quarantine,
+    record_run,
+    upsert_entities,
+)
 
 Rows = Callable[..., pa.Table]
 
@@ -48,10 +56,10 @@ def test_loading_again_changes_nothing(
 ) -> None:
     entities = entity_rows([{"entity_id": "1"}, {"entity_id": "2"}])
     rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}, {"request_id": "r2", "entity_id": "2"}])
-    assert upsert_entities(engine, entities) == 2
+    assert upsert_entities(engine, entities) == EntityChanges(2, 0)
     load_knowledge(engine, rows, embedding_rows(["r1", "r2"]))
     before = _everything(engine)
-    assert upsert_entities(engine, entities) == 0
+    assert upsert_entities(engine, entities) == EntityChanges(0, 0)
     assert load_knowledge(engine, rows, embedding_rows(["r1", "r2"])) == LoadSummary(
         loaded=0, already_there=2, superseded=0
     )
@@ -192,7 +200,7 @@ def test_an_entity_is_updated_only_when_something_changed(engine: Engine, entity
     def upsert(attributes: str, data_as_of: datetime) -> tuple[int, datetime, str]:
         changed = upsert_entities(
             engine, entity_rows([{"entity_id": "1", "attributes": attributes, "data_as_of": data_as_of}])
-        )
+        ).changed
         [(moment, title)] = _all(engine, "SELECT data_as_of, attributes ->> 'title' FROM knowledge.entity")
         return changed, moment, title
 
