@@ -108,11 +108,11 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return summary
 
 
-def plan(settings: Settings, request: RunRequest) -> list[dict[str, Any]]:
+def plan(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Which requests have no valid knowledge yet: shards of them, sorted by group.
 
     Returns:
-        One ``{"name", "kind", "requests", "pool_version"}`` per shard.
+        ``requests``, ``shards`` and ``tasks``: how many; ``funnel`` and ``estimate`` of the plan.
     """
     run_dir = settings.run_dir(request.run_id)
     if not (run_dir / "plan.json").exists():
@@ -159,7 +159,14 @@ def plan(settings: Settings, request: RunRequest) -> list[dict[str, Any]]:
                 planned=planned.requests,
             )
         shards.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
-    return [shard.model_dump() for shard in shards.read_plan(run_dir).shards]
+    planned = shards.read_plan(run_dir)
+    return {
+        "requests": planned.requests,
+        "shards": len(planned.shards),
+        "tasks": len(assignments(settings, request)),
+        "funnel": planned.funnel,
+        "estimate": planned.estimate,
+    }
 
 
 def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> Decoding:
@@ -173,10 +180,29 @@ def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> D
     )
 
 
-def generate(settings: Settings, request: RunRequest, shard: dict[str, Any]) -> dict[str, Any]:
-    """Write one shard's texts against its pinned pool version; see :func:`dare_core.knowledge.worker.work_off`."""
+def assignments(settings: Settings, request: RunRequest) -> list[dict[str, int]]:
+    """The plan's shards, dealt to ``settings.max_generation_tasks`` tasks at most.
+
+    Returns:
+        One ``{"first", "end"}`` per task: the shards from the first up to, not including, the end.
+    """
+    count = len(shards.read_plan(settings.run_dir(request.run_id)).shards)
+    tasks = min(count, settings.max_generation_tasks)
+    return [{"first": count * i // tasks, "end": count * (i + 1) // tasks} for i in range(tasks)]
+
+
+def generate(settings: Settings, request: RunRequest, assignment: dict[str, int]) -> dict[str, Any]:
+    """Write the texts of an assignment's shards, with one loaded model; see :func:`knowledge.worker.work_off`.
+
+    Returns:
+        Sums over the shards; a part of them may have been written by earlier tries.
+    """
     planned = shards.read_plan(settings.run_dir(request.run_id))
-    return work_off(settings, planned, Shard.model_validate(shard))
+    manifests = work_off(settings, planned, planned.shards[assignment["first"] : assignment["end"]])
+    names = ("requests", "resumed", "texts", "failed", "tokens", "seconds", "load_seconds")
+    sums = {name: round(sum(manifest.get(name, 0) for manifest in manifests), 3) for name in names}
+    speed = round(sums["tokens"] / sums["seconds"], 2) if sums["seconds"] else None
+    return {"shards": len(manifests), **sums, "tokens_per_second": speed}
 
 
 def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -280,9 +306,9 @@ def run(
         on_stage("group", group(settings, request))
         planned = plan(settings, request)
         on_stage("plan", planned)
-        for shard in planned:
-            on_stage("generate", generate(settings, request, shard))
-        summary: dict[str, Any] = {"run_id": request.run_id, "planned": sum(shard["requests"] for shard in planned)}
+        for assignment in assignments(settings, request):
+            on_stage("generate", generate(settings, request, assignment))
+        summary: dict[str, Any] = {"run_id": request.run_id, "planned": planned["requests"]}
         for stage in (validate, embed, load):
             result = stage(settings, request)
             on_stage(stage.__name__, result)

@@ -48,6 +48,8 @@ class Plan(BaseModel):
     started_at: datetime
     shards: list[Shard]
     skipped: dict[str, int]
+    funnel: dict[str, Any] = {}
+    estimate: dict[str, Any] = {}
 
     @property
     def requests(self) -> int:
