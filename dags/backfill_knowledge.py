@@ -25,6 +25,7 @@ PARAMS = {
     "slice": Param(1, "Counted by the chain itself; leave it", type="integer", minimum=1),
 }
 
+
 def start_next(context: Context) -> None:
     """Start the run of the next slice; where this one is run again, it has been started already."""
     number = context["params"]["slice"] + 1
@@ -56,10 +57,10 @@ for domain in DOMAINS:
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def next_slice() -> None:
             """Start the next run, if this slice came to its end and was not empty."""
-            from dare_core import operations
+            from dare_core import pipeline
 
-            if not operations.slice_ended(settings(), run_request(name)):
-                raise AirflowSkipException("nothing is missing any more, or a stage failed before its texts were judged")
+            if not pipeline.slice_ended(settings(), run_request(name)):
+                raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
             start_next(get_current_context())
 
         loaded = write_knowledge(name, order="active")

@@ -34,7 +34,7 @@ DOMAINS: list[Domain] = [load_domain(SETTINGS, name) for name in domain_names(SE
 
 
 def settings() -> Settings:
-    """The settings in force; where they name no warehouse, Airflow's connection ``dare_warehouse`` does, if it is there."""
+    """The settings in force; where they name no warehouse, Airflow's connection ``dare_warehouse`` may."""
     found = load_settings()
     if found.warehouse_url is None:
         try:
@@ -65,7 +65,8 @@ KINDS_PARAM = Param(
     uniqueItems=True,
 )
 
-_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$"  # with its offset, which Airflow does not check
+#: With its offset, which Airflow does not check.
+_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$"
 
 AS_OF_PARAM = Param(
     None, "Write as of this moment; empty: now", type=["null", "string"], format="date-time", pattern=_TIME

@@ -20,33 +20,33 @@ from dare_wiring import DAG_DEFAULTS, SETTINGS, cron, settings
 def maintain() -> None:
     @task
     def expire_pools() -> dict[str, Any]:
-        from dare_core import operations
+        from dare_core import maintenance
 
-        return operations.expire_pools(settings())
+        return maintenance.expire_pools(settings())
 
     @task
     def expire_runs() -> dict[str, Any]:
-        from dare_core import operations
+        from dare_core import maintenance
 
-        return operations.expire_runs(settings())
+        return maintenance.expire_runs(settings())
 
     @task
     def retry_quarantine() -> dict[str, Any]:
-        from dare_core import operations
+        from dare_core import maintenance
 
-        return operations.retry_quarantine(settings())
+        return maintenance.retry_quarantine(settings())
 
     @task
     def analyse_tables() -> dict[str, Any]:
-        from dare_core import operations
+        from dare_core import maintenance
 
-        return operations.analyse_tables(settings())
+        return maintenance.analyse_tables(settings())
 
     @task
     def check_indexes() -> dict[str, Any]:
-        from dare_core import operations
+        from dare_core import maintenance
 
-        return operations.check_indexes(settings())
+        return maintenance.check_indexes(settings())
 
     [expire_pools(), expire_runs(), retry_quarantine(), analyse_tables(), check_indexes()]
 

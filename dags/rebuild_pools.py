@@ -7,8 +7,8 @@ hand, for those of the form. *build* adds what is new to the groups that changed
 tokens per step it would give on the newest texts, whose own entities are left out of it, against the version in force.
 
 The **promotion gate**: where that falls by more than the setting `max_acceptance_loss`, *approve* waits for a person
-(Required Actions in the UI) for a week, then rejects. Otherwise it is skipped. *publish* puts the candidates in force in
-one transaction each; they serve the next run. Rejected candidates are removed by `maintain`. Re-running is safe.
+(Required Actions in the UI) for a week, then rejects. Otherwise it is skipped. *publish* puts the candidates in force;
+they serve the next run. Rejected candidates are removed by `maintain`. Re-running is safe.
 """
 
 from collections.abc import Iterable
@@ -51,10 +51,10 @@ for domain in DOMAINS:
         def build(
             *, params: dict[str, Any], triggering_asset_events: "TriggeringAssetEventsAccessor"
         ) -> dict[str, dict[str, Any]]:
-            from dare_core import operations
+            from dare_core import promotion
 
             events = [event for events in triggering_asset_events.values() for event in events]
-            return operations.build_candidates(settings(), name, kinds_of(events, params))
+            return promotion.build_candidates(settings(), name, kinds_of(events, params))
 
         @task.branch
         def gate(candidates: dict[str, dict[str, Any]]) -> str:
@@ -70,9 +70,9 @@ for domain in DOMAINS:
 
         @task(outlets=[asset(name, "pools")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         def publish(candidates: dict[str, dict[str, Any]]) -> dict[str, str]:
-            from dare_core import operations
+            from dare_core import promotion
 
-            return operations.publish_candidates(settings(), name, candidates)
+            return promotion.publish_candidates(settings(), name, candidates)
 
         candidates = build()  # type: ignore[call-arg]
         published = publish(candidates)

@@ -5,11 +5,10 @@ stage again changes nothing that was right. Stages return small JSON-able summar
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,27 +16,23 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import Engine
 
-from dare_core import models
+from dare_core import models, promotion
 from dare_core.domains import load_domain
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import InputError, QualityError
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.planning import Planner
-from dare_core.knowledge.pooling import Build, refresh_pool
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
-from dare_core.pools import PoolStore
 from dare_core.quality.validation import validate as check
 from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE, Kind
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
+from dare_core.stores import open_warehouse, pool_store
 from dare_core.warehouse import load as warehouse_load
 from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import require_current
-from dare_core.warehouse.pool_register import WarehouseRegister
 from dare_core.warehouse.server import serving
 
 #: Airflow maps a task over 1024 items at most, and there are two kinds.
@@ -61,6 +56,7 @@ class RunRequest(BaseModel):
     min_prob: Share | None = None
     max_new_tokens: int | None = Field(None, ge=1)
     as_of: AwareDatetime | None = Field(None, description="nothing that happened later is seen; default: now")
+    order: Literal["spread", "active"] = Field("spread", description="who comes first where there is a limit")
 
     @field_validator("run_id")
     @classmethod
@@ -77,7 +73,7 @@ class RunRequest(BaseModel):
 def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Spark: what changed in the source tables since the newest entity in the warehouse, up to ``as_of``."""
     load_domain(settings, request.domain)
-    with _warehouse(settings) as (url, engine):
+    with open_warehouse(settings) as (url, engine):
         marks = {kind: warehouse_read.watermark(engine, request.domain, kind) for kind in request.kinds}
         since = [f"{kind}={mark.isoformat()}" for kind, mark in marks.items() if mark is not None]
         arguments = [
@@ -100,7 +96,7 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
         *("--in", str(run_dir / "pulled")),
         *("--out", str(run_dir / "grouped")),
     ]
-    with _warehouse(settings) as (url, engine):
+    with open_warehouse(settings) as (url, engine):
         summary = submit(settings, "group", arguments, url)
         for kind in request.kinds:
             entities = pq.read_table(run_dir / "grouped" / kind, schema=ENTITY)
@@ -124,7 +120,7 @@ def plan(settings: Settings, request: RunRequest) -> dict[str, Any]:
             raise InputError(
                 f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}"
             )
-        with _warehouse(settings) as (_, engine):
+        with open_warehouse(settings) as (_, engine):
             states = partial(warehouse_read.request_states, engine)
             planner = Planner(domain, ChatEncoder(tokenizer), decoding, room, states)
             parts: list[Shard] = []
@@ -135,7 +131,7 @@ def plan(settings: Settings, request: RunRequest) -> dict[str, Any]:
                 size = max(settings.shard_size, -(-len(rows) // MAX_SHARDS_PER_KIND))
                 version = pool["version"] if pool and usable else None
                 if version:  # the run's shards draft from it until they are loaded
-                    _pool_store(settings, engine, domain.name, kind).pin(version, request.run_id)
+                    pool_store(settings, engine, domain.name, kind).pin(version, request.run_id)
                 parts += shards.write_shards(run_dir, kind, rows, size, version)
             planned = Plan(
                 run_id=request.run_id,
@@ -228,7 +224,7 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
         "seconds": shards.engine_seconds(run_dir, names),
     }
     lost = 1 - len(outcome.passed) / planned.requests if planned.requests else 0.0
-    with _warehouse(settings) as (_, engine):
+    with open_warehouse(settings) as (_, engine):
         warehouse_load.quarantine(engine, refused)
         if lost > settings.max_failing_share:
             warehouse_load.record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC), **counts)
@@ -264,7 +260,7 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     run_dir = settings.run_dir(request.run_id)
     knowledge = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
     embeddings = pq.read_table(run_dir / "embeddings.parquet", schema=KNOWLEDGE_EMBEDDING)
-    with _warehouse(settings) as (_, engine):
+    with open_warehouse(settings) as (_, engine):
         summary = warehouse_load.load_knowledge(engine, knowledge, embeddings)
         loaded = summary.loaded + summary.already_there
         warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
@@ -272,23 +268,27 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return vars(summary) | {"kinds": sorted(set(knowledge["kind"].to_pylist()))}
 
 
-def rebuild_pools(settings: Settings, domain: str, kinds: tuple[Kind, ...] = KINDS) -> dict[str, Any]:
-    """Add what was loaded since to each kind's retrieval pool, and make that version the current one."""
-    load_domain(settings, domain)
-    tokenizer = models.load_tokenizer(settings)
-    build = Build(domain, models.tokenizer_hash(tokenizer), len(tokenizer))
-    summary: dict[str, Any] = {}
-    with _warehouse(settings) as (url, engine):
-        for kind in kinds:
-            manifest = refresh_pool(settings, url, engine, _pool_store(settings, engine, domain, kind), build, kind)
-            if manifest is not None:
-                summary[kind] = {
-                    "version": manifest.version,
-                    "groups": len(manifest.groups) - 1,
-                    "texts": manifest.texts,
-                    "tokens": manifest.tokens,
-                }
-    return summary
+def rebuild_pools(settings: Settings, domain: str, kinds: Sequence[Kind] = KINDS) -> dict[str, Any]:
+    """Add what was loaded since to each kind's retrieval pool, and put that version in force.
+
+    A version whose drafts would be accepted less, by more than ``settings.max_acceptance_loss``, is not put in force:
+    see ``falls`` of :func:`dare_core.promotion.build_candidates`, whose findings are returned.
+    """
+    candidates = promotion.build_candidates(settings, domain, kinds)
+    promoted = {kind: found for kind, found in candidates.items() if not found["falls"]}
+    promotion.publish_candidates(settings, domain, promoted)
+    return candidates
+
+
+def slice_ended(settings: Settings, request: RunRequest) -> bool:
+    """Whether a slice of a backfill came to its end and was not empty, so that another may follow.
+
+    Its texts were loaded, or too many of them failed validation and are in quarantine: either way the next slice has
+    others to write.
+    """
+    with open_warehouse(settings) as (_, engine):
+        found = warehouse_read.run_state(engine, request.run_id)
+    return found is not None and found.planned > 0 and found.state in ("loaded", "failed")
 
 
 def run(
@@ -317,30 +317,7 @@ def run(
     return summary
 
 
-def _pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
-    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
-    root = settings.pool_dir(domain, kind)
-    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)
-
-
 def _release_pools(settings: Settings, engine: Engine, request: RunRequest) -> None:
     """The run needs its pool versions no longer."""
     for kind in request.kinds:
-        _pool_store(settings, engine, request.domain, kind).unpin(request.run_id)
-
-
-class _Warehouse(NamedTuple):
-    url: str
-    engine: Engine
-
-
-@contextmanager
-def _warehouse(settings: Settings) -> Iterator[_Warehouse]:
-    """The warehouse, served and at the current schema, for the length of a stage."""
-    with serving(settings) as url:
-        engine = connect(url)
-        try:
-            require_current(engine)
-            yield _Warehouse(url, engine)
-        finally:
-            engine.dispose()
+        pool_store(settings, engine, request.domain, kind).unpin(request.run_id)

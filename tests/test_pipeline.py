@@ -52,19 +52,34 @@ def rows(engine: Engine, statement: str) -> list[tuple[object, ...]]:
 
 
 def generate_all(settings: Settings, request: RunRequest) -> list[dict[str, object]]:
-    return [pipeline.generate(settings, request, shard) for shard in pipeline.plan(settings, request)]
+    pipeline.plan(settings, request)
+    return [pipeline.generate(settings, request, part) for part in pipeline.assignments(settings, request)]
 
 
 def test_a_plan_is_made_once_and_cut_into_shards_by_kind(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="r", item_limit=3)
-    shards = pipeline.plan(settings, request)
-    assert [(shard["name"], shard["requests"], shard["pool_version"]) for shard in shards] == [
+    summary = pipeline.plan(settings, request)
+    assert (summary["requests"], summary["shards"], summary["tasks"]) == (5, 3, 3)
+    assert [(shard.name, shard.requests, shard.pool_version) for shard in read_plan(settings.run_dir("r")).shards] == [
         ("item-0000", 2, None),
         ("item-0001", 1, None),
         ("user-0000", 2, None),
     ]
-    assert pipeline.plan(settings.model_copy(update={"shard_size": 64}), request) == shards
+    assert pipeline.plan(settings.model_copy(update={"shard_size": 64}), request) == summary
     assert rows(engine, "SELECT state, planned FROM knowledge.generation_run") == [("planned", 5)]
+
+
+def test_shards_are_dealt_to_so_many_tasks_at_most_each_to_one(settings: Settings) -> None:
+    request = RunRequest(run_id="r")
+    pipeline.plan(settings.model_copy(update={"shard_size": 1}), request)
+    few = settings.model_copy(update={"max_generation_tasks": 3})
+    assert pipeline.assignments(few, request) == [
+        {"first": 0, "end": 2},
+        {"first": 2, "end": 4},
+        {"first": 4, "end": 7},
+    ]
+    summaries = [pipeline.generate(few, request, part) for part in pipeline.assignments(few, request)]
+    assert [(summary["shards"], summary["texts"]) for summary in summaries] == [(2, 2), (2, 2), (3, 3)]
 
 
 def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Settings, engine: Engine) -> None:
@@ -76,7 +91,9 @@ def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Setti
     assert not (settings.run_dir("bad") / "validated.parquet").exists()
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(5,)]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(0,)]
-    assert pipeline.plan(settings, RunRequest(run_id="next", kinds=("item",))) == []  # no text is written to fail again
+    assert (
+        pipeline.plan(settings, RunRequest(run_id="next", kinds=("item",)))["shards"] == 0
+    )  # no text is written to fail again
 
 
 def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engine: Engine) -> None:
@@ -91,7 +108,7 @@ def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engin
 
 def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
-    assert pipeline.plan(settings, request) == []
+    assert pipeline.plan(settings, request)["shards"] == 0
     planned = json.loads((settings.run_dir("long") / "plan.json").read_text())
     assert planned["skipped"] == {"item_unfit": 5}
     assert rows(engine, "SELECT rule, count(*) FROM knowledge.quarantine GROUP BY rule") == [("prompt", 5)]
@@ -119,11 +136,13 @@ def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settin
         "created_at": NOW,
     }
     publish_pool(engine, row)
-    shards = pipeline.plan(settings, RunRequest(run_id="second", kinds=("item",)))
-    assert {shard["pool_version"] for shard in shards} == {manifest.version}
+    pipeline.plan(settings, RunRequest(run_id="second", kinds=("item",)))
+    assert {shard.pool_version for shard in read_plan(settings.run_dir("second")).shards} == {manifest.version}
     publish_pool(engine, row | {"version": "0" * 16, "tokenizer_hash": "another"})
-    shards = pipeline.plan(settings, RunRequest(run_id="third", kinds=("item",)))
-    assert {shard["pool_version"] for shard in shards} == {None}  # the current pool is of another tokenizer
+    pipeline.plan(settings, RunRequest(run_id="third", kinds=("item",)))
+    assert {shard.pool_version for shard in read_plan(settings.run_dir("third")).shards} == {
+        None
+    }  # the current pool is of another tokenizer
 
 
 def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empty_database_url: str) -> None:

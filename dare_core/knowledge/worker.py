@@ -29,8 +29,15 @@ if TYPE_CHECKING:
 class TextWriter(Protocol):
     """What a worker writes with: :class:`PlannedWriter`, or a stand-in that measures everything around it."""
 
-    seconds: float
-    load_seconds: float
+    @property
+    def seconds(self) -> float:
+        """See :class:`Writer`."""
+        ...
+
+    @property
+    def load_seconds(self) -> float:
+        """See :class:`Writer`."""
+        ...
 
     def write(
         self, requests: "Iterable[Request]", kind: Kind, pool_version: str | None, longest: int, sequences: int
@@ -69,7 +76,6 @@ class PlannedWriter:
                 f"{decoding.tokenizer_hash}; plan the run again"
             )
         self._writer = Writer(self._settings, self._tokenizer)
-        self.text = self._writer.text
 
     @property
     def seconds(self) -> float:
@@ -92,6 +98,10 @@ class PlannedWriter:
         root = self._settings.pool_dir(self._plan.domain, kind)
         pool = open_pool(root, self._tokenizer, pool_version) if pool_version else None
         return self._writer.write(requests, pool, longest, sequences)
+
+    def text(self, result: "Result") -> str:
+        """See :meth:`Writer.text`."""
+        return self._writer.text(result)
 
 
 def work_off(

@@ -145,7 +145,6 @@ def open_pool(root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | N
     return PoolStore(root).open(models.tokenizer_hash(tokenizer), version)
 
 
-
 @contextmanager
 def _full_memory_worded(settings: Settings) -> Iterator[None]:
     """Say what to do where torch finds memory full."""

@@ -9,10 +9,10 @@ import pyarrow as pa
 from sqlalchemy import ColumnElement, Engine, Row, Select, Text, cast, func, select, text
 
 from dare_core import schemas
-from dare_core.warehouse.tables import ENTITY, KNOWLEDGE, POOL_VERSION
+from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION
 
-#: ``valid``: the request's text is its entity's current one. ``closed``: a newer text replaced it. ``quarantined``: its
-#: text failed validation.
+#: ``valid``: the request's text is its entity's current one. ``closed``: it is to be asked again, because a newer text
+#: replaced it or it was released from quarantine. ``quarantined``: its text failed validation.
 RequestState = Literal["valid", "closed", "quarantined"]
 
 _ROWS_PER_BATCH: Final = 1000
@@ -43,17 +43,15 @@ def entities(engine: Engine, domain: str, kind: str) -> Iterator[pa.RecordBatch]
 def request_states(engine: Engine, request_ids: Sequence[str]) -> dict[str, RequestState]:
     """What became of requests; unknown ones are absent. A loaded text outranks a quarantined one."""
     query = text("""
-        SELECT request_id, 'quarantined' FROM knowledge.quarantine WHERE request_id = ANY(:ids)
+        SELECT request_id, CASE WHEN bool_and(released_at IS NOT NULL) THEN 'closed' ELSE 'quarantined' END, 1 AS rank
+        FROM knowledge.quarantine WHERE request_id = ANY(:ids) GROUP BY request_id
         UNION ALL
-        SELECT request_id, CASE WHEN valid_to IS NULL THEN 'valid' ELSE 'closed' END
+        SELECT request_id, CASE WHEN valid_to IS NULL THEN 'valid' ELSE 'closed' END, 2
         FROM knowledge.knowledge WHERE request_id = ANY(:ids)
+        ORDER BY rank
     """)
     with engine.connect() as connection:
-        states = dict[str, RequestState]()
-        for request_id, state in connection.execute(query, {"ids": list(request_ids)}):
-            if state != "quarantined" or request_id not in states:
-                states[request_id] = state
-        return states
+        return {request_id: state for request_id, state, _ in connection.execute(query, {"ids": list(request_ids)})}
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,18 @@ def pool_texts(
     return pa.Table.from_batches(_stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
 
 
+def newest_texts(engine: Engine, domain: str, kind: str, tokenizer_hash: str, limit: int) -> pa.Table:
+    """The valid texts that were written last, in schema POOL_KNOWLEDGE, the newest first."""
+    columns = (KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids, KNOWLEDGE.c.entity_id, KNOWLEDGE.c.available_at)
+    query = (
+        select(*columns)
+        .where(*_pooled(domain, kind, tokenizer_hash, None, None), KNOWLEDGE.c.valid_to.is_(None))
+        .order_by(KNOWLEDGE.c.available_at.desc(), KNOWLEDGE.c.request_id)
+        .limit(limit)
+    )
+    return pa.Table.from_batches(_stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
+
+
 def _pooled(
     domain: str, kind: str, tokenizer_hash: str, since: datetime | None, until: datetime | None
 ) -> list[ColumnElement[bool]]:
@@ -104,6 +114,24 @@ def _pooled(
     conditions = [KNOWLEDGE.c.domain == domain, KNOWLEDGE.c.kind == kind, KNOWLEDGE.c.tokenizer_hash == tokenizer_hash]
     conditions += [loaded > since] if since else []
     return conditions + ([loaded <= until] if until else [])
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run has come; see GENERATION_RUN."""
+
+    state: str
+    planned: int
+    started_at: datetime
+
+
+def run_state(engine: Engine, run_id: str) -> RunState | None:
+    """What is recorded of a run; None before it is planned."""
+    run = GENERATION_RUN
+    query = select(run.c.state, run.c.planned, run.c.started_at).where(run.c.run_id == run_id)
+    with engine.connect() as connection:
+        row = connection.execute(query).one_or_none()
+        return RunState(*row) if row else None
 
 
 def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | None:
