@@ -12,10 +12,12 @@ Pause `refresh_knowledge_<domain>` meanwhile: its daily run would write all that
 """
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import Context, Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import DAG, Context, Param, TriggerRule, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
 from dare_stages import write_knowledge
 from dare_wiring import DAG_DEFAULTS, DECODING_PARAMS, DOMAINS, KINDS_PARAM, run_request, settings
+
+from dare_core.domains import Domain
 
 PARAMS = {
     "kinds": KINDS_PARAM,
@@ -43,28 +45,30 @@ def start_next(context: Context) -> None:
     )
 
 
-for domain in DOMAINS:
-
-    @dag(
+def backfill_knowledge(domain: Domain) -> None:
+    """The DAG of one domain."""
+    with DAG(
         dag_id=f"backfill_knowledge_{domain.name}",
         schedule=None,
         params=PARAMS,
         tags=["dare", domain.name],
         doc_md=__doc__,
         **DAG_DEFAULTS,
-    )
-    def backfill_knowledge(name: str) -> None:
+    ):
+
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def next_slice() -> None:
             """Start the next run, if this slice came to its end and was not empty."""
             from dare_core import pipeline
 
-            if not pipeline.slice_ended(settings(), run_request(name)):
+            if not pipeline.slice_ended(settings(), run_request(domain.name)):
                 raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
             start_next(get_current_context())
 
-        loaded = write_knowledge(name, order="active")
+        loaded = write_knowledge(domain.name, order="active")
         loaded >> next_slice()
         loaded >> EmptyOperator(task_id="slice_loaded")  # an end of the graph that is red when a stage failed
 
-    backfill_knowledge(domain.name)
+
+for each in DOMAINS:
+    backfill_knowledge(each)

@@ -38,10 +38,13 @@ def settings() -> Settings:
     found = load_settings()
     if found.warehouse_url is None:
         try:
-            url = Connection.get(WAREHOUSE_CONNECTION).extra_dejson["url"]
+            connection = Connection.get(WAREHOUSE_CONNECTION)
         except AirflowNotFoundException:
             return found  # the embedded server
-        found = load_settings(warehouse_url=url)
+        from dare_core.airflow_setup import warehouse_url
+
+        fields = ("login", "password", "host", "port", "schema", "extra")
+        found = load_settings(warehouse_url=warehouse_url({name: getattr(connection, name) for name in fields}))
     return found
 
 

@@ -16,8 +16,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import TriggerRule, dag, task
+from airflow.sdk import DAG, TriggerRule, task
 from dare_wiring import DAG_DEFAULTS, DOMAINS, KINDS_PARAM, asset, settings
+
+from dare_core.domains import Domain
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
@@ -36,17 +38,17 @@ def kinds_of(events: Iterable[Any], params: dict[str, Any]) -> list[str]:
     return sorted({kind for event in events for kind in event.extra["kinds"]}) or params["kinds"]
 
 
-for domain in DOMAINS:
-
-    @dag(
+def rebuild_pools(domain: Domain) -> None:
+    """The DAG of one domain."""
+    with DAG(
         dag_id=f"rebuild_pools_{domain.name}",
         schedule=[asset(domain.name, "knowledge")],
         params={"kinds": KINDS_PARAM},
         tags=["dare", domain.name],
         doc_md=__doc__,
         **DAG_DEFAULTS,
-    )
-    def rebuild_pools(name: str) -> None:
+    ):
+
         @task
         def build(
             *, params: dict[str, Any], triggering_asset_events: "TriggeringAssetEventsAccessor"
@@ -54,7 +56,7 @@ for domain in DOMAINS:
             from dare_core import promotion
 
             events = [event for events in triggering_asset_events.values() for event in events]
-            return promotion.build_candidates(settings(), name, kinds_of(events, params))
+            return promotion.build_candidates(settings(), domain.name, kinds_of(events, params))
 
         @task.branch
         def gate(candidates: dict[str, dict[str, Any]]) -> str:
@@ -62,21 +64,23 @@ for domain in DOMAINS:
 
         approve = ApprovalOperator(
             task_id="approve",
-            subject=f"Publish the new pools of {name}?",
+            subject=f"Publish the new pools of {domain.name}?",
             body=QUESTION,
             response_timeout=timedelta(days=7),
             defaults=ApprovalOperator.REJECT,
         )
 
-        @task(outlets=[asset(name, "pools")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+        @task(outlets=[asset(domain.name, "pools")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         def publish(candidates: dict[str, dict[str, Any]]) -> dict[str, str]:
             from dare_core import promotion
 
-            return promotion.publish_candidates(settings(), name, candidates)
+            return promotion.publish_candidates(settings(), domain.name, candidates)
 
         candidates = build()  # type: ignore[call-arg]
         published = publish(candidates)
         gate(candidates) >> [approve, published]
         approve >> published
 
-    rebuild_pools(domain.name)
+
+for each in DOMAINS:
+    rebuild_pools(each)

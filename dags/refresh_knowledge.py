@@ -14,9 +14,11 @@ One DAG for each file of `config/`. Once unpaused it follows the schedule of tha
 setting `refresh_schedule`; defaults of the form come from the installation's settings.
 """
 
-from airflow.sdk import Param, dag
+from airflow.sdk import DAG, Param
 from dare_stages import write_knowledge
 from dare_wiring import AS_OF_PARAM, DAG_DEFAULTS, DEADLINE, DECODING_PARAMS, DOMAINS, KINDS_PARAM, SETTINGS, cron
+
+from dare_core.domains import Domain
 
 PARAMS = {
     "kinds": KINDS_PARAM,
@@ -26,9 +28,10 @@ PARAMS = {
     "as_of": AS_OF_PARAM,
 }
 
-for domain in DOMAINS:
 
-    @dag(
+def refresh_knowledge(domain: Domain) -> None:
+    """The DAG of one domain."""
+    with DAG(
         dag_id=f"refresh_knowledge_{domain.name}",
         schedule=cron(SETTINGS.refresh_schedule) and (domain.schedule.refresh or SETTINGS.refresh_schedule),
         params=PARAMS,
@@ -36,8 +39,9 @@ for domain in DOMAINS:
         tags=["dare", domain.name],
         doc_md=__doc__,
         **DAG_DEFAULTS,
-    )
-    def refresh_knowledge(name: str) -> None:
-        write_knowledge(name)
+    ):
+        write_knowledge(domain.name)
 
-    refresh_knowledge(domain.name)
+
+for each in DOMAINS:
+    refresh_knowledge(each)

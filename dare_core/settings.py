@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     )
     jdbc_driver_jar: Path | None = Field(None, description="a JDBC driver, for sources with format = 'jdbc'")
 
-    max_acceptance_loss: Share = Field(
-        0.05, description="a new pool whose drafts are accepted less, by more than this share, waits for a person"
+    max_acceptance_loss: float = Field(
+        0.05, le=1, description="a new pool whose drafts are accepted less, by more than this share, waits for a person"
     )
 
     refresh_schedule: str = Field(
