@@ -121,6 +121,11 @@ class AirflowApi:
             if not page["task_instances"] or len(rows) >= page["total_entries"]:
                 return [TaskState(row["task_id"], row["map_index"], row["state"], row["try_number"]) for row in rows]
 
+    def task_instance_id(self, dag_id: str, run_id: str, task: TaskState) -> str:
+        """What Airflow calls the task's latest attempt, in the title of its process too."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task.task_id}"
+        return str(self._get(path if task.map_index < 0 else f"{path}/{task.map_index}")["id"])
+
     def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
         """Run one task of an ended run again."""
         body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task_id], "only_failed": False}

@@ -118,6 +118,19 @@ class LocalAirflow:
             if process.poll() is not None:
                 raise self._failure(f"Airflow's {name} ended with status {process.returncode}", name)
 
+    def scheduler(self) -> psutil.Process:
+        """The scheduler; the tasks' processes are its descendants."""
+        return psutil.Process(self._processes["scheduler"].pid)
+
+    def process_of(self, dag_id: str, run_id: str, task: TaskState) -> psutil.Process | None:
+        """The process in which a task runs; None when it has not begun or has ended."""
+        title = f"airflow worker -- {self.api.task_instance_id(dag_id, run_id, task)}"
+        for process in self.scheduler().children(recursive=True):
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).strip() == title:
+                    return process
+        return None
+
     @contextmanager
     def active(self, *dag_ids: str, timeout: float = 120) -> Iterator[None]:
         """Let these DAGs run for as long as the block lasts.

@@ -23,7 +23,7 @@ from dare_core.schemas import QUARANTINE, Kind
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
-    from dare_core.decoding import Request, Result
+    from dare_core.decoding import Result
 
 
 class TextWriter(Protocol):
@@ -40,9 +40,17 @@ class TextWriter(Protocol):
         ...
 
     def write(
-        self, requests: "Iterable[Request]", kind: Kind, pool_version: str | None, longest: int, sequences: int
+        self, rows: Iterable[dict[str, Any]], kind: Kind, pool_version: str | None, longest: int, sequences: int
     ) -> "Iterator[Result]":
-        """Write texts of one kind, drafting from a pinned pool version; see :meth:`Writer.write`."""
+        """Write the texts of REQUEST rows of one kind, drafting from a pinned pool version; see :meth:`Writer.write`.
+
+        Args:
+            rows: read as they can be taken in.
+            kind: theirs.
+            pool_version: None drafts from no pool.
+            longest: tokens of a prompt at most.
+            sequences: rows there are.
+        """
         ...
 
     def text(self, result: "Result") -> str:
@@ -88,16 +96,20 @@ class PlannedWriter:
         return self._writer.load_seconds
 
     def write(
-        self, requests: "Iterable[Request]", kind: Kind, pool_version: str | None, longest: int, sequences: int
+        self, rows: Iterable[dict[str, Any]], kind: Kind, pool_version: str | None, longest: int, sequences: int
     ) -> "Iterator[Result]":
-        """See :meth:`Writer.write`.
+        """See :meth:`TextWriter.write`.
 
         Raises:
             PoolError: the pinned pool version cannot be opened.
         """
+        from dare_core.decoding import Request
+
         root = self._settings.pool_dir(self._plan.domain, kind)
         pool = open_pool(root, self._tokenizer, pool_version) if pool_version else None
-        return self._writer.write(requests, pool, longest, sequences)
+        new = self._plan.decoding.max_new_tokens
+        requests = (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
+        return self._writer.write(requests, pool, longest + new, sequences)
 
     def text(self, result: "Result") -> str:
         """See :meth:`Writer.text`."""
@@ -223,22 +235,19 @@ class _Work:
         self._told_load_seconds = 0.0
 
     def write(self, desks: list[_Desk], kind: Kind, pool_version: str | None) -> None:
-        from dare_core.decoding import Request
-
-        new_tokens = self._plan.decoding.max_new_tokens
         open_rows: dict[str, tuple[_Desk, dict[str, Any]]] = {}
 
-        def requests() -> "Iterator[Request]":
+        def rows() -> Iterator[dict[str, Any]]:
             for desk in desks:
                 for row in desk.rows():
                     open_rows[row["request_id"]] = desk, row
-                    yield Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new_tokens)
+                    yield row
 
-        longest = max(desk.longest for desk in desks) + new_tokens
+        longest = max(desk.longest for desk in desks)
         sequences = sum(len(desk.missing) for desk in desks)
         unstaged: dict[str, _Desk] = {}
         due = time.monotonic() + self._settings.checkpoint_seconds
-        for result in self._writer.write(requests(), kind, pool_version, longest, sequences):
+        for result in self._writer.write(rows(), kind, pool_version, longest, sequences):
             desk, row = open_rows.pop(result.id)
             desk.take(row, result)
             unstaged[desk.shard.name] = desk
