@@ -13,7 +13,7 @@ from dare_core.settings import Settings
 OnProgress = Callable[[str], None]
 
 #: Seconds between looks at a run.
-_POLL: Final = 0.2
+_POLL: Final = 0.5
 
 
 def kill_workers(

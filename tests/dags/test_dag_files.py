@@ -59,7 +59,17 @@ def describe(dag):
     }
 
 
+def decided(error):
+    return RETRY_POLICY.evaluate(error, try_number=1, max_tries=2).action.value
+
+
+from dare_core import errors
+from dare_wiring import RETRY_POLICY
+
 print(json.dumps({
+    "retries": {
+        name: decided(getattr(errors, name)("")) for name in dir(errors) if name.endswith("Error")
+    } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect"))},
     "errors": bag.import_errors,
     "imported": imported,
     "dags": {dag_id: describe(dag) for dag_id, dag in bag.dags.items()},
@@ -206,6 +216,20 @@ def test_a_dag_starts_paused_runs_once_at_a_time_and_explains_itself(parsed: dic
 def test_a_refresh_has_a_deadline_and_a_backfill_of_days_has_none(parsed: dict[str, Any]) -> None:
     assert parsed["dags"]["refresh_knowledge_movies"]["deadline"]
     assert not parsed["dags"]["backfill_knowledge_movies"]["deadline"]
+
+
+@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "OutOfMemoryError", "MemoryError"])
+def test_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any], error: str) -> None:
+    assert parsed["retries"][error] == "retry"
+
+
+@pytest.mark.parametrize("error", ["ModelError", "InputError", "SettingError", "PoolError", "QualityError"])
+def test_what_needs_a_person_fails_at_once(parsed: dict[str, Any], error: str) -> None:
+    assert parsed["retries"][error] == "fail"
+
+
+def test_of_a_defect_nobody_knows_so_airflow_s_own_rule_applies(parsed: dict[str, Any]) -> None:
+    assert parsed["retries"]["KeyError"] == "default"
 
 
 @pytest.mark.parametrize("index", range(len(GOOD_PARAMS)), ids=[f"{name}={value}" for name, value in GOOD_PARAMS])

@@ -1,5 +1,6 @@
 """The DAGs, run by a real scheduler over a handful of real entities; what came of it is read by SQL."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ def settings() -> Iterator[Settings]:
             shard_size=2,  # so that generation is mapped over three shards
             max_failing_share=1.0,  # twelve tokens are no text to judge
             max_generation_tasks=2,  # so that a task has more than one of them
+            deadline_hours=0.001,  # which every run misses
             max_acceptance_loss=-100.0,  # no pool gains that much: a person is asked about every one but the first
         )
 
@@ -134,6 +136,13 @@ def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engin
     pooled = "SELECT coalesce(sum(texts), 0) FROM knowledge.pool_version WHERE kind = :kind AND is_current"
     for kind in ("item", "user"):
         assert scalar(engine, pooled, kind=kind) == scalar(engine, texts, kind=kind)
+
+
+def test_a_run_that_misses_its_deadline_raises_an_alert(finished: LocalAirflow, settings: Settings) -> None:
+    alerts = [json.loads(line) for line in (settings.data_dir / "alerts.jsonl").read_text("utf-8").splitlines()]
+    assert ("deadline missed", REFRESH, RUN_ID) in [
+        (alert["alert"], alert["dag_id"], alert["run_id"]) for alert in alerts
+    ]
 
 
 def test_running_the_load_again_changes_nothing(finished: LocalAirflow, engine: sa.Engine) -> None:
