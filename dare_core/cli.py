@@ -34,11 +34,13 @@ source_app = typer.Typer(help="The tables that knowledge is written about.", no_
 warehouse_app = typer.Typer(help="The PostgreSQL that holds knowledge and features.", no_args_is_help=True)
 pipeline_app = typer.Typer(help="The stages of a refresh, without Airflow.", no_args_is_help=True)
 pool_app = typer.Typer(help="Retrieval pools that drafts come from.", no_args_is_help=True)
+airflow_app = typer.Typer(help="The Airflow that runs the platform's DAGs.", no_args_is_help=True)
 bench_app = typer.Typer(help="Benchmarks against what one would run instead.", no_args_is_help=True)
 app.add_typer(source_app, name="source")
 app.add_typer(warehouse_app, name="warehouse")
 app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(pool_app, name="pool")
+app.add_typer(airflow_app, name="airflow")
 app.add_typer(bench_app, name="bench")
 
 #: What a command opens and :func:`main` closes.
@@ -135,6 +137,23 @@ class SampleDomain(StrEnum):
 
     movies = "movies"
     shop = "shop"
+
+
+@airflow_app.command("setup")
+def airflow_setup(
+    url: Annotated[str, typer.Option(help="of Airflow's API server")] = "http://127.0.0.1:8080",
+    user: Annotated[str, typer.Option(help="who may change pools and connections")] = "admin",
+    password: Annotated[str, typer.Option(envvar="DARE_AIRFLOW_PASSWORD", prompt=True, hide_input=True)] = "",
+) -> None:
+    """Create the pool and the connection that the DAGs need in an Airflow, or bring them to what the settings say."""
+    from dare_core.airflow_api import AirflowApi
+    from dare_core.airflow_setup import set_up
+
+    api = AirflowApi(url, user, password)
+    try:
+        print(json.dumps(set_up(api, _settings())))
+    finally:
+        api.close()
 
 
 @source_app.command("import")

@@ -137,13 +137,25 @@ class Knowledge(_Section):
     )
 
 
+class Schedule(_Section):
+    """When the domain's DAGs run by themselves."""
+
+    refresh: str | None = Field(None, description="cron or preset; default: the setting refresh_schedule")
+
+
 class Domain(_Section):
     """One ``config/<name>.toml``."""
 
     name: str
+    schedule: Schedule = Schedule()
     source: Source
     grouping: Grouping = Grouping()
     knowledge: Knowledge
+
+
+def domain_names(settings: Settings) -> list[str]:
+    """The configured domains: the files of ``settings.config_dir``."""
+    return sorted(path.stem for path in settings.config_dir.glob("*.toml") if _NAME.fullmatch(path.stem))
 
 
 def load_domain(settings: Settings, name: str) -> Domain:
@@ -152,8 +164,8 @@ def load_domain(settings: Settings, name: str) -> Domain:
     Raises:
         SettingError: no such domain, no valid TOML, or a key is missing, unknown or of the wrong type.
     """
-    known = sorted(path.stem for path in settings.config_dir.glob("*.toml"))
-    if not _NAME.fullmatch(name) or name not in known:
+    known = domain_names(settings)
+    if name not in known:
         raise SettingError(f"domain {name!r} is not configured in {settings.config_dir}; there are: {', '.join(known)}")
     return read_domain(settings.config_dir / f"{name}.toml")
 

@@ -7,12 +7,11 @@ stage again changes nothing that was right. Stages return small JSON-able summar
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import Engine
 
-from dare_core import models
+from dare_core import models, promotion
 from dare_core.domains import Domain, load_domain
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import InputError, QualityError
@@ -28,20 +27,16 @@ from dare_core.knowledge import costs, shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.costs import Funnel
 from dare_core.knowledge.planning import Choice, Planner
-from dare_core.knowledge.pooling import Build, refresh_pool
 from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
-from dare_core.pools import PoolStore
 from dare_core.quality.validation import validate as check
 from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
+from dare_core.stores import open_warehouse, pool_store
 from dare_core.warehouse import load as warehouse_load
 from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import require_current
-from dare_core.warehouse.pool_register import WarehouseRegister
 from dare_core.warehouse.server import serving
 
 log = logging.getLogger(__name__)
@@ -98,7 +93,7 @@ def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them."""
     domain = load_domain(settings, request.domain)
     run_dir = settings.run_dir(request.run_id)
-    with _warehouse(settings) as (url, engine):
+    with open_warehouse(settings) as (url, engine):
         if not _window_path(run_dir).exists():
             window = _open_window(engine, domain, request)
             shards.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
@@ -151,7 +146,7 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
         *("--in", str(run_dir / "pulled")),
         *("--out", str(run_dir / "grouped")),
     ]
-    with _warehouse(settings) as (url, engine):
+    with open_warehouse(settings) as (url, engine):
         pulled = (pq.read_table(run_dir / "pulled" / kind, schema=PULLED) for kind in window.kinds)
         differing = sum([warehouse_read.differing(engine, of_kind) for of_kind in pulled])
         summary: dict[str, Any] = submit(settings, "group", arguments, url) if differing else {}
@@ -174,7 +169,7 @@ def plan(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """
     run_dir = settings.run_dir(request.run_id)
     if not (run_dir / "plan.json").exists():
-        with _warehouse(settings) as (_, engine):
+        with open_warehouse(settings) as (_, engine):
             planned = _make_plan(settings, engine, request)
         shards.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
     planned = shards.read_plan(run_dir)
@@ -262,7 +257,7 @@ def _pin_pool(settings: Settings, engine: Engine, request: RunRequest, kind: Kin
     if pool is None or pool["tokenizer_hash"] != decoding.tokenizer_hash:
         return None
     version: str = pool["version"]
-    _pool_store(settings, engine, request.domain, kind).pin(version, request.run_id)
+    pool_store(settings, engine, request.domain, kind).pin(version, request.run_id)
     return version
 
 
@@ -284,10 +279,17 @@ def assignments(settings: Settings, request: RunRequest) -> list[dict[str, int]]
 
 
 def generate(settings: Settings, request: RunRequest, assignment: dict[str, int]) -> dict[str, Any]:
-    """Write the texts of some shards; see :func:`dare_core.knowledge.worker.work_off`."""
+    """Write the texts of an assignment's shards, with one loaded model; see :func:`knowledge.worker.work_off`.
+
+    Returns:
+        Sums over the shards; a part of them may have been written by earlier tries.
+    """
     planned = shards.read_plan(settings.run_dir(request.run_id))
-    parts = planned.shards[assignment["first"] : assignment["end"]]
-    return {"shards": [work_off(settings, planned, shard) for shard in parts]}
+    manifests = work_off(settings, planned, planned.shards[assignment["first"] : assignment["end"]])
+    names = ("requests", "resumed", "texts", "failed", "tokens", "seconds", "load_seconds")
+    sums = {name: round(sum(manifest.get(name, 0) for manifest in manifests), 3) for name in names}
+    speed = round(sums["tokens"] / sums["seconds"], 2) if sums["seconds"] else None
+    return {"shards": len(manifests), **sums, "tokens_per_second": speed}
 
 
 def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -319,7 +321,7 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
         settings.cost_per_hour,
     )
     lost = 1 - len(outcome.passed) / planned.requests if planned.requests else 0.0
-    with _warehouse(settings) as (_, engine):
+    with open_warehouse(settings) as (_, engine):
         warehouse_load.quarantine(engine, refused)
         if lost > settings.max_failing_share:
             warehouse_load.record_run(
@@ -365,7 +367,7 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     run_dir = settings.run_dir(request.run_id)
     knowledge = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
     embeddings = pq.read_table(run_dir / "embeddings.parquet", schema=KNOWLEDGE_EMBEDDING)
-    with _warehouse(settings) as (_, engine):
+    with open_warehouse(settings) as (_, engine):
         summary = warehouse_load.load_knowledge(engine, knowledge, embeddings)
         loaded = summary.loaded + summary.already_there
         warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
@@ -373,23 +375,27 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return vars(summary) | {"kinds": sorted(set(knowledge["kind"].to_pylist()))}
 
 
-def rebuild_pools(settings: Settings, domain: str, kinds: tuple[Kind, ...] = KINDS) -> dict[str, Any]:
-    """Add what was loaded since to each kind's retrieval pool, and make that version the current one."""
-    load_domain(settings, domain)
-    tokenizer = models.load_tokenizer(settings)
-    build = Build(domain, models.tokenizer_hash(tokenizer), len(tokenizer))
-    summary: dict[str, Any] = {}
-    with _warehouse(settings) as (url, engine):
-        for kind in kinds:
-            manifest = refresh_pool(settings, url, engine, _pool_store(settings, engine, domain, kind), build, kind)
-            if manifest is not None:
-                summary[kind] = {
-                    "version": manifest.version,
-                    "groups": len(manifest.groups) - 1,
-                    "texts": manifest.texts,
-                    "tokens": manifest.tokens,
-                }
-    return summary
+def rebuild_pools(settings: Settings, domain: str, kinds: Sequence[Kind] = KINDS) -> dict[str, Any]:
+    """Add what was loaded since to each kind's retrieval pool, and put that version in force.
+
+    A version whose drafts would be accepted less, by more than ``settings.max_acceptance_loss``, is not put in force:
+    see ``falls`` of :func:`dare_core.promotion.build_candidates`, whose findings are returned.
+    """
+    candidates = promotion.build_candidates(settings, domain, kinds)
+    promoted = {kind: found for kind, found in candidates.items() if not found["falls"]}
+    promotion.publish_candidates(settings, domain, promoted)
+    return candidates
+
+
+def slice_ended(settings: Settings, request: RunRequest) -> bool:
+    """Whether a slice of a backfill came to its end and was not empty, so that another may follow.
+
+    Its texts were loaded, or too many of them failed validation and are in quarantine: either way the next slice has
+    others to write.
+    """
+    with open_warehouse(settings) as (_, engine):
+        found = warehouse_read.run_state(engine, request.run_id)
+    return found is not None and found.planned > 0 and found.state in ("loaded", "failed")
 
 
 def run(
@@ -420,30 +426,7 @@ def run(
     return summary
 
 
-def _pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
-    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
-    root = settings.pool_dir(domain, kind)
-    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)
-
-
 def _release_pools(settings: Settings, engine: Engine, request: RunRequest) -> None:
     """The run needs its pool versions no longer."""
     for kind in request.kinds:
-        _pool_store(settings, engine, request.domain, kind).unpin(request.run_id)
-
-
-class _Warehouse(NamedTuple):
-    url: str
-    engine: Engine
-
-
-@contextmanager
-def _warehouse(settings: Settings) -> Iterator[_Warehouse]:
-    """The warehouse, served and at the current schema, for the length of a stage."""
-    with serving(settings) as url:
-        engine = connect(url)
-        try:
-            require_current(engine)
-            yield _Warehouse(url, engine)
-        finally:
-            engine.dispose()
+        pool_store(settings, engine, request.domain, kind).unpin(request.run_id)

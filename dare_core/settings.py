@@ -19,6 +19,11 @@ PROJECT_DIR: Final = Path(__file__).resolve().parent.parent
 BUNDLED_MODEL: Final = "smollm2-135m-instruct"
 BUNDLED_ENCODER: Final = "all-minilm-l6-v2"
 
+#: The Airflow pool that generation tasks run in; it has a slot for each accelerator.
+GENERATION_POOL: Final = "gpu"
+#: The Airflow connection whose extra ``url`` says where the warehouse is, for tasks whose settings do not.
+WAREHOUSE_CONNECTION: Final = "dare_warehouse"
+
 _CONFIG: Final = "dare.toml"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -75,13 +80,28 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
 
+    accelerators: int = Field(1, ge=1, description="slots of the Airflow pool gpu: generation tasks at once")
+    generation_queue: str = Field("gpu", description="queue of generation tasks, where the executor has queues")
+    generation_executor: str | None = Field(None, description="executor of generation tasks; unset: Airflow's default")
+
     spark_master: str = "local[2]"
     spark_pool_texts: int = Field(
         50_000, ge=0, description="pools take in so many new texts by Spark; fewer are indexed by the task itself"
     )
     jdbc_driver_jar: Path | None = Field(None, description="a JDBC driver, for sources with format = 'jdbc'")
 
-    refresh_schedule: str = Field("@daily", description="of refresh_knowledge: cron or preset; none: by hand only")
+    max_acceptance_loss: float = Field(
+        0.05, le=1, description="a new pool whose drafts are accepted less, by more than this share, waits for a person"
+    )
+
+    refresh_schedule: str = Field(
+        "@daily", description="of domains that have none of their own: cron or preset; none: all by hand only"
+    )
+    maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
+    deadline_hours: float = Field(12, gt=0, description="a run that takes longer raises an alert")
+    keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
+    keep_run_days: float = Field(14, gt=0, description="maintain removes the staged files of runs older than this")
+    quarantine_retries: int = Field(2, ge=0, description="times that a text which failed validation is asked for again")
     airflow_port: int = Field(8080, ge=1024, le=65535, description="where `make ui` serves Airflow, on loopback")
 
     @classmethod

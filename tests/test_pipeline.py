@@ -75,6 +75,19 @@ def test_a_plan_is_made_once_and_cut_into_shards_by_kind(settings: Settings, eng
     assert rows(engine, "SELECT state, planned FROM knowledge.generation_run") == [("planned", 5)]
 
 
+def test_shards_are_dealt_to_so_many_tasks_at_most_each_to_one(settings: Settings) -> None:
+    request = RunRequest(run_id="r")
+    pipeline.plan(settings.model_copy(update={"shard_size": 1}), request)
+    few = settings.model_copy(update={"max_generation_tasks": 3})
+    assert pipeline.assignments(few, request) == [
+        {"first": 0, "end": 2},
+        {"first": 2, "end": 4},
+        {"first": 4, "end": 7},
+    ]
+    summaries = [pipeline.generate(few, request, part) for part in pipeline.assignments(few, request)]
+    assert [(summary["shards"], summary["texts"]) for summary in summaries] == [(2, 2), (2, 2), (3, 3)]
+
+
 def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="bad", kinds=("item",))
     generate_all(settings, request)

@@ -21,11 +21,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dare_core.bench.grouping_gain import Replay, grouping_gain, replay_steps
+from dare_core.bench.grouping_gain import Replay, grouping_gain
 from dare_core.bench.pool_texts import Corpus, queries, read_corpus, texts_of
 from dare_core.drafts import Context, Drafter
 from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
 from dare_core.pools.learned import LearnedTexts
+from dare_core.pools.probe import replay_steps
 from dare_core.pools.trees import FOREST_NODE, Workspace, grow_trees
 from dare_core.settings import Settings
 

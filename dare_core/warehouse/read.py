@@ -10,10 +10,11 @@ from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func,
 
 from dare_core import schemas
 from dare_core.warehouse.load import differs, stage, transaction
-from dare_core.warehouse.tables import ENTITY, KNOWLEDGE, POOL_VERSION, WATERMARK
+from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, WATERMARK
 
 #: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
-#: a newer text replaced it, or its entity was gone. ``quarantined``: its text failed validation.
+#: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
+#: ``quarantined``: its text failed validation.
 RequestState = Literal["valid", "expired", "closed", "quarantined"]
 
 #: ``spread``: by the ids' MD5, so that any part is spread over groups. ``active``: by events, most first.
@@ -66,7 +67,7 @@ _VERDICTS: Final = """
     LEFT JOIN knowledge.knowledge AS k ON k.request_id = r.request_id
     LEFT JOIN LATERAL (
         SELECT count(*) > 0 AS at_all, coalesce(bool_or(rule = 'prompt'), false) AS unfit
-        FROM knowledge.quarantine WHERE request_id = r.request_id AND k.request_id IS NULL
+        FROM knowledge.quarantine WHERE request_id = r.request_id AND k.request_id IS NULL AND released_at IS NULL
     ) AS refused ON k.request_id IS NULL
     CROSS JOIN LATERAL (
         SELECT e.kind = 'user' AND e.profile = r.profile
@@ -147,23 +148,20 @@ def request_states(
 ) -> dict[str, RequestState]:
     """What became of requests; unknown ones are absent. A loaded text outranks a quarantined one."""
     query = text("""
-        SELECT request_id, 'quarantined' FROM knowledge.quarantine WHERE request_id = ANY(:ids)
+        SELECT request_id, CASE WHEN bool_and(released_at IS NOT NULL) THEN 'closed' ELSE 'quarantined' END, 1 AS rank
+        FROM knowledge.quarantine WHERE request_id = ANY(:ids) GROUP BY request_id
         UNION ALL
         SELECT request_id, CASE
             WHEN valid_to IS NOT NULL THEN 'closed'
             WHEN available_at < CAST(:expired_before AS timestamptz) THEN 'expired'
             ELSE 'valid'
-        END
+        END, 2
         FROM knowledge.knowledge WHERE request_id = ANY(:ids)
+        ORDER BY rank
     """)
     with engine.connect() as connection:
-        states = dict[str, RequestState]()
-        for request_id, state in connection.execute(
-            query, {"ids": list(request_ids), "expired_before": expired_before}
-        ):
-            if state != "quarantined" or request_id not in states:
-                states[request_id] = state
-        return states
+        bound = {"ids": list(request_ids), "expired_before": expired_before}
+        return {request_id: state for request_id, state, _ in connection.execute(query, bound)}
 
 
 @dataclass(frozen=True)
@@ -252,6 +250,18 @@ def pool_texts(
     return pa.Table.from_batches(_stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
 
 
+def newest_texts(engine: Engine, domain: str, kind: str, tokenizer_hash: str, limit: int) -> pa.Table:
+    """The valid texts that were written last, in schema POOL_KNOWLEDGE, the newest first."""
+    columns = (KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids, KNOWLEDGE.c.entity_id, KNOWLEDGE.c.available_at)
+    query = (
+        select(*columns)
+        .where(*_pooled(domain, kind, tokenizer_hash, None, None), KNOWLEDGE.c.valid_to.is_(None))
+        .order_by(KNOWLEDGE.c.available_at.desc(), KNOWLEDGE.c.request_id)
+        .limit(limit)
+    )
+    return pa.Table.from_batches(_stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
+
+
 def _pooled(
     domain: str, kind: str, tokenizer_hash: str, since: datetime | None, until: datetime | None
 ) -> list[ColumnElement[bool]]:
@@ -259,6 +269,24 @@ def _pooled(
     conditions = [KNOWLEDGE.c.domain == domain, KNOWLEDGE.c.kind == kind, KNOWLEDGE.c.tokenizer_hash == tokenizer_hash]
     conditions += [loaded > since] if since else []
     return conditions + ([loaded <= until] if until else [])
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run has come; see GENERATION_RUN."""
+
+    state: str
+    planned: int
+    started_at: datetime
+
+
+def run_state(engine: Engine, run_id: str) -> RunState | None:
+    """What is recorded of a run; None before it is planned."""
+    run = GENERATION_RUN
+    query = select(run.c.state, run.c.planned, run.c.started_at).where(run.c.run_id == run_id)
+    with engine.connect() as connection:
+        row = connection.execute(query).one_or_none()
+        return RunState(*row) if row else None
 
 
 def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | None:

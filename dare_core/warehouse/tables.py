@@ -132,4 +132,9 @@ GENERATION_RUN: Final = Table(
     "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json=("params", "plan", "measured"))
 )
 
-QUARANTINE: Final = Table("quarantine", metadata, *_columns(schemas.QUARANTINE, key=("request_id", "rule")))
+QUARANTINE: Final = Table(
+    "quarantine",
+    metadata,
+    *_columns(schemas.QUARANTINE, key=("request_id", "rule")),
+    Column("released_at", TIMESTAMP(timezone=True)),
+)
