@@ -26,7 +26,7 @@ from dare_core.bench.pool_texts import Corpus, queries, read_corpus, texts_of
 from dare_core.drafts import Context, Drafter
 from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
 from dare_core.pools.learned import LearnedTexts
-from dare_core.pools.trees import FOREST_NODE, Workspace, grow_trees
+from dare_core.pools.trees import Workspace, addresses_of, grow_trees
 from dare_core.settings import Settings
 
 #: Nodes of a draft tree (paper).
@@ -159,19 +159,23 @@ class _Search:
 
     def __init__(self, pool: Pool, asked: NDArray[np.int32], both: bool = False) -> None:
         area = (*pool.area("bench"), *(pool.area(GLOBAL_GROUP) if both else (0, 0)))
-        self._pool, self._segments = pool, pool.segments  # the pool keeps mapped what the rows point to
+        self._pool, self._segments, self._learned = (
+            pool,
+            pool.segments,
+            LearnedTexts(0),
+        )  # kept while they are pointed to
+        self._known = addresses_of(self._learned, self._segments)
         self._asked = asked
-        self._learned = LearnedTexts(0)
         self._job = (asked.shape[1], 0, *area)
 
     def __call__(self, first: int, end: int, work: Workspace) -> float:
         """Seconds for the queries ``[first, end)``."""
         jobs = np.array([self._job] * (end - first), np.int64)
-        texts = self._asked[first:end].ravel()
-        forest, ends = np.empty((end - first) * _NODES, FOREST_NODE), np.empty(end - first, np.int32)
-        linked, learned_end, segments = self._learned.linked, self._learned.end, self._segments
+        texts, known, most = self._asked[first:end].ravel(), self._known, (end - first) * _NODES
+        nodes, shares, evidence = np.empty((3, most), np.int32), np.empty(most, np.float32), np.empty(most, np.int16)
+        ends = np.empty(end - first, np.int32)
         began = time.perf_counter()
-        grow_trees(texts, jobs, False, linked, learned_end, segments, work.addresses, forest, ends, _NODES)
+        grow_trees(texts, jobs, False, known, work.addresses, nodes, shares, evidence, ends, _NODES)
         return time.perf_counter() - began
 
 
