@@ -159,6 +159,17 @@ POOL_PIN: Final = pa.schema(
     ]
 )
 
+#: The group model in force. Key: (domain, kind).
+GROUP_MODEL: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("version", pa.string()),
+        _required("location", pa.string()),
+        _required("published_at", TIME),
+    ]
+)
+
 #: One run of the pipeline. ``state`` is ``planned``, ``failed`` or ``loaded``; ``params`` a JSON object.
 GENERATION_RUN: Final = pa.schema(
     [

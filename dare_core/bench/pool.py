@@ -35,9 +35,8 @@ _BATCH: Final = 64
 _QUERIES: Final = 2048
 #: Tokens of the output so far in a query.
 _LENGTH: Final = 40
-#: A night's new texts, as a share of the pool at first, and how many nights there are.
+#: A night's new texts, as a share of the pool at first.
 _NIGHT: Final = 0.01
-_NIGHTS: Final = 100
 #: A pool of a base and so many recent segments is searched.
 _RECENT: Final = 8
 #: Pools for plots; peers that hold their index in Python objects stop at the second size.
@@ -56,14 +55,14 @@ class Plan:
         large_tokens: of the large pool; 0 leaves it out.
         nights: of incremental builds.
         knowledge: Parquet file with real texts: ``token_ids``, and ``group`` or ``attribute`` for the gain of grouping.
-        sweep: measure build and search at every size up to ``tokens`` too, for plots.
+        sweep: measure build and search at smaller sizes too, for plots.
     """
 
-    tokens: int = 10_000_000
-    large_tokens: int = 100_000_000
-    nights: int = _NIGHTS
-    knowledge: Path | None = None
-    sweep: bool = False
+    tokens: int
+    large_tokens: int
+    nights: int
+    knowledge: Path | None
+    sweep: bool
 
 
 def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda what: None) -> dict[str, Any]:
@@ -74,13 +73,8 @@ def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     on_progress(f"building a pool of {plan.tokens} tokens")
     built = _build(folder / "base", corpus, plan.tokens)
     store, pool = built.store, built.pool
-    result: dict[str, Any] = {
-        "build_tokens_per_s": built.rate,
-        "bytes_per_token": round(pool.manifest.size / pool.manifest.tokens, 3),
-        "open_ms": _open_ms(store),
-    }
-    on_progress("searching")
-    result |= _searched(pool, asked)
+    result = _figures(built, asked)
+    sizes = {str(plan.tokens): dict(result)}
     on_progress("a base and eight recent segments")
     result["search_segments_us_p50"] = _segments_us(folder / "recent", corpus, plan.tokens, asked)
     on_progress("a second worker")
@@ -92,22 +86,16 @@ def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     result["peers"] = _peers(folder / "peers", corpus, asked, on_progress)
     if plan.large_tokens:
         on_progress(f"building a pool of {plan.large_tokens} tokens")
-        large = _build(folder / "large", corpus, plan.large_tokens)
-        result["search_100m_us_p50"] = _searched(large.pool, asked)["search_us_p50"]
-        result["large"] = {"tokens": large.pool.manifest.tokens, "build_tokens_per_s": large.rate}
+        large = sizes[str(plan.large_tokens)] = _figures(_build(folder / "large", corpus, plan.large_tokens), asked)
+        result["search_100m_us_p50"] = large["search_us_p50"]
     if plan.sweep:
-        result["sizes"] = {}
-        for size in [size for size in _SIZES if size <= max(plan.tokens, plan.large_tokens)]:
-            on_progress(f"a pool of {size} tokens")
-            one = _build(folder / "sweep", corpus, size)
-            result["sizes"][str(size)] = {
-                "build_tokens_per_s": one.rate,
-                "bytes_per_token": round(one.pool.manifest.size / one.pool.manifest.tokens, 3),
-                "open_ms": _open_ms(one.store),
-                **_searched(one.pool, asked),
-            }
+        for size in _SIZES:
+            if size < max(plan.tokens, plan.large_tokens) and str(size) not in sizes:
+                on_progress(f"building a pool of {size} tokens")
+                sizes[str(size)] = _figures(_build(folder / "sweep", corpus, size), asked)
     return {
         **result,
+        "sizes": sizes,
         "tokens": pool.manifest.tokens,
         "texts": corpus.source,
         "real_tokens": sum(map(len, corpus.texts)),
@@ -134,6 +122,17 @@ def _build(root: Path, corpus: Corpus, tokens: int) -> _Built:
     manifest = store.build(texts, "bench", "bench", corpus.vocabulary)
     seconds = time.perf_counter() - began
     return _Built(store, store.open("bench"), round(manifest.tokens / seconds), seconds)
+
+
+def _figures(built: _Built, asked: NDArray[np.int32]) -> dict[str, Any]:
+    """What is measured of a pool of any size."""
+    manifest = built.pool.manifest
+    return {
+        "build_tokens_per_s": built.rate,
+        "bytes_per_token": round(manifest.size / manifest.tokens, 3),
+        "open_ms": _open_ms(built.store),
+        **_searched(built.pool, asked),
+    }
 
 
 def _warm_up(corpus: Corpus) -> None:
