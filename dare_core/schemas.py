@@ -190,6 +190,17 @@ POOL_PIN: Final = pa.schema(
     ]
 )
 
+#: The group model in force. Key: (domain, kind).
+GROUP_MODEL: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("version", pa.string()),
+        _required("location", pa.string()),
+        _required("published_at", TIME),
+    ]
+)
+
 #: One run of the pipeline. ``state`` is ``planned``, ``failed`` or ``loaded``. ``params``, ``plan`` (what was expected)
 #: and ``measured`` (what it took; see ``dare_core.knowledge.costs``) are JSON objects; ``report`` is the path of the
 #: run's report.

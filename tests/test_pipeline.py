@@ -15,7 +15,8 @@ from dare_core.pipeline import RunRequest
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY
 from dare_core.settings import Settings
-from dare_core.warehouse.load import publish_pool, upsert_entities
+from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.pool_register import WarehouseRegister
 from tests.tiny_model import save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
@@ -127,24 +128,12 @@ def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settin
     request = RunRequest(run_id="first", kinds=("item",))
     pipeline.plan(settings, request)
     tokenizer_hash = read_plan(settings.run_dir("first")).decoding.tokenizer_hash
-    manifest = PoolStore(settings.pool_dir("movies", "item")).build(texts, settings.model, tokenizer_hash, 258)
-    row = {
-        "domain": "movies",
-        "kind": "item",
-        "version": manifest.version,
-        "location": "here",
-        "model": settings.model,
-        "tokenizer_hash": tokenizer_hash,
-        "groups": 1,
-        "texts": 1,
-        "tokens": 3,
-        "is_current": True,
-        "created_at": NOW,
-    }
-    publish_pool(engine, row)
+    root = settings.pool_dir("movies", "item")
+    store = PoolStore(root, WarehouseRegister(engine, "movies", "item", str(root)))
+    manifest = store.build(texts, settings.model, tokenizer_hash, 258)
     shards = planned(settings, RunRequest(run_id="second", kinds=("item",)))
     assert {shard.pool_version for shard in shards} == {manifest.version}
-    publish_pool(engine, row | {"version": "0" * 16, "tokenizer_hash": "another"})
+    store.build(texts, settings.model, "another", 258)
     shards = planned(settings, RunRequest(run_id="third", kinds=("item",)))
     assert {shard.pool_version for shard in shards} == {None}  # the current pool is of another tokenizer
 

@@ -147,14 +147,16 @@ def item_groups(domain: Domain, entity_ids: Sequence[str]) -> list[str]:
 
 
 def user_groups(pool_root: Path, entity_ids: Sequence[str]) -> list[str]:
-    """The clusters that the current group model beside a pool has users in; ``no cluster`` for the others.
+    """The clusters that the latest group model beside a pool has users in; ``no cluster`` for the others.
 
     Raises:
         InputError: there is no group model.
     """
-    model = GroupModelStore(pool_root).read()
-    if model is None:
+    store = GroupModelStore(pool_root)
+    versions = store.versions()
+    if not versions:
         raise InputError(f"there is no group model beside the pool {pool_root}; group users first")
+    model = store.read_version(versions[0])
     clusters = dict(zip(*model.assignments.to_pydict().values(), strict=True))
     return [clusters.get(entity, "no cluster") for entity in entity_ids]
 

@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -269,26 +269,6 @@ def record_run(engine: Engine, run_id: str, **columns: object) -> None:
                 connection.execute(statement.on_conflict_do_update(index_elements=["run_id"], set_=columns))
     except DBAPIError as error:
         raise WarehouseError(f"run {run_id} cannot be recorded: {reason(error)}") from error
-
-
-def publish_pool(engine: Engine, row: dict[str, Any]) -> None:
-    """Make a row of POOL_VERSION the current one of its (domain, kind); a version published before becomes it again.
-
-    Raises:
-        WarehouseError: a column is missing or has a value that is not allowed.
-    """
-    pool = tables.POOL_VERSION
-    try:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('dare load pool_version'))")
-            same_pool = (pool.c.domain == row["domain"]) & (pool.c.kind == row["kind"])
-            connection.execute(update(pool).where(same_pool, pool.c.is_current).values(is_current=False))
-            if not connection.execute(
-                update(pool).where(same_pool, pool.c.version == row["version"]).values(is_current=True)
-            ).rowcount:
-                connection.execute(insert(pool).values({**row, "is_current": True}))
-    except DBAPIError as error:
-        raise WarehouseError(f"pool version {row['version']} cannot be published: {reason(error)}") from error
 
 
 def copy_rows(cursor: psycopg.Cursor[Any], target: sql.Composable, table: pa.Table) -> None:

@@ -128,6 +128,8 @@ POOL_PIN: Final = Table(
     ),
 )
 
+GROUP_MODEL: Final = Table("group_model", metadata, *_columns(schemas.GROUP_MODEL, key=("domain", "kind")))
+
 GENERATION_RUN: Final = Table(
     "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json=("params", "plan", "measured"))
 )

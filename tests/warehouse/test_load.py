@@ -19,7 +19,6 @@ from dare_core.warehouse.load import (
     EntityChanges,
     LoadSummary,
     load_knowledge,
-    publish_pool,
     quarantine,
     record_run,
     upsert_entities,
@@ -254,21 +253,3 @@ def test_a_run_is_recorded_column_by_column(engine: Engine) -> None:
         record_run(engine, "run-2", state="loaded")
     with pytest.raises(WarehouseError, match="generation_run_state"):
         record_run(engine, "run-1", state="dancing")
-
-
-def test_one_pool_version_is_current(engine: Engine) -> None:
-    assert read.current_pool(engine, "movies", "item") is None
-    row = {
-        "domain": "movies", "kind": "item", "version": "v1", "location": "/pools", "model": "m", "tokenizer_hash": "t",
-        "groups": 2, "texts": 10, "tokens": 100, "is_current": False, "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-    }  # fmt: skip
-    for version in ("v1", "v2", "v1", "v1"):
-        publish_pool(engine, {**row, "version": version})
-        assert read.current_pool(engine, "movies", "item") == {**row, "version": version, "is_current": True}
-    publish_pool(engine, {**row, "kind": "user", "version": "v9"})
-    assert _all(engine, "SELECT count(*) FILTER (WHERE is_current), count(*) FROM knowledge.pool_version") == [(2, 3)]
-    with pytest.raises(WarehouseError, match="v3 cannot be published"):
-        publish_pool(engine, {**row, "version": "v3", "location": None})
-    assert (read.current_pool(engine, "movies", "item") or {})["version"] == "v1", (
-        "a failed publication leaves the old one"
-    )
