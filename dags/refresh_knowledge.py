@@ -1,6 +1,6 @@
 """### Write the knowledge that is missing or out of date
 
-`pull → group → plan → generate (one task per shard) → validate → embed → load`
+`pull → group → plan → generate (one task per shard) → validate → embed → load`, and a *report* whatever came of it
 
 Spark pulls what changed since the last run and groups it; *plan* picks the users and items without valid knowledge and
 packs them into shards; each shard is written by one task in the Airflow pool `gpu`, drafting from the current retrieval
@@ -17,9 +17,12 @@ Defaults of the form come from the installation's settings.
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.sdk import (
     Asset,
+    BaseOperator,
+    BaseOperatorLink,
     ExceptionRetryPolicy,
     Param,
     RetryAction,
@@ -27,7 +30,9 @@ from airflow.sdk import (
     dag,
     get_current_context,
     task,
+    teardown,
 )
+from airflow.sdk.observability import stats
 from pydantic import ValidationError
 
 from dare_core.errors import DareError, SourceError, WarehouseError
@@ -36,6 +41,7 @@ from dare_core.settings import load_settings
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import OutletEventAccessors
+    from airflow.sdk.types import TaskInstanceKey
 
     from dare_core.pipeline import RunRequest
 
@@ -87,6 +93,29 @@ def run_request() -> "RunRequest":
 
     context = get_current_context()
     return RunRequest(run_id=re.sub(r"[^A-Za-z0-9_.-]", "-", context["run_id"]), **context["params"])
+
+
+class RunReport(BaseOperatorLink):
+    """The button on the task's page that leads to the run's report, which the plugin in plugins/ serves."""
+
+    name = "Run report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
+        return f"/dare/runs/{quote(run_request().run_id)}/report.html"
+
+
+#: What the report says of a run in numbers, sent where Airflow's own metrics go, with the domain as tag.
+METRICS = (
+    "texts",
+    "tokens",
+    "seconds",
+    "tokens_per_step",
+    "relaxed_share",
+    "quarantined",
+    "pool_hits",
+    "speedup",
+    "cost",
+)
 
 
 @dag(
@@ -150,9 +179,23 @@ def refresh_knowledge() -> None:
         outlet_events[KNOWLEDGE].extra = {"domain": request.domain, "kinds": summary["kinds"]}
         return summary
 
+    @teardown  # runs however the others ended, and says nothing about the run's success
+    @task(retries=0)
+    def report() -> dict[str, Any]:
+        from dare_core import pipeline
+
+        request = run_request()
+        summary = pipeline.report(load_settings(), request)
+        for name in METRICS:
+            if summary[name] is not None:
+                stats.gauge(f"dare.{name}", summary[name], tags={"domain": request.domain})
+        return summary
+
     shards = plan()
+    loaded = load()
     pull() >> group() >> shards
-    generate.expand(shard=shards) >> validate() >> embed() >> load()  # type: ignore[call-arg]
+    generate.expand(shard=shards) >> validate() >> embed() >> loaded >> (reported := report())  # type: ignore[call-arg]
+    reported.operator.operator_extra_links = (RunReport(),)
 
 
 refresh_knowledge()

@@ -30,6 +30,8 @@ from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
 from dare_core.pools import PoolStore
 from dare_core.quality.validation import validate as check
+from dare_core.reports.facts import gather
+from dare_core.reports.page import figures, write_report
 from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE, Kind
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
@@ -246,6 +248,20 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return vars(summary) | {"kinds": sorted(set(knowledge["kind"].to_pylist()))}
 
 
+def report(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Write the report of a run, however far it came.
+
+    Returns:
+        The report's path under ``report``, and the run's figures; see :func:`dare_core.reports.page.figures`.
+    """
+    with _warehouse(settings) as (_, engine):
+        facts = gather(settings, engine, request.run_id, request.domain)
+        path = write_report(settings, facts)
+        if facts.record and "report" in facts.record:
+            warehouse_load.record_run(engine, request.run_id, report=str(path))
+    return {"report": str(path), **figures(facts)}
+
+
 def rebuild_pools(settings: Settings, domain: str, kinds: tuple[Kind, ...] = KINDS) -> dict[str, Any]:
     """Add what was loaded since to each kind's retrieval pool, and make that version the current one."""
     load_domain(settings, domain)
@@ -288,6 +304,7 @@ def run(
             on_stage(stage.__name__, result)
             summary |= result
         on_stage("rebuild_pools", rebuild_pools(settings, request.domain, request.kinds))
+        summary["report"] = report(settings, request)["report"]
     return summary
 
 

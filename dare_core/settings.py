@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
 
+    probe_share: Share = Field(
+        0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
+    )
+
     spark_master: str = "local[2]"
     spark_pool_texts: int = Field(
         50_000, ge=0, description="pools take in so many new texts by Spark; fewer are indexed by the task itself"

@@ -13,13 +13,14 @@ import pyarrow as pa
 from dare_core import models
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
+from dare_core.knowledge.probe import write_probe
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Writer, open_pool
 from dare_core.schemas import QUARANTINE
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
-    from dare_core.decoding import Result
+    from dare_core.decoding import Request, Result
 
 
 def work_off(settings: Settings, plan: Plan, shard: Shard) -> dict[str, Any]:
@@ -47,6 +48,10 @@ def work_off(settings: Settings, plan: Plan, shard: Shard) -> dict[str, Any]:
             _stage(staged, number, batch, plan, shard, writer, writer.throughput.seconds - staged_seconds)
             staged_seconds = writer.throughput.seconds
         summary = writer.throughput.summary()
+        if shard == next(first for first in plan.shards if first.kind == shard.kind):
+            done = writer.throughput
+            if (measured := writer.probe(_requests(plan, missing), done.tokens, done.seconds)) is not None:
+                write_probe(staged, measured)
     manifest = {"shard": shard.name, "requests": shard.requests, "resumed": len(answered), **summary}
     shards.write_json(staged / "manifest.json", json.dumps(manifest))
     return manifest
@@ -78,22 +83,23 @@ Batch = list[tuple[dict[str, Any], "Result"]]
 
 def _checkpoints(settings: Settings, plan: Plan, writer: Writer, rows: list[dict[str, Any]]) -> Iterator[Batch]:
     """Finished requests in batches, one every ``checkpoint_seconds``."""
-    from dare_core.decoding import Request
-
     by_id = {row["request_id"]: row for row in rows}
-    requests = [
-        Request(row["request_id"], row["group_name"], row["prompt_token_ids"], plan.decoding.max_new_tokens)
-        for row in rows
-    ]
     batch: Batch = []
     due = time.monotonic() + settings.checkpoint_seconds
-    for result in writer.write(requests):
+    for result in writer.write(_requests(plan, rows)):
         batch.append((by_id[result.id], result))
         if time.monotonic() >= due:
             yield batch
             batch, due = [], time.monotonic() + settings.checkpoint_seconds
     if batch:
         yield batch
+
+
+def _requests(plan: Plan, rows: list[dict[str, Any]]) -> "list[Request]":
+    from dare_core.decoding import Request
+
+    length = plan.decoding.max_new_tokens
+    return [Request(row["request_id"], row["group_name"], row["prompt_token_ids"], length) for row in rows]
 
 
 def _stage(staged: Path, number: int, batch: Batch, plan: Plan, shard: Shard, writer: Writer, seconds: float) -> None:

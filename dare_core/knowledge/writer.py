@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dare_core import models
+from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolDrafter, PoolStore
 from dare_core.settings import Settings
 
@@ -97,6 +98,10 @@ class Writer:
             self.throughput.seconds = before + time.perf_counter() - started
             self.throughput.add(result, groups[result.id])
             yield result
+
+    def probe(self, requests: "Sequence[Request]", tokens: int, seconds: float) -> Probe | None:
+        """See :func:`dare_core.knowledge.probe.probe`."""
+        return probe(self.settings, self._language_model, requests, tokens, seconds)
 
     def text(self, result: "Result") -> str:
         """A result's text, without control tokens."""
