@@ -39,7 +39,10 @@ def list_runs(settings: Settings, run_id: str | None = None) -> list[ListedRun]:
         finally:
             engine.dispose()
     columns = ("run_id", "domain", "state", "started_at", "planned")
-    return [ListedRun(*(row[name] for name in columns), read_figures(settings, row["run_id"])) for row in rows]
+    return [
+        ListedRun(**{name: row[name] for name in columns}, figures=read_figures(settings, row["run_id"]))
+        for row in rows
+    ]
 
 
 def runs_page(runs: list[ListedRun]) -> str:

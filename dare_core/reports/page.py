@@ -206,31 +206,30 @@ def _draw_refusals(facts: RunFacts) -> Markup | None:
 
 
 def _estimate(facts: RunFacts) -> list[tuple[str, str, str, str]]:
-    """Rows of name, estimated, measured, and measured as a share of estimated."""
+    """Rows of name, estimated, measured, and measured as a share of estimated; none where nothing was estimated."""
     told = facts.plan.estimate if facts.plan else {}
-    cost = (facts.record.get("measured") or {}).get("cost")
     measured = {
         "tokens": facts.total.tokens,
         "seconds": facts.seconds,
-        "cost": cost,
         "tokens_per_second": facts.tokens_per_second,
+        "cost": (facts.record.get("measured") or {}).get("cost"),
     }
-    rows = []
-    for name, was in measured.items():
-        estimated = told.get(name)
-        if estimated is not None or was:
-            ratio = f"{was / estimated:.0%}" if estimated and was else ""
-            rows.append(
-                (
-                    name.replace("_", " "),
-                    *(
-                        "—" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
-                        for value in (estimated, was)
-                    ),
-                    ratio,
-                )
-            )
-    return rows if told else []
+    return [
+        (
+            name.replace("_", " "),
+            _figure(told[name]),
+            _figure(was),
+            f"{was / told[name]:.0%}" if was and told[name] else "",
+        )
+        for name, was in measured.items()
+        if told.get(name) is not None
+    ]
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -36,6 +36,7 @@ def describe(dag):
                 "pool": task.pool,
                 "downstream": sorted(task.downstream_task_ids),
                 "mapped": task.is_mapped,
+                "teardown": task.is_teardown,
                 "updates": [asset.uri for asset in task.outlets],
             }
             for task in dag.tasks
@@ -120,12 +121,17 @@ def test_importing_them_brings_in_no_torch_spark_or_gx(parsed: dict[str, Any]) -
 
 def test_the_stages_follow_one_another_and_generation_is_mapped_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
     tasks = parsed["dags"]["refresh_knowledge"]["tasks"]
-    order = ["pull", "group", "plan", "generate", "validate", "embed", "load"]
+    order = ["pull", "group", "plan", "generate", "validate", "embed", "load", "report"]
     assert {task: details["downstream"] for task, details in tasks.items()} == {
         stage: [following] if following else [] for stage, following in zip(order, [*order[1:], None], strict=True)
     }
     assert {task for task, details in tasks.items() if details["pool"] == "gpu"} == {"generate"}
     assert {task for task, details in tasks.items() if details["mapped"]} == {"generate"}
+
+
+def test_the_report_is_written_whatever_became_of_the_run_and_decides_nothing(parsed: dict[str, Any]) -> None:
+    tasks = parsed["dags"]["refresh_knowledge"]["tasks"]
+    assert [task for task, details in tasks.items() if details["teardown"]] == ["report"]
 
 
 def test_loaded_knowledge_starts_the_rebuilding_of_pools(parsed: dict[str, Any]) -> None:

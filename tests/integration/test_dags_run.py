@@ -1,21 +1,12 @@
 """Both DAGs, run by a real scheduler over a handful of real entities; what came of it is read by SQL."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from dare_core import models
 from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import Settings, load_settings
-from dare_core.sources.importer import import_tables
-from dare_core.sources.movielens import read_movielens
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import upgrade
-from dare_core.warehouse.server import serving
+from tests.integration.conftest import REBUILD, REFRESH
 
 pytestmark = pytest.mark.integration
 
@@ -26,49 +17,12 @@ TABLES = ("entity", "knowledge", "knowledge_embedding", "quarantine")
 
 
 @pytest.fixture(scope="module")
-def settings() -> Iterator[Settings]:
-    model = models.locate(load_settings())  # converted once per checkout
-    with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
-        yield load_settings(
-            data_dir=Path(folder),
-            warehouse_url=None,
-            model=model,
-            shard_size=2,  # so that generation is mapped over three shards
-            max_failing_share=1.0,  # twelve tokens are no text to judge
-        )
-
-
-@pytest.fixture(scope="module")
-def warehouse_url(settings: Settings) -> Iterator[str]:
-    with serving(settings) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def engine(warehouse_url: str) -> Iterator[sa.Engine]:
-    engine = connect(warehouse_url)
-    upgrade(engine)
-    import_tables(engine, read_movielens())
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def airflow(settings: Settings, warehouse_url: str, engine: sa.Engine) -> Iterator[LocalAirflow]:
-    with (
-        LocalAirflow(settings, warehouse_url, port=0) as running,
-        running.active("refresh_knowledge", "rebuild_pools"),
-    ):
-        yield running
-
-
-@pytest.fixture(scope="module")
 def finished(airflow: LocalAirflow) -> LocalAirflow:
     """Airflow after one run of each DAG."""
     conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
-    airflow.api.trigger("refresh_knowledge", conf, RUN_ID)
-    airflow.wait("refresh_knowledge", RUN_ID)
-    airflow.wait("rebuild_pools", airflow.await_triggered("refresh_knowledge", RUN_ID, "rebuild_pools"))
+    airflow.api.trigger(REFRESH, conf, RUN_ID)
+    airflow.wait(REFRESH, RUN_ID)
+    airflow.wait(REBUILD, airflow.await_triggered(REFRESH, RUN_ID, REBUILD))
     return airflow
 
 
@@ -115,8 +69,8 @@ def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engin
 
 def test_running_the_load_again_changes_nothing(finished: LocalAirflow, engine: sa.Engine) -> None:
     before = contents(engine)
-    finished.api.clear("refresh_knowledge", RUN_ID, "load")
-    finished.wait("refresh_knowledge", RUN_ID)
-    load = next(task for task in finished.api.tasks("refresh_knowledge", RUN_ID) if task.task_id == "load")
+    finished.api.clear(REFRESH, RUN_ID, "load")
+    finished.wait(REFRESH, RUN_ID)
+    load = next(task for task in finished.api.tasks(REFRESH, RUN_ID) if task.task_id == "load")
     assert (load.state, load.try_number) == ("success", 2)
     assert contents(engine) == before
