@@ -31,7 +31,6 @@ def airflow_settings() -> Iterator[Settings]:
             model=model,
             shard_size=2,  # so that generation is mapped over several shards
             max_failing_share=1.0,  # twelve tokens are no text to judge
-            probe_share=1.0,  # the shards are short
         )
 
 
@@ -63,11 +62,8 @@ def airflow(
 ) -> Iterator[LocalAirflow]:
     home = airflow_settings.data_dir / "airflow"
     home.mkdir()
-    (home / "airflow.cfg").write_text(
-        f"[metrics]\notel_on = True\notel_host = 127.0.0.1\notel_port = {metrics.port}\n", "utf-8"
-    )
-    with (
-        LocalAirflow(airflow_settings, warehouse_url, port=0) as running,
-        running.active(REFRESH, REBUILD),
-    ):
-        yield running
+    (home / "airflow.cfg").write_text("[metrics]\notel_on = True\n", "utf-8")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{metrics.port}")
+        with LocalAirflow(airflow_settings, warehouse_url, port=0) as running, running.active(REFRESH, REBUILD):
+            yield running

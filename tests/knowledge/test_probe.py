@@ -69,9 +69,9 @@ def test_the_first_shard_of_a_kind_is_probed_with_as_many_texts_at_once(tmp_path
     first, second = probes(tmp_path, model, 1.0)
     assert second is None
     assert first is not None
-    assert (first.sequences, first.tokens) == (2, 2 * NEW_TOKENS)
+    assert first.sequences == 2
+    assert 0 < first.tokens <= 2 * NEW_TOKENS
     assert first.plain_seconds == pytest.approx(first.tokens / first.plain_tokens_per_second)
-    # The budget may be passed by no more than the step that passes it, and by setting up the engine.
     assert first.steps >= 4
 
 
