@@ -56,8 +56,11 @@ def test_the_texts_asked_for_are_loaded_with_their_vectors_or_quarantined(
 
     loaded = "SELECT count(*) FROM knowledge.knowledge WHERE run_id = :run_id AND valid_to IS NULL"
     assert scalar(engine, loaded, run_id=RUN_NAME) == run.loaded
-    embedded = "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id)"
-    assert scalar(engine, embedded) == run.loaded
+    embedded = (
+        "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id) "
+        "WHERE run_id = :run_id"
+    )
+    assert scalar(engine, embedded, run_id=RUN_NAME) == run.loaded
 
 
 def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engine: sa.Engine) -> None:
