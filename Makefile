@@ -29,6 +29,7 @@ ui: $(STAMP)
 	@$(BIN)/dare ui
 
 test: $(STAMP)
+	@sh scripts/install_chromium.sh
 	@$(BIN)/python -m pytest
 
 lint: $(STAMP)

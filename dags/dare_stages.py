@@ -5,14 +5,39 @@ Each is one function of `dare_core.pipeline`, which is imported when the task ru
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from airflow.sdk import XComArg, get_current_context, task
-from dare_wiring import SETTINGS, asset, run_request, settings
+from airflow.sdk import BaseOperator, BaseOperatorLink, XComArg, get_current_context, task, teardown
+from airflow.sdk.observability import stats
+from dare_wiring import SETTINGS, asset, folder_name, run_request, settings
 
 from dare_core.settings import GENERATION_POOL
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import OutletEventAccessors
+    from airflow.sdk.types import TaskInstanceKey
+
+#: What the report says of a run in numbers, sent where Airflow's own metrics go, with the domain as tag.
+METRICS = (
+    "texts",
+    "tokens",
+    "seconds",
+    "tokens_per_step",
+    "relaxed_share",
+    "quarantined",
+    "pool_hits",
+    "speedup",
+    "cost",
+)
+
+
+class RunReport(BaseOperatorLink):
+    """The button on the task's page that leads to the run's report, which the plugin in plugins/ serves."""
+
+    name = "Run report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
+        return f"/dare/runs/{quote(folder_name(ti_key.run_id))}/report.html"
 
 
 def write_knowledge(domain: str, **asked: Any) -> XComArg:
@@ -77,7 +102,19 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
         outlet_events[knowledge].extra = {"kinds": summary["kinds"]}
         return summary
 
+    @teardown  # runs however the others ended, and says nothing about the run's success
+    @task(retries=0)
+    def report() -> dict[str, Any]:
+        from dare_core import pipeline
+
+        summary = pipeline.report(settings(), run_request(domain, **asked))
+        for name in METRICS:
+            if summary[name] is not None:
+                stats.gauge(f"dare.{name}", summary[name], tags={"domain": domain})
+        return summary
+
     assignments, loaded = plan(), load()  # type: ignore[call-arg]
     pull() >> group() >> assignments
-    generate.expand(assignment=assignments) >> validate() >> embed() >> loaded
+    generate.expand(assignment=assignments) >> validate() >> embed() >> loaded >> (reported := report())  # type: ignore[call-arg]
+    reported.operator.operator_extra_links = (RunReport(),)
     return loaded

@@ -89,13 +89,18 @@ DECODING_PARAMS = {
 }
 
 
+def folder_name(run_id: str) -> str:
+    """Airflow's name of a run as the pipeline takes it, which makes folders of it."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)
+
+
 def run_request(domain: str, **asked: Any) -> "RunRequest":
     """What this DAG run asks of the pipeline: ``asked``, and the form's fields that a request has."""
     from dare_core.pipeline import RunRequest
 
     context = get_current_context()
     fields = {name: value for name, value in context["params"].items() if name in RunRequest.model_fields}
-    return RunRequest(run_id=re.sub(r"[^A-Za-z0-9_.-]", "-", context["run_id"]), domain=domain, **fields | asked)
+    return RunRequest(run_id=folder_name(context["run_id"]), domain=domain, **fields | asked)
 
 
 #: Full memory and what another server may mend are worth another try, and so is a killed worker, of which no policy is

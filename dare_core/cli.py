@@ -309,6 +309,29 @@ def _show_stage(stage: str, result: Any) -> None:
 
 
 @app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="none lists the latest runs")] = None,
+    show: Annotated[bool, typer.Option("--open", help="show it in a browser")] = False,
+) -> None:
+    """Write the report of a run again, from what is known of it by now, and print its path."""
+    from dare_core import pipeline
+    from dare_core.reports.overview import list_runs
+
+    settings = _settings()
+    runs = list_runs(settings, run_id)
+    if run_id is None:
+        rows = [(run.run_id, run.domain, run.state, f"{run.started_at:%Y-%m-%d %H:%M}", run.planned) for run in runs]
+        console.print(result_table("runs", ("run", "domain", "state", "planned at", "texts"), rows))
+        return
+    if not runs:
+        raise InputError(f"the warehouse knows no run {run_id!r}; `dare report` lists those it knows")
+    path = pipeline.report(settings, pipeline.RunRequest(run_id=run_id, domain=runs[0].domain))["report"]
+    print(path)
+    if show:
+        typer.launch(path)
+
+
+@app.command()
 def generate(
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "group", "prompt"} or "prompt_token_ids"')],
     out: Annotated[Path, typer.Option(help="Parquet file to write")],

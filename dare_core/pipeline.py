@@ -31,6 +31,8 @@ from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
 from dare_core.quality.validation import validate as check
+from dare_core.reports.facts import gather
+from dare_core.reports.page import figures, write_report
 from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
@@ -398,6 +400,17 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
     return found is not None and found.planned > 0 and found.state in ("loaded", "failed")
 
 
+def report(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Write the report of a run, however far it came.
+
+    Returns:
+        The report's path under ``report``, and the run's figures; see :func:`dare_core.reports.page.figures`.
+    """
+    with open_warehouse(settings) as (_, engine):
+        facts = gather(settings, engine, request.run_id, request.domain)
+    return {"report": str(write_report(settings, facts)), **figures(facts)}
+
+
 def run(
     settings: Settings, request: RunRequest, on_stage: Callable[[str, Any], None] = lambda stage, result: None
 ) -> dict[str, Any]:
@@ -423,6 +436,7 @@ def run(
             on_stage(stage.__name__, result)
             summary |= result
         on_stage("rebuild_pools", rebuild_pools(settings, request.domain, request.kinds))
+        summary["report"] = report(settings, request)["report"]
     return summary
 
 

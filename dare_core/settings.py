@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
 
+    probe_share: Share = Field(
+        0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
+    )
+
     accelerators: int = Field(1, ge=1, description="slots of the Airflow pool gpu: generation tasks at once")
     generation_queue: str = Field("gpu", description="queue of generation tasks, where the executor has queues")
     generation_executor: str | None = Field(None, description="executor of generation tasks; unset: Airflow's default")

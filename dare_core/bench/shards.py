@@ -192,3 +192,6 @@ class _StandIn:
 
     def text(self, result: "Result") -> str:
         return "."
+
+    def probe(self, rows: Iterable[dict[str, Any]], tokens: int, seconds: float) -> None:
+        """Nothing to compare with."""

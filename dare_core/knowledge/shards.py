@@ -5,11 +5,12 @@
 <run>/staged/<shard>/part-0000.parquet      written texts (``schemas.KNOWLEDGE``)
 <run>/staged/<shard>/failed-0000.parquet    requests that could not be served (``schemas.QUARANTINE``)
 <run>/staged/<shard>/manifest.json   written last by the worker
+<run>/staged/<shard>/probe.json      how fast plain decoding would have been; of a kind's first shard, where measured
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -126,8 +127,17 @@ def read_staged(run_dir: Path, shards: Iterable[str]) -> tuple[pa.Table, pa.Tabl
 
 def engine_seconds(run_dir: Path, shards: Iterable[str]) -> float:
     """Seconds the engine worked on some shards' staged parts, over all tries."""
-    parts = (part for shard in shards for part in (run_dir / "staged" / shard).glob("part-*.parquet"))
-    return sum(float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0)) for part in parts)
+    return sum(part_seconds(part) for part in staged_parts(run_dir, shards))
+
+
+def staged_parts(run_dir: Path, shards: Iterable[str]) -> Iterator[Path]:
+    """The files of written texts of some shards, for readers that want a few columns of them."""
+    return (part for shard in shards for part in sorted((run_dir / "staged" / shard).glob("part-*.parquet")))
+
+
+def part_seconds(part: Path) -> float:
+    """Seconds the engine worked on a staged part."""
+    return float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0))
 
 
 def load_seconds(run_dir: Path, shards: Iterable[str]) -> float:

@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 from dare_core import models
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
+from dare_core.knowledge.probe import Probe, write_probe
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import QUARANTINE, Kind
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
-    from dare_core.decoding import Result
+    from dare_core.decoding import Request, Result
 
 
 class TextWriter(Protocol):
@@ -55,6 +56,10 @@ class TextWriter(Protocol):
 
     def text(self, result: "Result") -> str:
         """A result's text."""
+        ...
+
+    def probe(self, rows: Sequence[dict[str, Any]], tokens: int, seconds: float) -> Probe | None:
+        """Time plain decoding of some REQUEST rows; see :func:`dare_core.knowledge.probe.probe`."""
         ...
 
 
@@ -103,17 +108,24 @@ class PlannedWriter:
         Raises:
             PoolError: the pinned pool version cannot be opened.
         """
-        from dare_core.decoding import Request
-
         root = self._settings.pool_dir(self._plan.domain, kind)
         pool = open_pool(root, self._tokenizer, pool_version) if pool_version else None
         new = self._plan.decoding.max_new_tokens
-        requests = (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
-        return self._writer.write(requests, pool, longest + new, sequences)
+        return self._writer.write(self._requests(rows), pool, longest + new, sequences)
 
     def text(self, result: "Result") -> str:
         """See :meth:`Writer.text`."""
         return self._writer.text(result)
+
+    def probe(self, rows: Sequence[dict[str, Any]], tokens: int, seconds: float) -> Probe | None:
+        """See :meth:`TextWriter.probe`."""
+        return self._writer.probe(list(self._requests(rows)), tokens, seconds)
+
+    def _requests(self, rows: Iterable[dict[str, Any]]) -> "Iterator[Request]":
+        from dare_core.decoding import Request
+
+        new = self._plan.decoding.max_new_tokens
+        return (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
 
 
 def work_off(
@@ -147,7 +159,10 @@ def work_off(
     if unfinished := [desk for desk in begun if desk.missing]:
         work = _Work(settings, plan, open_writer(settings, plan))
         for (kind, version), together in groupby(unfinished, lambda desk: (desk.shard.kind, desk.shard.pool_version)):
-            work.write(list(together), kind, version)
+            desks = list(together)
+            work.write(desks, kind, version)
+            if desks[0].shard == next(first for first in plan.shards if first.kind == kind):
+                work.probe(desks[0])
     return [shards.read_manifest(_staged(run_dir, shard)) or {} for shard in assigned]
 
 
@@ -255,6 +270,13 @@ class _Work:
                 self._checkpoint(list(unstaged.values()))
                 unstaged.clear()
                 due = time.monotonic() + self._settings.checkpoint_seconds
+
+    def probe(self, desk: _Desk) -> None:
+        """Time plain decoding beside what a finished shard took, where that time suffices."""
+        rows = shards.read_shard(desk.run_dir, desk.shard.name).slice(0, self._settings.batch_size).to_pylist()
+        measured = self._writer.probe(rows, desk.throughput.tokens, desk.throughput.seconds)
+        if measured is not None:
+            write_probe(_staged(desk.run_dir, desk.shard), measured)
 
     def _checkpoint(self, desks: Sequence[_Desk]) -> None:
         """Stage what is finished; the engine's seconds since the last time are shared out by tokens."""

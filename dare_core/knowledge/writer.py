@@ -1,7 +1,7 @@
 """A model, its tokenizer and a retrieval pool, put together to write texts."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dare_core import models
 from dare_core.errors import OutOfMemoryError
+from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolDrafter, PoolStore
 from dare_core.settings import Settings
 
@@ -138,6 +139,12 @@ class Writer:
         self._engine = Engine(language_model.model, PoolDrafter(pool, settings.learned_tokens), config)
         self.load_seconds += time.perf_counter() - started
         return self._engine
+
+    def probe(self, requests: "Sequence[Request]", tokens: int, seconds: float) -> Probe | None:
+        """See :func:`dare_core.knowledge.probe.probe`."""
+        self._engine = None  # its cache goes before another is allocated
+        with _full_memory_worded(self._settings):
+            return probe(self._settings, self._language_model, requests, tokens, seconds)
 
 
 def open_pool(root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | None = None) -> Pool:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func,
 
 from dare_core import schemas
 from dare_core.warehouse.load import differs, stage, transaction
-from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, WATERMARK
+from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, QUARANTINE, WATERMARK
 
 #: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
 #: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
@@ -297,6 +297,45 @@ def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | Non
     with engine.connect() as connection:
         row = connection.execute(query).mappings().one_or_none()
         return dict(row) if row else None
+
+
+def generation_runs(engine: Engine, run_id: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
+    """Rows of GENERATION_RUN, the latest first; of one run alone where it is named."""
+    query = select(GENERATION_RUN).order_by(GENERATION_RUN.c.started_at.desc()).limit(limit)
+    if run_id is not None:
+        query = query.where(GENERATION_RUN.c.run_id == run_id)
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def loaded_by_kind(engine: Engine, run_id: str) -> dict[str, int]:
+    """Texts in the warehouse that a run wrote, by kind."""
+    query = select(KNOWLEDGE.c.kind, func.count()).where(KNOWLEDGE.c.run_id == run_id).group_by(KNOWLEDGE.c.kind)
+    with engine.connect() as connection:
+        return {row.kind: row[1] for row in connection.execute(query)}
+
+
+def quarantined(engine: Engine, run_id: str, samples: int) -> dict[str, tuple[int, list[dict[str, Any]]]]:
+    """By rule: how many of a run's texts it refused, and some of them (rows of QUARANTINE)."""
+    place = func.row_number().over(partition_by=QUARANTINE.c.rule, order_by=QUARANTINE.c.request_id)
+    ranked = (
+        select(QUARANTINE, place.label("place"), func.count().over(partition_by=QUARANTINE.c.rule).label("refused"))
+        .where(QUARANTINE.c.run_id == run_id)
+        .subquery()
+    )
+    query = select(ranked).where(ranked.c.place <= samples).order_by(ranked.c.refused.desc(), ranked.c.rule)
+    found: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+    with engine.connect() as connection:
+        for row in connection.execute(query).mappings():
+            found.setdefault(row["rule"], (row["refused"], []))[1].append(dict(row))
+    return found
+
+
+def pool_versions(engine: Engine, domain: str, versions: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of POOL_VERSION of some of a domain's versions."""
+    query = select(POOL_VERSION).where(POOL_VERSION.c.domain == domain, POOL_VERSION.c.version.in_(versions))
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query.order_by(POOL_VERSION.c.kind)).mappings()]
 
 
 def _stream(engine: Engine, query: Executable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -43,6 +43,7 @@ def describe(dag):
                 "downstream": sorted(task.downstream_task_ids),
                 "mapped": task.is_mapped,
                 "reads": [asset.uri for asset in task.inlets],
+                "teardown": task.is_teardown,
                 "updates": [asset.uri for asset in task.outlets],
             }
             for task in dag.tasks
@@ -158,7 +159,7 @@ def test_the_stages_follow_one_another_and_generation_is_mapped_in_the_gpu_pool(
 ) -> None:
     tasks = parsed["dags"][f"{template}_movies"]["tasks"]
     order = ["pull", "group", "plan", "generate", "validate", "embed", "load"]
-    last = {"refresh_knowledge": [], "backfill_knowledge": ["next_slice", "slice_loaded"]}[template]
+    last = {"refresh_knowledge": ["report"], "backfill_knowledge": ["next_slice", "report", "slice_loaded"]}[template]
     assert {task: tasks[task]["downstream"] for task in order} == {
         **{stage: [following] for stage, following in pairwise(order)},
         "load": last,
@@ -168,9 +169,21 @@ def test_the_stages_follow_one_another_and_generation_is_mapped_in_the_gpu_pool(
     assert [task for task, details in tasks.items() if details["mapped"]] == ["generate"]
 
 
+@pytest.mark.parametrize("template", ["refresh_knowledge", "backfill_knowledge"])
+def test_the_report_is_written_whatever_became_of_the_run_and_decides_nothing(
+    parsed: dict[str, Any], template: str
+) -> None:
+    tasks = parsed["dags"][f"{template}_movies"]["tasks"]
+    assert [task for task, details in tasks.items() if details["teardown"]] == ["report"]
+
+
 def test_a_red_stage_makes_a_slice_of_a_backfill_red_though_the_next_one_is_started(parsed: dict[str, Any]) -> None:
     tasks = parsed["dags"]["backfill_knowledge_movies"]["tasks"]
-    assert {task for task, details in tasks.items() if not details["downstream"]} == {"next_slice", "slice_loaded"}
+    assert {task for task, details in tasks.items() if not details["downstream"]} == {
+        "next_slice",
+        "report",
+        "slice_loaded",
+    }
 
 
 def test_assets_lead_from_the_source_tables_to_the_features_and_pools_of_a_domain(parsed: dict[str, Any]) -> None:

@@ -2,70 +2,21 @@
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from dare_core import models
 from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import Settings, load_settings
-from dare_core.sources.importer import import_tables
-from dare_core.sources.movielens import read_movielens
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import upgrade
-from dare_core.warehouse.server import serving
+from dare_core.settings import Settings
+from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
 
 pytestmark = pytest.mark.integration
 
 ITEMS, USERS, MAX_NEW_TOKENS = 3, 2, 12
-REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge", "rebuild_pools", "backfill_knowledge"))
 RUN_ID = "manual__1998-04-01T00:00:00+00:00"
 RUN_NAME = "manual__1998-04-01T00-00-00-00-00"  # the run as a folder and in the warehouse
 TABLES = ("entity", "knowledge", "knowledge_embedding", "quarantine")
-
-
-@pytest.fixture(scope="module")
-def settings() -> Iterator[Settings]:
-    model = models.locate(load_settings())  # converted once per checkout
-    with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
-        yield load_settings(
-            data_dir=Path(folder),
-            warehouse_url=None,
-            model=model,
-            shard_size=2,  # so that generation is mapped over three shards
-            max_failing_share=1.0,  # twelve tokens are no text to judge
-            max_generation_tasks=2,  # so that a task has more than one of them
-            deadline_hours=0.001,  # which every run misses
-            max_acceptance_loss=-100.0,  # no pool gains that much: a person is asked about every one but the first
-        )
-
-
-@pytest.fixture(scope="module")
-def warehouse_url(settings: Settings) -> Iterator[str]:
-    with serving(settings) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def engine(warehouse_url: str) -> Iterator[sa.Engine]:
-    engine = connect(warehouse_url)
-    upgrade(engine)
-    import_tables(engine, read_movielens())
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def airflow(settings: Settings, warehouse_url: str, engine: sa.Engine) -> Iterator[LocalAirflow]:
-    with (
-        LocalAirflow(settings, warehouse_url, port=0) as running,
-        running.active(REFRESH, REBUILD, BACKFILL, "maintain"),
-    ):
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +78,11 @@ def test_the_texts_asked_for_are_loaded_with_their_vectors_or_quarantined(
 
     loaded = "SELECT count(*) FROM knowledge.knowledge WHERE run_id = :run_id AND valid_to IS NULL"
     assert scalar(engine, loaded, run_id=RUN_NAME) == run.loaded
-    embedded = "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id)"
-    assert scalar(engine, embedded) == run.loaded
+    embedded = (
+        "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id) "
+        "WHERE run_id = :run_id"
+    )
+    assert scalar(engine, embedded, run_id=RUN_NAME) == run.loaded
 
 
 def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engine: sa.Engine) -> None:
@@ -138,8 +92,8 @@ def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engin
         assert scalar(engine, pooled, kind=kind) == scalar(engine, texts, kind=kind)
 
 
-def test_a_run_that_misses_its_deadline_raises_an_alert(finished: LocalAirflow, settings: Settings) -> None:
-    alerts = [json.loads(line) for line in (settings.data_dir / "alerts.jsonl").read_text("utf-8").splitlines()]
+def test_a_run_that_misses_its_deadline_raises_an_alert(finished: LocalAirflow, airflow_settings: Settings) -> None:
+    alerts = [json.loads(line) for line in (airflow_settings.data_dir / "alerts.jsonl").read_text("utf-8").splitlines()]
     assert ("deadline missed", REFRESH, RUN_ID) in [
         (alert["alert"], alert["dag_id"], alert["run_id"]) for alert in alerts
     ]
