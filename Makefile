@@ -29,6 +29,7 @@ ui: $(STAMP)
 	@$(BIN)/dare ui
 
 test: $(STAMP)
+	@sh scripts/install_chromium.sh
 	@$(BIN)/python -m pytest
 
 # Every service of several machines as processes on this one, and a worker that is killed: minutes, so not part of test.

@@ -1,70 +1,86 @@
 """### Rebuild the retrieval pools from the knowledge in the warehouse
 
-Starts whenever `refresh_knowledge` has loaded texts (asset `dare://knowledge`), for the domain and kinds they are of;
-run by hand, for those of the form. The new version of a pool is published in one transaction and serves the next run;
-a version that equals the current one changes nothing. Re-running is safe.
+`build → (approve) → publish`
+
+Starts whenever knowledge of the domain was loaded (asset `dare://<domain>/knowledge`), for the kinds it was of; run by
+hand, for those of the form. *build* adds what is new to the groups that changed and measures the candidate: how many
+tokens per step it would give on the newest texts, whose own entities are left out of it, against the version in force.
+
+The **promotion gate**: where that falls by more than the setting `max_acceptance_loss`, *approve* waits for a person
+(Required Actions in the UI) for a week, then rejects. Otherwise it is skipped. *publish* puts the candidates in force;
+they serve the next run. Rejected candidates are removed by `maintain`. Re-running is safe.
 """
 
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset, Param, dag, task
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG, TriggerRule, task
+from dare_wiring import DAG_DEFAULTS, DOMAINS, KINDS_PARAM, asset, settings
 
-from dare_core.schemas import KINDS
-from dare_core.settings import load_settings
+from dare_core.domains import Domain
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 
-KNOWLEDGE = Asset("dare://knowledge")
+QUESTION = """Drafts of the new pool would be accepted less than those of the pool in force:
 
-PARAMS = {
-    "domain": Param("movies", "A file of config/, without .toml", type="string", pattern="^[a-z][a-z0-9_]{0,62}$"),
-    "kinds": Param(
-        list(KINDS),
-        "Whose pools",
-        type="array",
-        items={"enum": list(KINDS)},
-        examples=list(KINDS),
-        minItems=1,
-        uniqueItems=True,
-    ),
-}
+{% for kind, found in ti.xcom_pull(task_ids='build').items() %}
+- **{{ kind }}**: {{ found.tokens_per_step }} tokens per step, now {{ found.current_tokens_per_step }}
+  (version {{ found.version }}, now {{ found.current }})
+{% endfor %}
+"""
 
 
-def kinds_by_domain(requests: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Several loads may have waited for this run; each pool is rebuilt once."""
-    kinds: dict[str, set[str]] = {}
-    for request in requests:
-        kinds.setdefault(request["domain"], set()).update(request["kinds"])
-    return {domain: sorted(of_domain) for domain, of_domain in kinds.items()}
+def kinds_of(events: Iterable[Any], params: dict[str, Any]) -> list[str]:
+    """Several loads may have waited for this run; each kind's pool is rebuilt once."""
+    return sorted({kind for event in events for kind in event.extra["kinds"]}) or params["kinds"]
 
 
-@dag(
-    schedule=[KNOWLEDGE],
-    max_active_runs=1,
-    is_paused_upon_creation=True,
-    params=PARAMS,
-    default_args={"owner": "dare", "retries": 2, "retry_delay": timedelta(seconds=30)},
-    tags=["dare"],
-    doc_md=__doc__,
-)
-def rebuild_pools() -> None:
-    @task
-    def rebuild(
-        *, params: dict[str, Any], triggering_asset_events: "TriggeringAssetEventsAccessor"
-    ) -> dict[str, dict[str, Any]]:
-        from dare_core import pipeline
+def rebuild_pools(domain: Domain) -> None:
+    """The DAG of one domain."""
+    with DAG(
+        dag_id=f"rebuild_pools_{domain.name}",
+        schedule=[asset(domain.name, "knowledge")],
+        params={"kinds": KINDS_PARAM},
+        tags=["dare", domain.name],
+        doc_md=__doc__,
+        **DAG_DEFAULTS,
+    ):
 
-        events = [event for events in triggering_asset_events.values() for event in events]
-        requests = [{**params, **event.extra} for event in events] or [params]
-        return {
-            domain: pipeline.rebuild_pools(load_settings(), domain, kinds)
-            for domain, kinds in kinds_by_domain(requests).items()
-        }
+        @task
+        def build(
+            *, params: dict[str, Any], triggering_asset_events: "TriggeringAssetEventsAccessor"
+        ) -> dict[str, dict[str, Any]]:
+            from dare_core import promotion
 
-    rebuild()  # type: ignore[call-arg]
+            events = [event for events in triggering_asset_events.values() for event in events]
+            return promotion.build_candidates(settings(), domain.name, kinds_of(events, params))
+
+        @task.branch
+        def gate(candidates: dict[str, dict[str, Any]]) -> str:
+            return "approve" if any(found["falls"] for found in candidates.values()) else "publish"
+
+        approve = ApprovalOperator(
+            task_id="approve",
+            subject=f"Publish the new pools of {domain.name}?",
+            body=QUESTION,
+            response_timeout=timedelta(days=7),
+            defaults=ApprovalOperator.REJECT,
+        )
+
+        @task(outlets=[asset(domain.name, "pools")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+        def publish(candidates: dict[str, dict[str, Any]]) -> dict[str, str]:
+            from dare_core import promotion
+
+            return promotion.publish_candidates(settings(), domain.name, candidates)
+
+        candidates = build()  # type: ignore[call-arg]
+        published = publish(candidates)
+        gate(candidates) >> [approve, published]
+        approve >> published
 
 
-rebuild_pools()
+for each in DOMAINS:
+    rebuild_pools(each)

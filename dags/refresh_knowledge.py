@@ -1,158 +1,48 @@
 """### Write the knowledge that is missing or out of date
 
-`pull → group → plan → generate (one task per shard) → validate → embed → load`
+`pull → group → plan → generate (mapped) → validate → embed → load`, and a *report* whatever came of it
 
-Spark pulls what changed since the last run and groups it; *plan* picks the users and items without valid knowledge and
-packs them into shards; each shard is written by one task in the Airflow pool `gpu`, drafting from the current retrieval
-pool; Great Expectations validates the texts; they are embedded and loaded in one transaction. A load updates the asset
-`dare://knowledge`, which starts `rebuild_pools`.
+Spark pulls what changed since the last run and groups it; *plan* picks the users and items without valid knowledge,
+says why it skips the others, and packs the work into shards; tasks in the Airflow pool `gpu` write them, drafting from
+the current retrieval pool; Great Expectations validates the texts; they are embedded and loaded in one transaction. A
+load updates the asset `dare://<domain>/knowledge`, which starts `rebuild_pools_<domain>`. *report* writes a page on the
+run, which its task and the menu (Browse, Run reports) lead to.
 
 Re-running any task is safe: what was written stays, what is missing is added. When nothing is to be written, *plan*
 makes no shards, everything after it is skipped, and the run succeeds without updating the asset.
 
-Daily, once unpaused; the setting `refresh_schedule` holds another cron expression, or `none` for runs by hand only.
-Defaults of the form come from the installation's settings.
+One DAG for each file of `config/`. Once unpaused it follows the schedule of that file (`[schedule] refresh`), else the
+setting `refresh_schedule`; defaults of the form come from the installation's settings.
 """
 
-import re
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from airflow.sdk import DAG, Param
+from dare_stages import write_knowledge
+from dare_wiring import AS_OF_PARAM, DAG_DEFAULTS, DEADLINE, DECODING_PARAMS, DOMAINS, KINDS_PARAM, SETTINGS, cron
 
-from airflow.sdk import (
-    Asset,
-    ExceptionRetryPolicy,
-    Param,
-    RetryAction,
-    RetryRule,
-    dag,
-    get_current_context,
-    task,
-)
-from pydantic import ValidationError
-
-from dare_core.errors import DareError, SourceError, WarehouseError
-from dare_core.schemas import KINDS
-from dare_core.settings import load_settings
-
-if TYPE_CHECKING:
-    from airflow.sdk.execution_time.context import OutletEventAccessors
-
-    from dare_core.pipeline import RunRequest
-
-KNOWLEDGE = Asset("dare://knowledge")
-
-SETTINGS = load_settings()
-
-TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$"  # with its offset, which Airflow does not check
+from dare_core.domains import Domain
 
 PARAMS = {
-    "domain": Param("movies", "A file of config/, without .toml", type="string", pattern="^[a-z][a-z0-9_]{0,62}$"),
-    "kinds": Param(
-        list(KINDS),
-        "Whose knowledge",
-        type="array",
-        items={"enum": list(KINDS)},
-        examples=list(KINDS),
-        minItems=1,
-        uniqueItems=True,
-    ),
+    "kinds": KINDS_PARAM,
     "item_limit": Param(None, "Write for so many items at most", type=["null", "integer"], minimum=1),
     "user_limit": Param(None, "Write for so many users at most", type=["null", "integer"], minimum=1),
-    "verification": Param(
-        SETTINGS.verification,
-        "Strict equals greedy decoding; relaxed is faster",
-        type="string",
-        enum=["strict", "relaxed"],
-    ),
-    "top_k": Param(SETTINGS.top_k, "Relaxed: a drafted token is among so many", type="integer", minimum=1),
-    "min_prob": Param(SETTINGS.min_prob, "Relaxed: and more probable than this", type="number", minimum=0, maximum=1),
-    "max_new_tokens": Param(None, "Empty: as the settings say", type=["null", "integer"], minimum=1),
-    "as_of": Param(
-        None, "Write as of this moment; empty: now", type=["null", "string"], format="date-time", pattern=TIME
-    ),
+    **DECODING_PARAMS,
+    "as_of": AS_OF_PARAM,
 }
 
-#: What another server may mend is worth another try; any other error in the user's words is not.
-RETRY_POLICY = ExceptionRetryPolicy(
-    [
-        RetryRule([WarehouseError, SourceError], RetryAction.RETRY),
-        RetryRule([DareError, ValidationError], RetryAction.FAIL, reason="Trying again would not help"),
-    ]
-)
+
+def refresh_knowledge(domain: Domain) -> None:
+    """The DAG of one domain."""
+    with DAG(
+        dag_id=f"refresh_knowledge_{domain.name}",
+        schedule=cron(SETTINGS.refresh_schedule) and (domain.schedule.refresh or SETTINGS.refresh_schedule),
+        params=PARAMS,
+        deadline=DEADLINE,
+        tags=["dare", domain.name],
+        doc_md=__doc__,
+        **DAG_DEFAULTS,
+    ):
+        write_knowledge(domain.name)
 
 
-def run_request() -> "RunRequest":
-    """What this DAG run asks of the pipeline."""
-    from dare_core.pipeline import RunRequest
-
-    context = get_current_context()
-    return RunRequest(run_id=re.sub(r"[^A-Za-z0-9_.-]", "-", context["run_id"]), **context["params"])
-
-
-@dag(
-    schedule=None if SETTINGS.refresh_schedule == "none" else SETTINGS.refresh_schedule,
-    catchup=False,
-    max_active_runs=1,
-    is_paused_upon_creation=True,
-    params=PARAMS,
-    default_args={
-        "owner": "dare",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": RETRY_POLICY,
-    },
-    tags=["dare"],
-    doc_md=__doc__,
-)
-def refresh_knowledge() -> None:
-    @task
-    def pull() -> dict[str, Any]:
-        from dare_core import pipeline
-
-        return pipeline.pull(load_settings(), run_request())
-
-    @task
-    def group() -> dict[str, Any]:
-        from dare_core import pipeline
-
-        return pipeline.group(load_settings(), run_request())
-
-    @task
-    def plan() -> list[dict[str, Any]]:
-        from dare_core import pipeline
-
-        return pipeline.plan(load_settings(), run_request())
-
-    @task(pool="gpu", queue="gpu")
-    def generate(shard: dict[str, Any]) -> dict[str, Any]:
-        from dare_core import pipeline
-
-        return pipeline.generate(load_settings(), run_request(), shard)
-
-    @task
-    def validate() -> dict[str, Any]:
-        from dare_core import pipeline
-
-        return pipeline.validate(load_settings(), run_request())
-
-    @task
-    def embed() -> dict[str, Any]:
-        from dare_core import pipeline
-
-        return pipeline.embed(load_settings(), run_request())
-
-    @task(outlets=[KNOWLEDGE])
-    def load(*, outlet_events: "OutletEventAccessors") -> dict[str, Any]:
-        from dare_core import pipeline
-
-        request = run_request()
-        summary = pipeline.load(load_settings(), request)
-        outlet_events[KNOWLEDGE].extra = {"domain": request.domain, "kinds": summary["kinds"]}
-        return summary
-
-    shards = plan()
-    pull() >> group() >> shards
-    generate.expand(shard=shards) >> validate() >> embed() >> load()  # type: ignore[call-arg]
-
-
-refresh_knowledge()
+for each in DOMAINS:
+    refresh_knowledge(each)

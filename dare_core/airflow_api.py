@@ -61,11 +61,21 @@ class AirflowApi:
         health: dict[str, Any] = self._answer(self._send("GET", "/api/v2/monitor/health"))
         return health
 
-    def add_pool(self, name: str, slots: int) -> None:
-        """Create an Airflow pool; one that exists keeps the slots it has."""
-        response = self._request("POST", "pools", json={"name": name, "slots": slots})
-        if response.status_code != httpx.codes.CONFLICT:
-            self._answer(response)
+    def set_pool(self, name: str, slots: int, description: str) -> None:
+        """Create an Airflow pool, or give one that exists so many slots."""
+        body = {"slots": slots, "description": description, "include_deferred": False}
+        response = self._request("PATCH", f"pools/{name}", json={"pool": name, **body})
+        if response.status_code == httpx.codes.NOT_FOUND:
+            response = self._request("POST", "pools", json={"name": name, **body})
+        self._answer(response)
+
+    def set_connection(self, name: str, fields: dict[str, Any]) -> None:
+        """Create an Airflow connection, or replace what one that exists holds."""
+        body = {"connection_id": name, **fields}
+        response = self._request("PATCH", f"connections/{name}", json=body)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            response = self._request("POST", "connections", json=body)
+        self._answer(response)
 
     def parsed_at(self, dag_id: str) -> datetime | None:
         """When the DAG processor last parsed this DAG; None while it does not know it."""
@@ -111,10 +121,20 @@ class AirflowApi:
             if not page["task_instances"] or len(rows) >= page["total_entries"]:
                 return [TaskState(row["task_id"], row["map_index"], row["state"], row["try_number"]) for row in rows]
 
+    def task_instance_id(self, dag_id: str, run_id: str, task: TaskState) -> str:
+        """What Airflow calls the task's latest attempt, in the title of its process too."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task.task_id}"
+        return str(self._get(path if task.map_index < 0 else f"{path}/{task.map_index}")["id"])
+
     def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
         """Run one task of an ended run again."""
         body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task_id], "only_failed": False}
         self._answer(self._request("POST", f"dags/{dag_id}/clearTaskInstances", json=body))
+
+    def respond(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Choose an option of a task that waits for a person."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/-1/hitlDetails"
+        self._answer(self._request("PATCH", path, json={"chosen_options": [option], "params_input": {}}))
 
     def triggered_runs(self, dag_id: str, run_id: str) -> list[tuple[str, str]]:
         """(dag_id, run_id) of the runs that this run's asset events have started so far."""

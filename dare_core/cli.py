@@ -34,11 +34,13 @@ source_app = typer.Typer(help="The tables that knowledge is written about.", no_
 warehouse_app = typer.Typer(help="The PostgreSQL that holds knowledge and features.", no_args_is_help=True)
 pipeline_app = typer.Typer(help="The stages of a refresh, without Airflow.", no_args_is_help=True)
 pool_app = typer.Typer(help="Retrieval pools that drafts come from.", no_args_is_help=True)
+airflow_app = typer.Typer(help="The Airflow that runs the platform's DAGs.", no_args_is_help=True)
 bench_app = typer.Typer(help="Benchmarks against what one would run instead.", no_args_is_help=True)
 app.add_typer(source_app, name="source")
 app.add_typer(warehouse_app, name="warehouse")
 app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(pool_app, name="pool")
+app.add_typer(airflow_app, name="airflow")
 app.add_typer(bench_app, name="bench")
 
 #: What a command opens and :func:`main` closes.
@@ -52,6 +54,13 @@ class VerificationMode(StrEnum):
 
     strict = "strict"
     relaxed = "relaxed"
+
+
+class PlanOrder(StrEnum):
+    """Who comes first where a run has a limit."""
+
+    spread = "spread"
+    active = "active"
 
 
 class EntityKind(StrEnum):
@@ -123,20 +132,65 @@ def ui() -> None:
     serve_ui(settings)
 
 
+class SampleDomain(StrEnum):
+    """Domains whose tables come with the platform."""
+
+    movies = "movies"
+    shop = "shop"
+
+
+@airflow_app.command("setup")
+def airflow_setup(
+    url: Annotated[str, typer.Option(help="of Airflow's API server")] = "http://127.0.0.1:8080",
+    user: Annotated[str, typer.Option(help="who may change pools and connections")] = "admin",
+    password: Annotated[str, typer.Option(envvar="DARE_AIRFLOW_PASSWORD", prompt=True, hide_input=True)] = "",
+) -> None:
+    """Create the pool and the connection that the DAGs need in an Airflow, or bring them to what the settings say."""
+    from dare_core.airflow_api import AirflowApi
+    from dare_core.airflow_setup import set_up
+
+    api = AirflowApi(url, user, password)
+    try:
+        print(json.dumps(set_up(api, _settings())))
+    finally:
+        api.close()
+
+
 @source_app.command("import")
 def source_import(
-    folder: Annotated[Path | None, typer.Option(help="folder with ml-100k.user, .item and .inter")] = None,
+    domain: Annotated[SampleDomain, typer.Option(help="movies: MovieLens-100K; shop: made up")] = SampleDomain.movies,
+    folder: Annotated[Path | None, typer.Option(help="movies: folder with ml-100k.user, .item and .inter")] = None,
+    products: Annotated[int, typer.Option(min=1, help="shop: how many")] = 600,
+    customers: Annotated[int, typer.Option(min=1, help="shop: how many")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="shop: what it is made from")] = 0,
 ) -> None:
-    """Write MovieLens-100K into the source schema of the warehouse database."""
+    """Write a sample domain's tables into the source schema of the warehouse database."""
     from dare_core.sources.importer import import_tables
     from dare_core.sources.movielens import read_movielens
+    from dare_core.sources.shop import make_shop
     from dare_core.warehouse.connection import connect
     from dare_core.warehouse.server import serving
 
-    tables = read_movielens(folder)
+    if domain is SampleDomain.movies:
+        tables = read_movielens(folder)
+    else:
+        tables = make_shop(products, customers, seed, until=datetime.now(UTC))
     with serving(_settings()) as url:
         counts = import_tables(connect(url), tables)
     print(json.dumps(counts))
+
+
+@source_app.command("advance")
+def source_advance(
+    days: Annotated[int, typer.Option(min=1, help="how many days pass")] = 1,
+) -> None:
+    """Let days pass in the imported shop: purchases, new, changed and deleted products and customers, dated now."""
+    from dare_core.sources.shop import advance
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.server import serving
+
+    with serving(_settings()) as url:
+        print(json.dumps(advance(connect(url), days)))
 
 
 @warehouse_app.command("create-roles")
@@ -218,6 +272,7 @@ def pipeline_run(
     min_prob: MinProb = None,
     max_new_tokens: MaxNewTokens = None,
     as_of: Annotated[datetime | None, typer.Option(help="nothing that happened later is seen; UTC")] = None,
+    order: Annotated[PlanOrder | None, typer.Option(help="who comes first under a limit; active: by events")] = None,
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
 ) -> None:
     """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
@@ -235,6 +290,7 @@ def pipeline_run(
         "min_prob": min_prob,
         "max_new_tokens": max_new_tokens,
         "as_of": as_of and as_of.replace(tzinfo=UTC),
+        "order": order and order.value,
     }
     try:
         request = pipeline.RunRequest.model_validate(_given(asked))
@@ -242,8 +298,49 @@ def pipeline_run(
         problem = error.errors()[0]
         option = "--" + ".".join(map(str, problem["loc"])).replace("_", "-")
         raise SettingError(f"{option} is {problem['input']!r}: {problem['msg']}") from None
-    summary = pipeline.run(settings, request, on_stage=lambda stage, result: stderr.print(f"{stage}: {result}"))
+    summary = pipeline.run(settings, request, on_stage=_show_stage)
     print(json.dumps(summary))
+
+
+def _show_stage(stage: str, result: Any) -> None:
+    if stage != "plan":
+        stderr.print(f"{stage}: {result}")
+        return
+    rows = []
+    for kind, funnel in result["funnel"].items():
+        skipped = ", ".join(f"{count} {reason}" for reason, count in funnel["skipped"].items())
+        rows.append((kind, funnel["seen"], funnel["changed"], funnel["expired"], funnel["requests"], skipped))
+    stderr.print(result_table("plan", ("kind", "seen", "changed", "expired", "to write", "skipped"), rows))
+    expected = result["estimate"]
+    seconds = "unknown" if expected["seconds"] is None else f"{expected['seconds']:.0f} s"
+    price = "" if expected["cost"] is None else f", cost {expected['cost']:.2f}"
+    stderr.print(
+        f"{result['requests']} texts in {result['shards']} shards, {expected['tokens']} tokens, engine time {seconds}"
+        f"{price} ({expected['basis']})"
+    )
+
+
+@app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="none lists the latest runs")] = None,
+    show: Annotated[bool, typer.Option("--open", help="show it in a browser")] = False,
+) -> None:
+    """Write the report of a run again, from what is known of it by now, and print its path."""
+    from dare_core import pipeline
+    from dare_core.reports.overview import list_runs
+
+    settings = _settings()
+    runs = list_runs(settings, run_id)
+    if run_id is None:
+        rows = [(run.run_id, run.domain, run.state, f"{run.started_at:%Y-%m-%d %H:%M}", run.planned) for run in runs]
+        console.print(result_table("runs", ("run", "domain", "state", "planned at", "texts"), rows))
+        return
+    if not runs:
+        raise InputError(f"the warehouse knows no run {run_id!r}; `dare report` lists those it knows")
+    path = pipeline.report(settings, pipeline.RunRequest(run_id=run_id, domain=runs[0].domain))["report"]
+    print(path)
+    if show:
+        typer.launch(path)
 
 
 @app.command()

@@ -26,7 +26,8 @@ from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 
-DOMAIN: Final = "movies"
+REFRESH: Final = "refresh_knowledge_movies"
+REBUILD: Final = "rebuild_pools_movies"
 ITEMS: Final = 48
 USERS: Final = 16
 MAX_NEW_TOKENS: Final = 96
@@ -86,14 +87,14 @@ def _demonstrate(settings: Settings, warehouse_url: str, console: Console) -> No
         first, second = (f"demo-{datetime.now(UTC):%Y%m%dT%H%M%S}-{number}" for number in (1, 2))
         with (
             LocalAirflow(settings, warehouse_url, port=0) as airflow,
-            airflow.active("refresh_knowledge", "rebuild_pools"),
+            airflow.active(REFRESH, REBUILD),
         ):
-            console.print(f"[bold]3/5[/] refresh_knowledge for {ITEMS} items and {USERS} users, without a pool")
+            console.print(f"[bold]3/5[/] {REFRESH} for {ITEMS} items and {USERS} users, without a pool")
             _refresh(airflow, first, console)
-            with _Progress(console, ("rebuild",)) as progress:
-                rebuild = airflow.await_triggered("refresh_knowledge", first, "rebuild_pools")
-                airflow.wait("rebuild_pools", rebuild, progress.show)
-            console.print("[bold]4/5[/] refresh_knowledge for as many others, drafting from the pool")
+            with _Progress(console, ("build", "publish")) as progress:
+                rebuild = airflow.await_triggered(REFRESH, first, REBUILD)
+                airflow.wait(REBUILD, rebuild, progress.show)
+            console.print(f"[bold]4/5[/] {REFRESH} for as many others, drafting from the pool")
             _refresh(airflow, second, console)
 
         console.print(f"[bold]5/5[/] The same model by plain transformers generate, {BASELINE_PROMPTS} of the prompts")
@@ -117,10 +118,10 @@ def prepare(settings: Settings, engine: sa.Engine) -> None:
 
 
 def _refresh(airflow: LocalAirflow, run_id: str, console: Console) -> None:
-    conf = {"domain": DOMAIN, "item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
-    airflow.api.trigger("refresh_knowledge", conf, run_id)
+    conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
+    airflow.api.trigger(REFRESH, conf, run_id)
     with _Progress(console, STAGES) as progress:
-        airflow.wait("refresh_knowledge", run_id, progress.show)
+        airflow.wait(REFRESH, run_id, progress.show)
 
 
 def _baseline(settings: Settings, engine: sa.Engine, run_id: str) -> dict[str, RunFigures]:

@@ -51,6 +51,15 @@ class Source(_Section):
     )
     db_schema: str = Field("source", alias="schema", description="postgres, jdbc: the tables' schema")
     list_separator: str = Field("|", description="csv: what separates the values of a multi-valued column")
+    overlap_minutes: int = Field(
+        60, ge=0, description="a pull reads so much again of what the one before saw: rows may be late by that much"
+    )
+    max_deleted_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a pull fails when more of a kind's entities are gone: the table may be half loaded",
+    )
     items: EntityTable
     users: EntityTable
     interactions: InteractionTable
@@ -118,15 +127,35 @@ class Knowledge(_Section):
     value_unit: str = Field(description="what follows an interaction's value: stars")
     factors: tuple[str, ...] = Field(min_length=1, description="scenario-specific factors of preference")
     max_history: int = Field(30, ge=1, description="interactions that a user's prompt shows at most, newest kept")
+    min_new_events: int = Field(
+        1,
+        ge=1,
+        description="a user with a text gets another after so many interactions, or when the user's row changed",
+    )
+    expires_after_days: float | None = Field(
+        None, gt=0, description="texts are written anew after so long; unset: never"
+    )
+
+
+class Schedule(_Section):
+    """When the domain's DAGs run by themselves."""
+
+    refresh: str | None = Field(None, description="cron or preset; default: the setting refresh_schedule")
 
 
 class Domain(_Section):
     """One ``config/<name>.toml``."""
 
     name: str
+    schedule: Schedule = Schedule()
     source: Source
     grouping: Grouping = Grouping()
     knowledge: Knowledge
+
+
+def domain_names(settings: Settings) -> list[str]:
+    """The configured domains: the files of ``settings.config_dir``."""
+    return sorted(path.stem for path in settings.config_dir.glob("*.toml") if _NAME.fullmatch(path.stem))
 
 
 def load_domain(settings: Settings, name: str) -> Domain:
@@ -135,8 +164,8 @@ def load_domain(settings: Settings, name: str) -> Domain:
     Raises:
         SettingError: no such domain, no valid TOML, or a key is missing, unknown or of the wrong type.
     """
-    known = sorted(path.stem for path in settings.config_dir.glob("*.toml"))
-    if not _NAME.fullmatch(name) or name not in known:
+    known = domain_names(settings)
+    if name not in known:
         raise SettingError(f"domain {name!r} is not configured in {settings.config_dir}; there are: {', '.join(known)}")
     return read_domain(settings.config_dir / f"{name}.toml")
 

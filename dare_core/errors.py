@@ -40,3 +40,7 @@ class WarehouseError(DareError):
 
 class QualityError(DareError):
     """More texts failed validation than the run may lose."""
+
+
+class OutOfMemoryError(DareError):
+    """Model and texts did not fit into memory. Another try may find more of it free."""

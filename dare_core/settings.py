@@ -21,6 +21,11 @@ PROJECT_DIR: Final = Path(__file__).resolve().parent.parent
 BUNDLED_MODEL: Final = "smollm2-135m-instruct"
 BUNDLED_ENCODER: Final = "all-minilm-l6-v2"
 
+#: The Airflow pool that generation tasks run in; it has a slot for each accelerator.
+GENERATION_POOL: Final = "gpu"
+#: The Airflow connection whose extra ``url`` says where the warehouse is, for tasks whose settings do not.
+WAREHOUSE_CONNECTION: Final = "dare_warehouse"
+
 _CONFIG: Final = "dare.toml"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -66,9 +71,24 @@ class Settings(BaseSettings):
     learned_tokens: int = Field(65_536, ge=0, description="tokens of a task's own texts to draft from; 0: none")
     cache_gib: float | None = Field(None, gt=0, description="memory for keys and values; unset: as batch_size needs")
 
-    shard_size: int = Field(64, ge=1, description="requests per generation task")
+    shard_minutes: float = Field(7, gt=0, description="how long a shard keeps an engine busy, by measured tokens/s")
+    shard_size: int = Field(64, ge=1, description="requests per shard while no run of the model was measured")
+    max_generation_tasks: int = Field(
+        200, ge=1, le=1024, description="tasks that a run's shards are dealt out to at most"
+    )
+    cost_per_hour: float | None = Field(
+        None, ge=0, description="of an accelerator, in a currency of your own; unset: no costs"
+    )
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+
+    probe_share: Share = Field(
+        0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
+    )
+
+    accelerators: int = Field(1, ge=1, description="slots of the Airflow pool gpu: generation tasks at once")
+    generation_queue: str = Field("gpu", description="queue of generation tasks, where the executor has queues")
+    generation_executor: str | None = Field(None, description="executor of generation tasks; unset: Airflow's default")
 
     spark_master: str = "local[2]"
     spark_pool_texts: int = Field(
@@ -76,7 +96,18 @@ class Settings(BaseSettings):
     )
     jdbc_driver_jar: Path | None = Field(None, description="a JDBC driver, for sources with format = 'jdbc'")
 
-    refresh_schedule: str = Field("@daily", description="of refresh_knowledge: cron or preset; none: by hand only")
+    max_acceptance_loss: float = Field(
+        0.05, le=1, description="a new pool whose drafts are accepted less, by more than this share, waits for a person"
+    )
+
+    refresh_schedule: str = Field(
+        "@daily", description="of domains that have none of their own: cron or preset; none: all by hand only"
+    )
+    maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
+    deadline_hours: float = Field(12, gt=0, description="a run that takes longer raises an alert")
+    keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
+    keep_run_days: float = Field(14, gt=0, description="maintain removes the staged files of runs older than this")
+    quarantine_retries: int = Field(2, ge=0, description="times that a text which failed validation is asked for again")
     airflow_port: int = Field(8080, ge=1024, le=65535, description="where `make ui` serves Airflow, on loopback")
 
     @classmethod

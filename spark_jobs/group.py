@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,8 @@ from dare_core.domains import AttributeGrouping, Domain, EntityTable, read_domai
 from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
 from dare_core.schemas import GROUPED, KINDS, Kind
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.group_pointer import WarehousePointer
 from spark_jobs.pull import SECTIONS, json_objects, moment
 from spark_jobs.session import run
 from spark_jobs.source_tables import SourceTables, column
@@ -42,14 +44,14 @@ def group(
     domain: Domain,
     source: Path | str,
     out: Path | str,
-    pools: Path | str,
+    models: Callable[[Kind], GroupModelStore],
     as_of: datetime,
     warehouse_url: str | None,
 ) -> dict[str, Any]:
     """Write ``<out>/<kind>/*.parquet`` for every kind found in ``source``, where ``pull`` wrote.
 
     Args:
-        pools: folder with the kinds' pools, beside which their group models are.
+        models: each kind's group models.
         as_of: the latest interaction seen, inclusive.
 
     Returns:
@@ -58,7 +60,7 @@ def group(
 
     Raises:
         InputError: ``source`` holds no kind.
-        PoolError: a group model is damaged.
+        PoolError: no version of a group model is whole.
         SourceError: a source table or column is missing.
     """
     tables = SourceTables(spark, domain, warehouse_url)
@@ -68,7 +70,7 @@ def group(
         pulled = _read(spark, f"{source}/{kind}")
         if pulled is None:
             continue
-        store = GroupModelStore(Path(pools) / kind)
+        store = models(kind)
         before = store.read()
         model, report = GroupModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
         if kind == "user" and domain.grouping.users.clusters is not None:
@@ -143,16 +145,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="group.py", description="Give every pulled entity its group.")
     parser.add_argument("--domain-file", type=Path, required=True)
     parser.add_argument("--as-of", type=moment, required=True, metavar="ISO")
-    parser.add_argument("--pools", type=Path, required=True, metavar="DIR", help="where the kinds' pools are")
+    parser.add_argument("--pools", required=True, metavar="DIR", help="where the kinds' pools are; a folder or a URL")
     parser.add_argument("--in", dest="source", required=True, metavar="DIR", help="where pull.py wrote")
     parser.add_argument("--out", required=True, metavar="DIR")
     given = parser.parse_args(argv)
     url = os.environ.get("DARE_WAREHOUSE_URL")
-    return run(
-        lambda spark: group(
-            spark, read_domain(given.domain_file), given.source, given.out, given.pools, given.as_of, url
-        )
-    )
+
+    def program(spark: SparkSession) -> dict[str, Any]:
+        domain = read_domain(given.domain_file)
+        models = _models(given.pools, domain.name, url)
+        return group(spark, domain, given.source, given.out, models, given.as_of, url)
+
+    return run(program)
+
+
+def _models(pools: str, domain: str, warehouse_url: str | None) -> Callable[[Kind], GroupModelStore]:
+    """The kinds' group models beside their pools; which is in force, the warehouse says where there is one."""
+    engine = connect(warehouse_url) if warehouse_url else None
+
+    def of(kind: Kind) -> GroupModelStore:
+        root = f"{pools}/{kind}"
+        return GroupModelStore(root, WarehousePointer(engine, domain, kind, root) if engine else None)
+
+    return of
 
 
 if __name__ == "__main__":

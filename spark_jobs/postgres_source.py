@@ -5,9 +5,9 @@
 
 Options: ``url`` (libpq; a unix socket will do), ``schema``, ``table``, ``columns`` (JSON list; default: all),
 ``partitions`` (at most so many; default 1), and ``time_column`` with ``since`` and ``until`` (ISO 8601, inclusive, each
-optional): the database sends only rows whose time lies between. These are options, not filters pushed down, because
-Spark 4.1 keeps what ``pushFilters`` leaves behind with the loaded frame: two queries over one frame, one with a filter
-and one without, would both be filtered.
+optional): the database sends only rows whose time lies between; with ``timeless``, only rows that have none. These are
+options, not filters pushed down, because Spark 4.1 keeps what ``pushFilters`` leaves behind with the loaded frame: two
+queries over one frame, one with a filter and one without, would both be filtered.
 
 Partitions are ranges of the table's blocks, read by PostgreSQL's TID range scans, so they need no key column and are
 of equal size on disk. Views and foreign tables have no blocks and are one partition.
@@ -168,10 +168,12 @@ class TimeWindow:
     until: datetime | None
 
     @classmethod
-    def of(cls, options: Mapping[str, str]) -> "TimeWindow | None":
+    def of(cls, options: Mapping[str, str]) -> "TimeWindow | Timeless | None":
         """The window that a reader's options describe; the inverse of :meth:`options`."""
         if "time_column" not in options:
             return None
+        if "timeless" in options:
+            return Timeless(options["time_column"])
         bounds = (options.get(bound) for bound in ("since", "until"))
         return cls(options["time_column"], *(datetime.fromisoformat(bound) if bound else None for bound in bounds))
 
@@ -188,6 +190,19 @@ class TimeWindow:
             for sign, bound in bounds
             if bound is not None
         ]
+
+
+@dataclass(frozen=True)
+class Timeless:
+    """Rows whose ``column`` holds no time, or an infinite one."""
+
+    column: str
+
+    def options(self) -> dict[str, str]:
+        return {"time_column": self.column, "timeless": "true"}
+
+    def conditions(self) -> list[sql.Composed]:
+        return [sql.SQL("({0} IS NULL OR NOT isfinite({0}))").format(sql.Identifier(self.column))]
 
 
 class PostgresSource(DataSource):  # type: ignore[misc]
@@ -223,7 +238,9 @@ class BlockRange(InputPartition):  # type: ignore[misc]
 class PostgresReader(DataSourceReader):  # type: ignore[misc]
     """Reads some columns of a table."""
 
-    def __init__(self, table: Table, columns: list[Column], partitions: int, window: TimeWindow | None = None) -> None:
+    def __init__(
+        self, table: Table, columns: list[Column], partitions: int, window: TimeWindow | Timeless | None = None
+    ) -> None:
         self._table = table
         self._columns = columns
         self._partitions = partitions

@@ -8,6 +8,10 @@ count as inside it, and no event after ``--as-of`` is seen: an item changed late
 neither existed nor did anything by then. What a row said before its last change is not known; a user changed after
 ``--as-of`` who has earlier interactions is pulled with the attributes of today, and dated by the interactions.
 
+The ids of the source and of the warehouse are compared, whole. What the warehouse does not have counts as changed,
+whenever that was; what the source does not have goes to ``DIR/gone/<kind>``. Interactions are read whole only where a
+user or an item changed.
+
 The warehouse, the default source, is the URL in ``DARE_WAREHOUSE_URL``, which never stands on a command line.
 """
 
@@ -30,7 +34,7 @@ from pyspark.sql.types import StringType
 from dare_core.domains import Domain, EntityTable, read_domain
 from dare_core.errors import SettingError
 from dare_core.schemas import KINDS, PULLED, Kind
-from spark_jobs.postgres_source import TimeWindow
+from spark_jobs.postgres_source import Timeless, TimeWindow
 from spark_jobs.session import run
 from spark_jobs.source_tables import Section, SourceTables, column
 
@@ -54,32 +58,39 @@ def pull(
 ) -> dict[str, int]:
     """Write ``<out>/<kind>/*.parquet`` for every kind: what changed in [``since[kind]``, ``as_of``].
 
+    ``<out>/gone/<kind>/*.parquet`` hold the column ``entity_id`` of what the warehouse has and the source has not.
+
     Args:
         since: the watermark of a kind, inclusive; a kind without one is pulled whole.
         as_of: the latest event seen, inclusive.
 
     Returns:
-        entities written by kind, and ``dropped_interactions``: those up to ``as_of`` whose user or item is in no table.
+        entities written by kind, ``<kind>_gone``, and ``dropped_interactions``: those that were read as new and whose
+        user or item is in no table.
 
     Raises:
         SettingError: an attribute has a reserved name, the group is no attribute, or items lack a title.
-        SourceError: a table or column is missing; an id is missing or there twice; a time is missing or none.
+        SourceError: a table or column is missing; an id is missing or there twice; a time is missing or none; or more
+            of a kind is gone than ``max_deleted_share``.
     """
     _check_names(domain)
     tables = SourceTables(spark, domain, warehouse_url)
-    _check_keys(tables, "items")
-    dropped = Observation()
     counts: dict[str, int] = {}
+    dropped: Observation | None = None
     for kind in kinds:
+        keys = _keys(tables, SECTIONS[kind]).persist()
+        _check_keys(tables, SECTIONS[kind], keys)
+        known = tables.known_ids(kind).persist()
+        counts[f"{kind}_gone"] = _write_gone(tables, kind, keys, known, f"{out}/gone/{kind}")
+        unknown = _unknown(keys, known, as_of) if kind in since else None
         if kind == "item":
-            entities = _items(tables, since.get(kind), as_of)
+            entities = _items(tables, since.get(kind), as_of, unknown)
         else:
-            _check_keys(tables, "users")
-            entities = _users(tables, as_of, dropped)
-        if kind in since:
-            entities = entities.where(sf.col("data_as_of") >= since[kind])
+            entities, dropped = _users(tables, since.get(kind), as_of, unknown)
         counts[kind] = _write(entities, domain, kind, f"{out}/{kind}")
-    return counts | {"dropped_interactions": dropped.get["dropped"] if "user" in kinds else 0}
+        keys.unpersist()
+        known.unpersist()
+    return counts | {"dropped_interactions": dropped.get["dropped"] if dropped else 0}
 
 
 def _check_names(domain: Domain) -> None:
@@ -94,14 +105,22 @@ def _check_names(domain: Domain) -> None:
         raise SettingError(f"domain {domain.name}: source.items.title is missing")
 
 
-def _check_keys(tables: SourceTables, section: Section) -> None:
-    """Every row of the whole table must have an id of its own and a time: a row without would be lost for good."""
+def _keys(tables: SourceTables, section: Section) -> DataFrame:
+    """Columns ``entity_id``, ``rows``, ``timeless`` (rows without a time) and ``updated_at`` of every id of a table."""
     spec: EntityTable = getattr(tables.domain.source, section)
     keys = tables.read(section, list(dict.fromkeys([spec.id, spec.updated_at])))
+    time = _time(spec.updated_at)
+    return keys.groupBy(column(spec.id).cast("string").alias("entity_id")).agg(
+        sf.count("*").alias("rows"), sf.count_if(time.isNull()).alias("timeless"), sf.max(time).alias("updated_at")
+    )
+
+
+def _check_keys(tables: SourceTables, section: Section, keys: DataFrame) -> None:
+    """Every row of the whole table must have an id of its own and a time: a row without would be lost for good."""
+    spec: EntityTable = getattr(tables.domain.source, section)
     wrong = (
-        keys.groupBy(column(spec.id).cast("string").alias("id"))
-        .agg(sf.count("*").alias("rows"), sf.count_if(_time(spec.updated_at).isNull()).alias("timeless"))
-        .where((sf.col("rows") > 1) | (sf.col("timeless") > 0) | sf.col("id").isNull())
+        keys.where((sf.col("rows") > 1) | (sf.col("timeless") > 0) | sf.col("entity_id").isNull())
+        .withColumnRenamed("entity_id", "id")
         .orderBy("id")
         .limit(_FIRST_FEW)
         .collect()
@@ -117,6 +136,25 @@ def _check_keys(tables: SourceTables, section: Section) -> None:
     raise tables.error(section, f"{spec.updated_at} is empty, or no time, where {spec.id} is {timeless}, …")
 
 
+def _write_gone(tables: SourceTables, kind: Kind, keys: DataFrame, known: DataFrame, path: str) -> int:
+    known.join(keys, "entity_id", "left_anti").write.mode("overwrite").parquet(path)
+    gone: int = tables.spark.read.parquet(path).count()
+    there, most = known.count(), tables.domain.source.max_deleted_share
+    if gone > most * there:
+        raise tables.error(
+            SECTIONS[kind],
+            f"{gone} of the {there} {kind}s that the warehouse knows are gone, more than source.max_deleted_share "
+            f"{most} allows; wait until the table is whole, or raise the share for one run",
+        )
+    return gone
+
+
+def _unknown(keys: DataFrame, known: DataFrame, as_of: datetime) -> DataFrame | None:
+    """Ids of rows from up to ``as_of`` that the warehouse lacks: late ones, or back again. None: there are none."""
+    unknown = keys.where(sf.col("updated_at") <= as_of).join(known, "entity_id", "left_anti").select("entity_id")
+    return None if unknown.isEmpty() else unknown
+
+
 def _entities(tables: SourceTables, section: Section, window: TimeWindow | None = None) -> DataFrame:
     """Columns ``entity_id``, ``updated_at`` and ``details``, a struct of the title and the attributes."""
     spec: EntityTable = getattr(tables.domain.source, section)
@@ -129,60 +167,112 @@ def _entities(tables: SourceTables, section: Section, window: TimeWindow | None 
     )
 
 
-def _items(tables: SourceTables, since: datetime | None, as_of: datetime) -> DataFrame:
-    """The items as there were at ``as_of``, with ``data_as_of``."""
-    window = TimeWindow(tables.domain.source.items.updated_at, since, as_of)
+def _items(tables: SourceTables, since: datetime | None, as_of: datetime, unknown: DataFrame | None) -> DataFrame:
+    """The items that changed, as there were at ``as_of``, with ``data_as_of`` and ``events``."""
+    window = TimeWindow(tables.domain.source.items.updated_at, since if unknown is None else None, as_of)
     items = _entities(tables, "items", window).withColumn("data_as_of", sf.col("updated_at"))
-    return items.where(sf.col("data_as_of") <= as_of)
+    items = items.where(sf.col("data_as_of") <= as_of)
+    if since is not None:
+        recent = items.where(sf.col("data_as_of") >= since)
+        items = recent if unknown is None else recent.unionByName(items.join(unknown, "entity_id", "left_semi"))
+        items = items.dropDuplicates(["entity_id"])
+        if items.isEmpty():
+            return items.withColumn("events", sf.lit(0))
+    spec = tables.domain.source.interactions
+    met = tables.read("interactions", [spec.item, spec.time], TimeWindow(spec.time, None, as_of))
+    counted = (
+        met.where(_time(spec.time) <= as_of)
+        .groupBy(column(spec.item).cast("string").alias("entity_id"))
+        .agg(sf.count("*").alias("events"))
+    )
+    return items.join(counted, "entity_id", "left").withColumn("events", sf.coalesce("events", sf.lit(0)))
 
 
-def _users(tables: SourceTables, as_of: datetime, dropped: Observation) -> DataFrame:
-    """The users there were at ``as_of``, their details extended by ``history``, with ``data_as_of``."""
+def _users(
+    tables: SourceTables, since: datetime | None, as_of: datetime, unknown: DataFrame | None
+) -> tuple[DataFrame, Observation]:
+    """The users that changed, as there were at ``as_of``.
+
+    Their details are extended by ``history``; ``data_as_of`` and ``events`` are beside them. The observation tells,
+    once the frame was written, how many interactions were ``dropped``.
+    """
+    _check_times(tables)
     users = _entities(tables, "users")
-    interactions = _interactions(tables, users, as_of, dropped)
+    dropped = Observation()
+    interactions = _interactions(tables, users, since, as_of, dropped)
+    if since is not None:
+        changed = interactions.select("entity_id").distinct().persist()
+        changed.count()  # for the observation, whatever is read of the frame later
+        own = users.where(sf.col("updated_at").between(since, as_of)).select("entity_id")
+        changed = changed.union(own) if unknown is None else changed.union(own).union(unknown)
+        users = users.join(changed.distinct(), "entity_id", "left_semi").persist()
+        if users.isEmpty():
+            return users.select("*", sf.col("updated_at").alias("data_as_of"), sf.lit(0).alias("events")), dropped
+        interactions = _interactions(tables, users, None, as_of)
     history = _history(interactions, tables.domain.knowledge.max_history)
     own_change = sf.when(sf.col("updated_at") <= as_of, sf.col("updated_at"))
-    return (
+    entities = (
         users.join(history, "entity_id", "left")
         .withColumn("data_as_of", sf.greatest(own_change, sf.col("newest")))
         .where(sf.col("data_as_of").isNotNull())
         .withColumn("details", sf.col("details").withField("history", sf.coalesce(sf.col("history"), sf.array())))
+        .withColumn("events", sf.coalesce("events", sf.lit(0)))
     )
+    return entities, dropped
 
 
-def _interactions(tables: SourceTables, users: DataFrame, as_of: datetime, dropped: Observation) -> DataFrame:
-    """Columns ``entity_id`` (of the user), ``item_id``, ``time`` and ``entry`` of every interaction up to ``as_of``."""
+def _check_times(tables: SourceTables) -> None:
+    """Every interaction must have a time: one without would be lost for good."""
     spec = tables.domain.source.interactions
     key = [column(spec.user).cast("string").alias("entity_id"), column(spec.item).cast("string").alias("item_id")]
-    timeless = tables.read("interactions", [spec.user, spec.item, spec.time]).where(_time(spec.time).isNull())
+    frame = tables.read("interactions", [spec.user, spec.item, spec.time], Timeless(spec.time))
+    timeless = frame.where(_time(spec.time).isNull())
     if pairs := [f"{row['entity_id']!r} and {row['item_id']!r}" for row in timeless.select(*key).take(_FIRST_FEW)]:
         raise tables.error("interactions", f"{spec.time} is empty, or no time, for user and item {', '.join(pairs)}, …")
-    seen = tables.read(
-        "interactions", [spec.user, spec.item, spec.value, spec.time], TimeWindow(spec.time, None, as_of)
+
+
+def _interactions(
+    tables: SourceTables,
+    users: DataFrame,
+    since: datetime | None,
+    as_of: datetime,
+    dropped: Observation | None = None,
+) -> DataFrame:
+    """Columns ``entity_id``, ``item_id``, ``time`` and ``entry`` of the users' interactions in [``since``, ``as_of``].
+
+    Those whose user or item is not known are left out, and counted as ``dropped`` by the observation.
+    """
+    spec = tables.domain.source.interactions
+    window = TimeWindow(spec.time, since, as_of)
+    seen = tables.read("interactions", [spec.user, spec.item, spec.value, spec.time], window).select(
+        column(spec.user).cast("string").alias("entity_id"),
+        column(spec.item).cast("string").alias("item_id"),
+        column(spec.value).alias("value"),
+        _time(spec.time).alias("time"),
     )
-    events = seen.select(*key, column(spec.value).alias("value"), _time(spec.time).alias("time"))
+    events = seen.where(sf.col("time") <= as_of if since is None else sf.col("time").between(since, as_of))
     met = _entities(tables, "items").select(sf.col("entity_id").alias("item_id"), "details")
     known = users.select("entity_id", sf.lit(True).alias("known"))
     unknown = sf.col("details").isNull() | sf.col("known").isNull()
-    return (
-        events.where(sf.col("time") <= as_of)
-        .join(met, "item_id", "left")
-        .join(known, "entity_id", "left")
-        .observe(dropped, sf.count_if(unknown).alias("dropped"))
-        .where(~unknown)
-        .withColumn("entry", sf.col("details").withField("value", sf.col("value")).withField("time", sf.col("time")))
+    resolved = events.join(met, "item_id", "left").join(known, "entity_id", "left")
+    if dropped is not None:
+        resolved = resolved.observe(dropped, sf.count_if(unknown).alias("dropped"))
+    return resolved.where(~unknown).withColumn(
+        "entry", sf.col("details").withField("value", sf.col("value")).withField("time", sf.col("time"))
     )
 
 
 def _history(interactions: DataFrame, longest: int) -> DataFrame:
-    """Columns ``entity_id``, ``history`` (the newest ``longest`` entries, oldest first) and ``newest``, a time."""
-    backwards = Window.partitionBy("entity_id").orderBy(
-        sf.col("time").desc(), sf.col("item_id").desc(), sf.col("value").cast("string").desc()
-    )
-    newest_first = interactions.withColumn("age", sf.row_number().over(backwards)).where(sf.col("age") <= longest)
+    """Columns ``entity_id``, ``history`` (the newest ``longest`` entries, oldest first), ``newest`` and ``events``."""
+    of_user = Window.partitionBy("entity_id")
+    backwards = of_user.orderBy(sf.col("time").desc(), sf.col("item_id").desc(), sf.col("value").cast("string").desc())
+    counted = interactions.withColumn("events", sf.count("*").over(of_user))
+    newest_first = counted.withColumn("age", sf.row_number().over(backwards)).where(sf.col("age") <= longest)
     by_age = sf.sort_array(sf.collect_list(sf.struct("age", "entry")), asc=False)
     return newest_first.groupBy("entity_id").agg(
-        sf.transform(by_age, lambda aged: aged["entry"]).alias("history"), sf.max("time").alias("newest")
+        sf.transform(by_age, lambda aged: aged["entry"]).alias("history"),
+        sf.max("time").alias("newest"),
+        sf.max("events").alias("events"),
     )
 
 
@@ -193,6 +283,7 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
         "entity_id",
         json_objects(sf.col("details")).alias("attributes"),
         "data_as_of",
+        sf.col("events").cast("long").alias("events"),
     )
     pulled.select(*PULLED.names).write.mode("overwrite").parquet(path)
     written: int = entities.sparkSession.read.parquet(path).count()

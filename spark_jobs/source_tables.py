@@ -13,7 +13,8 @@ from pyspark.sql.types import ArrayType, BinaryType, DataType, StringType
 
 from dare_core.domains import Domain, EntityTable
 from dare_core.errors import SourceError
-from spark_jobs.postgres_source import PostgresSource, Table, TimeWindow
+from dare_core.schemas import Kind
+from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow
 
 Section = Literal["items", "users", "interactions"]
 
@@ -35,7 +36,7 @@ class SourceTables:
     domain: Domain
     warehouse_url: str | None
 
-    def read(self, section: Section, columns: Sequence[str], window: TimeWindow | None = None) -> DataFrame:
+    def read(self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None = None) -> DataFrame:
         """The columns of the items', users' or interactions' table, text made safe to store.
 
         Args:
@@ -54,12 +55,27 @@ class SourceTables:
         chosen = frame.select(*[_legible(frame.schema[name].dataType, column(name)).alias(name) for name in columns])
         return self._split_lists(section, chosen) if self.domain.source.format == "csv" else chosen
 
+    def known_ids(self, kind: Kind) -> DataFrame:
+        """Column ``entity_id`` of the domain's entities that the warehouse has; none without a warehouse."""
+        if self.warehouse_url is None:
+            return self.spark.createDataFrame([], "entity_id string")
+        names = ["domain", "kind", "entity_id", "deleted_at"]
+        known = self.spark.read.format(PostgresSource.name()).options(
+            url=self.warehouse_url,
+            schema="knowledge",
+            table="entity",
+            columns=json.dumps(names),
+            partitions=self.spark.sparkContext.defaultParallelism,
+        )
+        ours = (sf.col("domain") == self.domain.name) & (sf.col("kind") == kind) & sf.col("deleted_at").isNull()
+        return known.load().where(ours).select("entity_id")
+
     def error(self, section: Section, problem: str) -> SourceError:
         """An error about a table, which names it and its key in the domain file."""
         name = self.domain.name
         return SourceError(f"domain {name}: source table {self._table(section)!r} (source.{section}.table): {problem}")
 
-    def _load(self, section: Section, columns: Sequence[str], window: TimeWindow | None) -> DataFrame:
+    def _load(self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None) -> DataFrame:
         match self.domain.source.format:
             case "postgres":
                 return self._load_postgres(section, columns, window)
@@ -68,7 +84,9 @@ class SourceTables:
             case "parquet" | "csv" as suffix:
                 return self._load_files(section, suffix)
 
-    def _load_postgres(self, section: Section, columns: Sequence[str], window: TimeWindow | None) -> DataFrame:
+    def _load_postgres(
+        self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None
+    ) -> DataFrame:
         source = self.domain.source
         url = source.location or self.warehouse_url
         if url is None:

@@ -269,3 +269,27 @@ def test_a_pool_is_added_to_compared_rolled_back_forgotten_from_exported_and_exp
     assert code == 2
     assert segment.name in error
     assert "has no version before" in dare("pool", "rollback", pool)[2]
+
+
+def test_the_shop_is_imported_in_the_size_that_was_asked_for_and_a_day_passes(
+    dare: Dare, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+    code, _, said = dare("source", "advance")
+    assert (code, said.strip()) == (
+        2,
+        "dare: there is no shop in schema source; run `dare source import --domain shop`",
+    )
+    code, printed, _ = dare("source", "import", "--domain", "shop", "--products", 30, "--customers", 20)
+    counts = json.loads(printed)
+    assert (code, counts["shop_products"], counts["shop_customers"]) == (0, 30, 20)
+    code, printed, _ = dare("source", "advance", "--days", 2)
+    assert code == 0
+    assert json.loads(printed)["purchases"] >= 4
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--domain", "books"), ("--domain", "shop", "--products", "0"), ("--seed", "-1")]
+)
+def test_a_shop_that_cannot_be_made_is_refused(dare: Dare, arguments: tuple[str, ...]) -> None:
+    assert dare("source", "import", *arguments)[0] == 2

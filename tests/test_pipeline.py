@@ -10,12 +10,13 @@ from sqlalchemy import Engine, text
 
 from dare_core import pipeline
 from dare_core.errors import InputError, QualityError, WarehouseError
-from dare_core.knowledge.shards import read_plan
+from dare_core.knowledge.shards import Shard, read_plan
 from dare_core.pipeline import RunRequest
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY
 from dare_core.settings import Settings
-from dare_core.warehouse.load import publish_pool, upsert_entities
+from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.pool_register import WarehouseRegister
 from tests.tiny_model import save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
@@ -37,6 +38,7 @@ def settings(settings: Settings, warehouse_url: str, engine: Engine, model: Path
             "group_name": f"group {number % 2}",
             "attributes": json.dumps({"title": f"Film {number}", "history": []}),
             "data_as_of": NOW,
+            "events": 1,
         }
         for kind, count in (("item", 5), ("user", 2))
         for number in range(count)
@@ -52,19 +54,39 @@ def rows(engine: Engine, statement: str) -> list[tuple[object, ...]]:
 
 
 def generate_all(settings: Settings, request: RunRequest) -> list[dict[str, object]]:
-    return [pipeline.generate(settings, request, shard) for shard in pipeline.plan(settings, request)]
+    pipeline.plan(settings, request)
+    return [pipeline.generate(settings, request, part) for part in pipeline.assignments(settings, request)]
+
+
+def planned(settings: Settings, request: RunRequest) -> list[Shard]:
+    pipeline.plan(settings, request)
+    return read_plan(settings.run_dir(request.run_id)).shards
 
 
 def test_a_plan_is_made_once_and_cut_into_shards_by_kind(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="r", item_limit=3)
-    shards = pipeline.plan(settings, request)
-    assert [(shard["name"], shard["requests"], shard["pool_version"]) for shard in shards] == [
+    summary = pipeline.plan(settings, request)
+    assert {name: summary[name] for name in ("requests", "shards", "tasks")} == {"requests": 5, "shards": 3, "tasks": 3}
+    assert [(shard.name, shard.requests, shard.pool_version) for shard in planned(settings, request)] == [
         ("item-0000", 2, None),
         ("item-0001", 1, None),
         ("user-0000", 2, None),
     ]
-    assert pipeline.plan(settings.model_copy(update={"shard_size": 64}), request) == shards
+    assert pipeline.plan(settings.model_copy(update={"shard_size": 64}), request) == summary
     assert rows(engine, "SELECT state, planned FROM knowledge.generation_run") == [("planned", 5)]
+
+
+def test_shards_are_dealt_to_so_many_tasks_at_most_each_to_one(settings: Settings) -> None:
+    request = RunRequest(run_id="r")
+    pipeline.plan(settings.model_copy(update={"shard_size": 1}), request)
+    few = settings.model_copy(update={"max_generation_tasks": 3})
+    assert pipeline.assignments(few, request) == [
+        {"first": 0, "end": 2},
+        {"first": 2, "end": 4},
+        {"first": 4, "end": 7},
+    ]
+    summaries = [pipeline.generate(few, request, part) for part in pipeline.assignments(few, request)]
+    assert [(summary["shards"], summary["texts"]) for summary in summaries] == [(2, 2), (2, 2), (3, 3)]
 
 
 def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Settings, engine: Engine) -> None:
@@ -76,7 +98,9 @@ def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Setti
     assert not (settings.run_dir("bad") / "validated.parquet").exists()
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(5,)]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(0,)]
-    assert pipeline.plan(settings, RunRequest(run_id="next", kinds=("item",))) == []  # no text is written to fail again
+    again = pipeline.plan(settings, RunRequest(run_id="next", kinds=("item",)))
+    assert again["requests"] == 0, "no text is written to fail again"
+    assert again["funnel"]["item"]["skipped"] == {"quarantined": 5}
 
 
 def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engine: Engine) -> None:
@@ -91,9 +115,9 @@ def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engin
 
 def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
-    assert pipeline.plan(settings, request) == []
-    planned = json.loads((settings.run_dir("long") / "plan.json").read_text())
-    assert planned["skipped"] == {"item_unfit": 5}
+    for run_id in ("long", "again"):
+        funnel = pipeline.plan(settings, request.model_copy(update={"run_id": run_id}))["funnel"]["item"]
+        assert (funnel["requests"], funnel["skipped"]) == (0, {"unfit": 5})
     assert rows(engine, "SELECT rule, count(*) FROM knowledge.quarantine GROUP BY rule") == [("prompt", 5)]
     with pytest.raises(InputError, match="max_new_tokens 5000 leaves no room for a prompt"):
         pipeline.plan(settings, RunRequest(run_id="longer", max_new_tokens=5000))
@@ -104,26 +128,14 @@ def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settin
     request = RunRequest(run_id="first", kinds=("item",))
     pipeline.plan(settings, request)
     tokenizer_hash = read_plan(settings.run_dir("first")).decoding.tokenizer_hash
-    manifest = PoolStore(settings.pool_dir("movies", "item")).build(texts, settings.model, tokenizer_hash, 258)
-    row = {
-        "domain": "movies",
-        "kind": "item",
-        "version": manifest.version,
-        "location": "here",
-        "model": settings.model,
-        "tokenizer_hash": tokenizer_hash,
-        "groups": 1,
-        "texts": 1,
-        "tokens": 3,
-        "is_current": True,
-        "created_at": NOW,
-    }
-    publish_pool(engine, row)
-    shards = pipeline.plan(settings, RunRequest(run_id="second", kinds=("item",)))
-    assert {shard["pool_version"] for shard in shards} == {manifest.version}
-    publish_pool(engine, row | {"version": "0" * 16, "tokenizer_hash": "another"})
-    shards = pipeline.plan(settings, RunRequest(run_id="third", kinds=("item",)))
-    assert {shard["pool_version"] for shard in shards} == {None}  # the current pool is of another tokenizer
+    root = settings.pool_dir("movies", "item")
+    store = PoolStore(root, WarehouseRegister(engine, "movies", "item", str(root)))
+    manifest = store.build(texts, settings.model, tokenizer_hash, 258)
+    shards = planned(settings, RunRequest(run_id="second", kinds=("item",)))
+    assert {shard.pool_version for shard in shards} == {manifest.version}
+    store.build(texts, settings.model, "another", 258)
+    shards = planned(settings, RunRequest(run_id="third", kinds=("item",)))
+    assert {shard.pool_version for shard in shards} == {None}  # the current pool is of another tokenizer
 
 
 def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empty_database_url: str) -> None:

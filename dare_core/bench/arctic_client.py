@@ -1,19 +1,17 @@
 """Arctic Inference's suffix decoding cache beside our pools: its program in its own environment, as a drafter."""
 
-import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.bench import arctic_peer
+from dare_core.bench.peer_process import PeerProcess, running
 from dare_core.bench.pool_peers import forest_of
 from dare_core.drafts import Context, Forest
-from dare_core.errors import DareError
 from dare_core.settings import PROJECT_DIR
 
 #: Made by ``make bench-arctic``.
@@ -29,9 +27,9 @@ class ArcticCache:
 
     evidence_kinds = 1
 
-    def __init__(self, texts: Sequence[NDArray[np.int32]], asks: IO[str], answers: IO[str], log: Path) -> None:
-        self._asks, self._answers, self._log = asks, answers, log
-        self.build_seconds: float = self._ask({"texts": [text.tolist() for text in texts]})["seconds"]
+    def __init__(self, process: PeerProcess, texts: Sequence[NDArray[np.int32]]) -> None:
+        self._process = process
+        self.build_seconds: float = process.ask({"texts": [text.tolist() for text in texts]})["seconds"]
 
     def resolve(self, group: str) -> str | None:
         """There are no groups."""
@@ -60,18 +58,8 @@ class ArcticCache:
         return seconds
 
     def _drafts(self, contexts: Sequence[Context], max_nodes: int) -> dict[str, Any]:
-        return self._ask({"contexts": [context.output.tolist() for context in contexts], "max_nodes": max_nodes})
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        try:
-            print(json.dumps(question), file=self._asks, flush=True)
-            line = self._answers.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise DareError(f"Arctic Inference ended; its log is {self._log}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        asked = {"contexts": [context.output.tolist() for context in contexts], "max_nodes": max_nodes}
+        return self._process.ask(asked)
 
 
 @contextmanager
@@ -81,20 +69,6 @@ def serving_arctic(texts: Sequence[NDArray[np.int32]], log: Path) -> Iterator[Ar
     Raises:
         DareError: it does not start; names its log.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            [VENV / "bin" / "python", arctic_peer.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield ArcticCache(texts, process.stdin, process.stdout, log)
-        finally:
-            process.kill()  # it holds nothing that is worth an orderly end
+    command: list[str | Path] = [VENV / "bin" / "python", arctic_peer.__file__]
+    with running("Arctic Inference", command, log) as process:
+        yield ArcticCache(process, texts)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +24,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dare_core.domains import Domain, EntityTable, load_domain
-from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModelStore, route
 from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.pools.probe import replay_steps
 from dare_core.schemas import TOKENS, Kind
 from dare_core.settings import load_settings
 from dare_core.sources.movielens import read_movielens
-
-#: Texts that are replayed at once.
-_BATCH: Final = 256
 
 OnProgress = Callable[[str], None]
 
@@ -113,48 +110,6 @@ def grouping_gain(
     }
 
 
-def replay_steps(drafter: Drafter, texts: Sequence[NDArray[np.int32]], groups: Sequence[str], nodes: int) -> list[int]:
-    """The decode steps that each text takes when ``drafter`` drafts ``nodes`` nodes at every one.
-
-    Args:
-        drafter: learns nothing here.
-        texts: ``[t]`` int32 each; they begin at an empty output, without a prompt.
-        groups: the texts' groups.
-    """
-    steps = [0] * len(texts)
-    for begin in range(0, len(texts), _BATCH):
-        contexts = {
-            i: Context(groups[i], texts[i], 0, 0)
-            for i in range(begin, min(begin + _BATCH, len(texts)))
-            if len(texts[i])
-        }
-        while contexts:
-            forest = drafter.draft(list(contexts.values()), nodes)
-            for (i, context), accepted in zip(list(contexts.items()), _accepted(forest, contexts), strict=True):
-                context.length = min(context.length + accepted + 1, len(texts[i]))
-                steps[i] += 1
-                if context.length == len(texts[i]):
-                    del contexts[i]
-    return steps
-
-
-def _accepted(forest: Forest, contexts: dict[int, Context]) -> list[int]:
-    """How many nodes of each tree lie on the path that the text goes on with; children of a node differ."""
-    deepest = int(forest.depths.max(initial=0))
-    follows = np.full((len(contexts), deepest + 1), -1, np.int32)  # a token's column is its depth
-    for row, context in zip(follows, contexts.values(), strict=True):
-        coming = context.tokens[context.length : context.length + deepest]
-        row[1 : len(coming) + 1] = coming
-    on_path = np.zeros(len(forest) + 1, np.bool_)
-    on_path[-1] = True  # the roots, whose children's parent is -1
-    agrees = forest.tokens == follows[forest.trees, forest.depths]
-    for depth in range(1, deepest + 1):
-        level = np.flatnonzero(forest.depths == depth)
-        on_path[level] = agrees[level] & on_path[forest.parents[level]]
-    accepted: list[int] = np.bincount(forest.trees[on_path[:-1]], minlength=len(contexts)).tolist()
-    return accepted
-
-
 def _steps(
     pool_texts: Sequence[NDArray[np.int32]],
     pool_groups: NDArray[np.object_],
@@ -192,14 +147,16 @@ def item_groups(domain: Domain, entity_ids: Sequence[str]) -> list[str]:
 
 
 def user_groups(pool_root: Path, entity_ids: Sequence[str]) -> list[str]:
-    """The clusters that the current group model beside a pool has users in; ``no cluster`` for the others.
+    """The clusters that the latest group model beside a pool has users in; ``no cluster`` for the others.
 
     Raises:
         InputError: there is no group model.
     """
-    model = GroupModelStore(pool_root).read()
-    if model is None:
+    store = GroupModelStore(pool_root)
+    versions = store.versions()
+    if not versions:
         raise InputError(f"there is no group model beside the pool {pool_root}; group users first")
+    model = store.read_version(versions[0])
     clusters = dict(zip(*model.assignments.to_pydict().values(), strict=True))
     return [clusters.get(entity, "no cluster") for entity in entity_ids]
 

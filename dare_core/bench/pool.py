@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dare_core.bench.grouping_gain import Replay, grouping_gain, replay_steps
+from dare_core.bench.grouping_gain import Replay, grouping_gain
 from dare_core.bench.pool_texts import Corpus, queries, read_corpus, texts_of
 from dare_core.drafts import Context, Drafter
 from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
 from dare_core.pools.learned import LearnedTexts
-from dare_core.pools.trees import FOREST_NODE, Workspace, grow_trees
+from dare_core.pools.probe import replay_steps
+from dare_core.pools.trees import Workspace, addresses_of, grow_trees
 from dare_core.settings import Settings
 
 #: Nodes of a draft tree (paper).
@@ -35,9 +36,8 @@ _BATCH: Final = 64
 _QUERIES: Final = 2048
 #: Tokens of the output so far in a query.
 _LENGTH: Final = 40
-#: A night's new texts, as a share of the pool at first, and how many nights there are.
+#: A night's new texts, as a share of the pool at first.
 _NIGHT: Final = 0.01
-_NIGHTS: Final = 100
 #: A pool of a base and so many recent segments is searched.
 _RECENT: Final = 8
 #: Pools for plots; peers that hold their index in Python objects stop at the second size.
@@ -56,14 +56,14 @@ class Plan:
         large_tokens: of the large pool; 0 leaves it out.
         nights: of incremental builds.
         knowledge: Parquet file with real texts: ``token_ids``, and ``group`` or ``attribute`` for the gain of grouping.
-        sweep: measure build and search at every size up to ``tokens`` too, for plots.
+        sweep: measure build and search at smaller sizes too, for plots.
     """
 
-    tokens: int = 10_000_000
-    large_tokens: int = 100_000_000
-    nights: int = _NIGHTS
-    knowledge: Path | None = None
-    sweep: bool = False
+    tokens: int
+    large_tokens: int
+    nights: int
+    knowledge: Path | None
+    sweep: bool
 
 
 def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda what: None) -> dict[str, Any]:
@@ -74,13 +74,8 @@ def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     on_progress(f"building a pool of {plan.tokens} tokens")
     built = _build(folder / "base", corpus, plan.tokens)
     store, pool = built.store, built.pool
-    result: dict[str, Any] = {
-        "build_tokens_per_s": built.rate,
-        "bytes_per_token": round(pool.manifest.size / pool.manifest.tokens, 3),
-        "open_ms": _open_ms(store),
-    }
-    on_progress("searching")
-    result |= _searched(pool, asked)
+    result = _figures(built, asked)
+    sizes = {str(plan.tokens): dict(result)}
     on_progress("a base and eight recent segments")
     result["search_segments_us_p50"] = _segments_us(folder / "recent", corpus, plan.tokens, asked)
     on_progress("a second worker")
@@ -92,22 +87,16 @@ def bench_pool(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     result["peers"] = _peers(folder / "peers", corpus, asked, on_progress)
     if plan.large_tokens:
         on_progress(f"building a pool of {plan.large_tokens} tokens")
-        large = _build(folder / "large", corpus, plan.large_tokens)
-        result["search_100m_us_p50"] = _searched(large.pool, asked)["search_us_p50"]
-        result["large"] = {"tokens": large.pool.manifest.tokens, "build_tokens_per_s": large.rate}
+        large = sizes[str(plan.large_tokens)] = _figures(_build(folder / "large", corpus, plan.large_tokens), asked)
+        result["search_100m_us_p50"] = large["search_us_p50"]
     if plan.sweep:
-        result["sizes"] = {}
-        for size in [size for size in _SIZES if size <= max(plan.tokens, plan.large_tokens)]:
-            on_progress(f"a pool of {size} tokens")
-            one = _build(folder / "sweep", corpus, size)
-            result["sizes"][str(size)] = {
-                "build_tokens_per_s": one.rate,
-                "bytes_per_token": round(one.pool.manifest.size / one.pool.manifest.tokens, 3),
-                "open_ms": _open_ms(one.store),
-                **_searched(one.pool, asked),
-            }
+        for size in _SIZES:
+            if size < max(plan.tokens, plan.large_tokens) and str(size) not in sizes:
+                on_progress(f"building a pool of {size} tokens")
+                sizes[str(size)] = _figures(_build(folder / "sweep", corpus, size), asked)
     return {
         **result,
+        "sizes": sizes,
         "tokens": pool.manifest.tokens,
         "texts": corpus.source,
         "real_tokens": sum(map(len, corpus.texts)),
@@ -136,6 +125,17 @@ def _build(root: Path, corpus: Corpus, tokens: int) -> _Built:
     return _Built(store, store.open("bench"), round(manifest.tokens / seconds), seconds)
 
 
+def _figures(built: _Built, asked: NDArray[np.int32]) -> dict[str, Any]:
+    """What is measured of a pool of any size."""
+    manifest = built.pool.manifest
+    return {
+        "build_tokens_per_s": built.rate,
+        "bytes_per_token": round(manifest.size / manifest.tokens, 3),
+        "open_ms": _open_ms(built.store),
+        **_searched(built.pool, asked),
+    }
+
+
 def _warm_up(corpus: Corpus) -> None:
     """Compile what building and merging call."""
     from dare_core.pools.segments import Segment
@@ -159,19 +159,23 @@ class _Search:
 
     def __init__(self, pool: Pool, asked: NDArray[np.int32], both: bool = False) -> None:
         area = (*pool.area("bench"), *(pool.area(GLOBAL_GROUP) if both else (0, 0)))
-        self._pool, self._segments = pool, pool.segments  # the pool keeps mapped what the rows point to
+        self._pool, self._segments, self._learned = (
+            pool,
+            pool.segments,
+            LearnedTexts(0),
+        )  # kept while they are pointed to
+        self._known = addresses_of(self._learned, self._segments)
         self._asked = asked
-        self._learned = LearnedTexts(0)
         self._job = (asked.shape[1], 0, *area)
 
     def __call__(self, first: int, end: int, work: Workspace) -> float:
         """Seconds for the queries ``[first, end)``."""
         jobs = np.array([self._job] * (end - first), np.int64)
-        texts = self._asked[first:end].ravel()
-        forest, ends = np.empty((end - first) * _NODES, FOREST_NODE), np.empty(end - first, np.int32)
-        linked, learned_end, segments = self._learned.linked, self._learned.end, self._segments
+        texts, known, most = self._asked[first:end].ravel(), self._known, (end - first) * _NODES
+        nodes, shares, evidence = np.empty((3, most), np.int32), np.empty(most, np.float32), np.empty(most, np.int16)
+        ends = np.empty(end - first, np.int32)
         began = time.perf_counter()
-        grow_trees(texts, jobs, False, linked, learned_end, segments, work.addresses, forest, ends, _NODES)
+        grow_trees(texts, jobs, False, known, work.addresses, nodes, shares, evidence, ends, _NODES)
         return time.perf_counter() - began
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.drafts import Context, Forest
-from dare_core.pools.trees import MAX_DEPTH
+from dare_core.pools.occurrences import MAX_DEPTH
 
 #: The paper's branches.
 _BRANCH: Final = 12

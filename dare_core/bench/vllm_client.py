@@ -1,16 +1,14 @@
 """vLLM beside us: its program in its own environment, for as long as a block lasts."""
 
-import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 from dare_core.bench import vllm_peer
+from dare_core.bench.peer_process import PeerProcess, running
 from dare_core.bench.plain import Run
-from dare_core.errors import DareError
 from dare_core.settings import PROJECT_DIR
 
 #: Made by ``make bench-vllm``.
@@ -26,9 +24,7 @@ class VllmPeer:
     """
 
     version: str
-    _asks: IO[str]
-    _answers: IO[str]
-    _log: Path
+    _process: PeerProcess
 
     def write(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> Run:
         """Greedy texts of the prompts, ``batch_size`` at once.
@@ -37,8 +33,7 @@ class VllmPeer:
             DareError: vLLM ended; names its log.
         """
         asked = {"prompts": [list(p) for p in prompts], "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        print(json.dumps(asked), file=self._asks, flush=True)
-        answer = _answer(self._answers, self._log)
+        answer = self._process.ask(asked)
         return Run(answer["texts"], answer["seconds"])
 
 
@@ -58,28 +53,6 @@ def serving_vllm(
         "ngram": ngram,
     }
     options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            [VENV / "bin" / "python", vllm_peer.__file__, model, *options, "--eos", *map(str, ends)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield VllmPeer(_answer(process.stdout, log)["version"], process.stdin, process.stdout, log)
-        finally:
-            process.kill()  # it holds nothing that is worth an orderly end
-
-
-def _answer(answers: IO[str], log: Path) -> dict[str, Any]:
-    line = answers.readline()
-    if not line:
-        raise DareError(f"vLLM ended; its log is {log}")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
+    command: list[str | Path] = [VENV / "bin" / "python", vllm_peer.__file__, model, *options, "--eos", *map(str, ends)]
+    with running("vLLM", command, log) as process:
+        yield VllmPeer(process.answer()["version"], process)

@@ -235,9 +235,23 @@ class Engine:
             requests: ids are the caller's; a request that cannot be served comes back as failed.
             on_tokens: called as tokens come.
         """
-        self._waiting.extend(requests)
-        while self._waiting or self._running:
+        self.add(requests)
+        while self.busy:
             yield from self.step(on_tokens)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Let requests wait for :meth:`step` to take them in."""
+        self._waiting.extend(requests)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is being written."""
+        return bool(self._waiting or self._running)
 
     @torch.inference_mode()
     def step(self, on_tokens: OnTokens | None = None) -> list[Result]:

@@ -1,19 +1,19 @@
-"""Group models on disk: what a grouping has learned, immutable, named by its content, published by an atomic rename.
+"""Group models: what a grouping has learned, immutable, named by its content, published by moving a pointer.
 
-<root>/CURRENT                      the version in force
 <root>/versions/<version>.json      the model but for its tables
 <root>/tables/<sha256>.parquet      its tables, shared by the versions that hold the same
+<root>/CURRENT                      the version in force, where no warehouse says which; for object storage in the cache
 """
 
 import hashlib
 import json
-import os
+import logging
 import re
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dare_core.errors import PoolError
+from dare_core.files import DEFAULT_CACHE, Files, write_atomically
 from dare_core.grouping.attributes import AttributeGroups
 from dare_core.grouping.clusters import ItemFactors, UserClusters
+
+log = logging.getLogger(__name__)
 
 #: Which cluster each user is in; entities in no cluster are not there. Sorted by ``entity_id``.
 CLUSTER_ASSIGNMENT: Final = pa.schema(
@@ -76,41 +79,104 @@ def moves(earlier: pa.Table, now: pa.Table) -> dict[str, Any]:
     return {"moved": moved, "moved_share": round(moved / len(both), 4) if len(both) else 0.0}
 
 
+class _DamageError(PoolError):
+    """A version is not there or not whole, so that another one may serve."""
+
+
+class Pointer(Protocol):
+    """Which version is in force: a row of the warehouse (:mod:`dare_core.warehouse.group_pointer`), or a file."""
+
+    def read(self) -> str | None:
+        """The version in force; None before the first."""
+        ...
+
+    def move(self, version: str) -> None:
+        """Put a version in force."""
+        ...
+
+
+class FilePointer:
+    """A pointer in a local file.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> str | None:
+        """See :class:`Pointer`."""
+        with suppress(FileNotFoundError):
+            return self._path.read_text("utf-8").strip()
+        return None
+
+    def move(self, version: str) -> None:
+        """See :class:`Pointer`."""
+        try:
+            write_atomically(self._path, version.encode())
+        except OSError as error:
+            raise PoolError(f"{self._path} cannot be written: {error}; the group model in force stays") from error
+
+
 class GroupModelStore:
     """The versions of one kind's group model, in the folder ``grouping`` beside the versions of its pool.
 
     Args:
-        pool_root: root of the kind's pool store.
+        pool_root: root of the kind's pool store: a folder, or a URL that fsspec knows.
+        pointer: which version is in force; default: a file beside the versions, or for object storage in the cache.
+        cache: folder for what this host keeps of object storage.
     """
 
-    def __init__(self, pool_root: Path) -> None:
-        self.root = pool_root / "grouping"
+    def __init__(self, pool_root: Path | str, pointer: Pointer | None = None, cache: Path = DEFAULT_CACHE) -> None:
+        self.files = Files(f"{str(pool_root).rstrip('/')}/grouping", cache)
+        self._pointer = pointer or FilePointer(self.files.host_root / "CURRENT")
 
     def current(self) -> str | None:
         """The version in force; None before the first."""
-        with suppress(FileNotFoundError):
-            return (self.root / "CURRENT").read_text("utf-8").strip()
-        return None
+        return self._pointer.read()
 
     def versions(self) -> list[str]:
         """Every version there is, the newest first."""
-        written = {path.stem: path.stat().st_mtime_ns for path in (self.root / "versions").glob("*.json")}
+        written = {Path(name).stem: at for name, at in self.files.names("versions").items() if name.endswith(".json")}
         return sorted(written, key=lambda version: (written[version], version), reverse=True)
 
-    def read(self, version: str | None = None) -> GroupModel | None:
-        """A version (default: the current one; None before the first).
+    def read(self) -> GroupModel | None:
+        """The version in force, or where that is damaged the newest before it that is whole, with a warning.
+
+        Returns:
+            None before the first version.
 
         Raises:
-            PoolError: the version is not there, is damaged, or is from a newer release.
+            PoolError: no version is whole, or one is from a newer release.
         """
-        version = version or self.current()
-        if version is None:
-            return None
+        current = self.current()
+        damage: _DamageError | None = None
+        for version in [current, *(other for other in self.versions() if other != current)] if current else []:
+            try:
+                model = self.read_version(version)
+            except _DamageError as error:
+                damage = damage or error
+                log.warning("group model %s cannot be used: %s", version, error)
+                continue
+            if damage:
+                log.warning("group model %s is used instead of %s", version, current)
+            return model
+        if damage:
+            raise PoolError(f"{damage}; no other version is whole: delete {self.files.location} to group anew")
+        return None
+
+    def read_version(self, version: str) -> GroupModel:
+        """One version.
+
+        Raises:
+            PoolError: it is not there, is damaged, or is from a newer release.
+        """
         if not _VERSION.fullmatch(version):
             raise PoolError(f"{version!r} is not a version of a group model; versions are 16 hex digits")
-        path = self.root / "versions" / f"{version}.json"
+        path = f"{self.files.location}/{_path(version)}"
         try:
-            described = path.read_bytes()
+            described = self.files.read(_path(version))
             content = json.loads(described)
             if content["format"] != _FORMAT:
                 raise PoolError(
@@ -121,55 +187,54 @@ class GroupModelStore:
             tables = {name: self._read_table(digest) for name, digest in content["tables"].items()}
             return _from_content(content, tables)
         except FileNotFoundError as error:
-            raise PoolError(f"group model {version}: {error.filename} is missing; {self._remedy()}") from None
+            raise _DamageError(f"group model {version}: {error.filename or error} is missing") from None
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise PoolError(f"group model {version}: {path} is damaged: {error}; {self._remedy()}") from None
+            raise _DamageError(f"group model {version}: {path} is damaged: {error}") from None
 
     def publish(self, model: GroupModel) -> str:
-        """Write a model and make it the current version; the same model gives the same version.
+        """Write a model and make it the version in force; the same model gives the same version.
 
         A crash at any point leaves the version before in force. All but the newest :data:`KEPT_VERSIONS` go.
+
+        Raises:
+            PoolError: something cannot be written.
         """
-        (self.root / "versions").mkdir(parents=True, exist_ok=True)
-        (self.root / "tables").mkdir(exist_ok=True)
         tables = {name: self._write_table(table) for name, table in _tables(model).items()}
         described = json.dumps(_content(model, tables), sort_keys=True, ensure_ascii=False, indent=1).encode()
         version = _version_of(described)
-        _write(self.root / "versions" / f"{version}.json", described)
-        _write(self.root / "CURRENT", version.encode())
+        self.files.write(_path(version), described)
+        self._pointer.move(version)
         self._expire(version)
         return version
 
     def _expire(self, current: str) -> None:
         for version in [old for old in self.versions() if old != current][KEPT_VERSIONS - 1 :]:
-            (self.root / "versions" / f"{version}.json").unlink(missing_ok=True)
+            self.files.remove(_path(version))
         in_use = set[str]()
-        for path in (self.root / "versions").glob("*.json"):
+        for version in self.versions():
             with suppress(ValueError, KeyError, AttributeError):
-                in_use |= set(json.loads(path.read_bytes())["tables"].values())
-        for path in (self.root / "tables").glob("*.parquet"):
-            with suppress(FileNotFoundError):
-                if path.stem not in in_use and path.stat().st_mtime < time.time() - _GRACE:
-                    path.unlink()
+                in_use |= set(json.loads(self.files.read(_path(version)))["tables"].values())
+        for name, written in self.files.names("tables").items():
+            if Path(name).stem not in in_use and written < time.time() - _GRACE:
+                self.files.remove(f"tables/{name}")
 
     def _write_table(self, table: pa.Table) -> str:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         body = sink.getvalue().to_pybytes()
         digest = hashlib.sha256(body).hexdigest()
-        _write(self.root / "tables" / f"{digest}.parquet", body)
+        self.files.write(f"tables/{digest}.parquet", body)
         return digest
 
     def _read_table(self, digest: str) -> pa.Table:
-        body = (self.root / "tables" / f"{digest}.parquet").read_bytes()
+        body = self.files.read(f"tables/{digest}.parquet")
         if hashlib.sha256(body).hexdigest() != digest:
             raise ValueError(f"table {digest[:16]} does not match its checksum")
         return pq.read_table(pa.BufferReader(body))
 
-    def _remedy(self) -> str:
-        others = [version for version in self.versions() if version != self.current()]
-        earlier = f"write {others[0]} into {self.root / 'CURRENT'} to go back, or " if others else ""
-        return f"{earlier}delete {self.root / 'CURRENT'} to group anew"
+
+def _path(version: str) -> str:
+    return f"versions/{version}.json"
 
 
 def _content(model: GroupModel, tables: dict[str, str]) -> dict[str, Any]:
@@ -216,16 +281,3 @@ def _from_content(content: dict[str, Any], tables: dict[str, pa.Table]) -> Group
 
 def _version_of(described: bytes) -> str:
     return hashlib.sha256(described).hexdigest()[:16]
-
-
-def _write(path: Path, body: bytes) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

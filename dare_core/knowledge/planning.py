@@ -1,8 +1,9 @@
-"""Which requests have no valid knowledge yet."""
+"""Which of the entities that are due are asked about, and as which requests."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from dare_core.domains import Domain
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, fit_prompt, request_id
-from dare_core.schemas import Kind
+from dare_core.schemas import RENDERING, Kind
 from dare_core.warehouse.read import RequestState
 
 #: What the warehouse knows of requests; one it does not know is absent.
@@ -22,65 +23,91 @@ _BATCH: Final = 256
 _IDENTITY: Final = ("domain", "kind", "entity_id")
 
 
-class Planner:
-    """Chooses requests and keeps count of the entities that need none.
+@dataclass
+class Choice:
+    """What came of the due entities of one kind.
 
-    Args:
+    Attributes:
+        requests: REQUEST rows of those to write for.
+        rendered: RENDERING rows of all that were rendered.
+        settled: those that need no text after all, by reason: ``same_prompt``, ``quarantined``, ``unfit``.
+        unfit: QUARANTINE rows, without ``run_id``, of those whose prompt cannot be made to fit.
+    """
+
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    rendered: list[dict[str, Any]] = field(default_factory=list)
+    settled: Counter[str] = field(default_factory=Counter)
+    unfit: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Chooses requests.
+
+    Attributes:
         domain: how knowledge is asked for.
         encoder: prompts to token ids.
         decoding: what the texts will be written with.
         max_prompt_tokens: a prompt must leave room for its answer.
+        settings: identifies all of these; see :func:`dare_core.knowledge.requests.identify_settings`.
         states: looks requests up in the warehouse.
-
-    Attributes:
-        skipped: entities without a request, by ``<kind>_<reason>``.
-        unfit: QUARANTINE rows, without ``run_id``, of entities whose prompt cannot be made to fit.
     """
 
-    def __init__(
-        self, domain: Domain, encoder: ChatEncoder, decoding: Decoding, max_prompt_tokens: int, states: RequestStates
-    ) -> None:
-        self._domain = domain
-        self._encoder = encoder
-        self._decoding = decoding
-        self._max_prompt_tokens = max_prompt_tokens
-        self._states = states
-        self.skipped: Counter[str] = Counter()
-        self.unfit: list[dict[str, Any]] = []
+    domain: Domain
+    encoder: ChatEncoder
+    decoding: Decoding
+    max_prompt_tokens: int
+    settings: str
+    states: RequestStates
 
-    def choose(self, kind: Kind, entities: Iterable[pa.RecordBatch], limit: int | None) -> list[dict[str, Any]]:
-        """REQUEST rows for the first ``limit`` entities that need one, sorted by group."""
-        chosen: list[dict[str, Any]] = []
-        for piece in _pieces(entities):
-            chosen += self._missing(kind, piece)
-            if limit is not None and len(chosen) >= limit:
-                chosen = chosen[:limit]
+    def choose(self, kind: Kind, due: Iterable[pa.RecordBatch], limit: int | None) -> Choice:
+        """Render entities of schema DUE until ``limit`` need a text; requests come sorted by group.
+
+        What the limit leaves out keeps no rendering, or one whose request stays without an answer: it is due again.
+        """
+        choice = Choice()
+        for piece in _pieces(due):
+            self._look_at(kind, piece, choice)
+            if limit is not None and len(choice.requests) >= limit:
+                del choice.requests[limit:]
                 break
-        return sorted(chosen, key=lambda row: (row["group_name"], row["entity_id"]))
+        choice.requests.sort(key=lambda row: (row["group_name"], row["entity_id"]))
+        return choice
 
-    def _missing(self, kind: Kind, entities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        undecided = [row for entity in entities if (row := self._request(kind, entity)) is not None]
-        missing: list[dict[str, Any]] = []
+    def _look_at(self, kind: Kind, entities: list[dict[str, Any]], choice: Choice) -> None:
+        asked: dict[str, dict[str, Any]] = {}
+        for entity in entities:
+            if (row := self._request(kind, entity, choice)) is not None:
+                asked[entity["entity_id"]] = row
+        undecided = list(asked.values())
         while undecided:
-            states = self._states([row["request_id"] for row in undecided])
+            states = self.states([row["request_id"] for row in undecided])
             closed = []
             for row in undecided:
                 match states.get(row["request_id"]):
                     case None:
-                        missing.append(row)
-                    case "closed":  # its knowledge expired or was superseded: a new epoch asks again
+                        choice.requests.append(row)
+                    case "closed" | "expired":  # a new epoch asks again
                         closed.append(self._identified({**row, "epoch": row["epoch"] + 1}))
-                    case state:
-                        self.skipped[f"{kind}_{state}"] += 1
+                        asked[row["entity_id"]] = closed[-1]
+                    case "valid":
+                        choice.settled["same_prompt"] += 1
+                    case "quarantined":
+                        choice.settled["quarantined"] += 1
             undecided = closed
-        return missing
+        refused = {row["entity_id"]: row for row in choice.unfit}
+        for entity in entities:
+            row = asked.get(entity["entity_id"]) or refused[entity["entity_id"]]
+            rendering = {**entity, "request_id": row["request_id"], "settings": self.settings}
+            choice.rendered.append({name: rendering[name] for name in RENDERING.names})
 
-    def _request(self, kind: Kind, entity: dict[str, Any]) -> dict[str, Any] | None:
+    def _request(self, kind: Kind, entity: dict[str, Any], choice: Choice) -> dict[str, Any] | None:
         attributes = json.loads(entity["attributes"])
         try:
-            prompt = fit_prompt(self._domain, kind, attributes, self._encoder, self._max_prompt_tokens)
+            prompt = fit_prompt(self.domain, kind, attributes, self.encoder, self.max_prompt_tokens)
         except InputError as error:
-            self._refuse(kind, entity, str(error))
+            choice.settled["unfit"] += 1
+            choice.unfit.append(self._refused(entity, str(error)))
             return None
         return self._identified(
             {
@@ -92,24 +119,21 @@ class Planner:
             }
         )
 
-    def _refuse(self, kind: Kind, entity: dict[str, Any], reason: str) -> None:
-        self.skipped[f"{kind}_unfit"] += 1
+    def _refused(self, entity: dict[str, Any], reason: str) -> dict[str, Any]:
         identity = {name: entity[name] for name in _IDENTITY}
         refused = self._identified({**identity, "prompt_token_ids": [], "epoch": 0})
-        self.unfit.append(
-            {
-                **identity,
-                "request_id": refused["request_id"],
-                "rule": "prompt",
-                "value": reason,
-                "text": "",
-                "quarantined_at": datetime.now(UTC),
-            }
-        )
+        return {
+            **identity,
+            "request_id": refused["request_id"],
+            "rule": "prompt",
+            "value": reason,
+            "text": "",
+            "quarantined_at": datetime.now(UTC),
+        }
 
     def _identified(self, row: dict[str, Any]) -> dict[str, Any]:
         asked = (row["domain"], row["kind"], row["entity_id"], row["prompt_token_ids"])
-        return {**row, "request_id": request_id(*asked, self._decoding, row["epoch"])}
+        return {**row, "request_id": request_id(*asked, self.decoding, row["epoch"])}
 
 
 def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:

@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from dare_core.grouping import GroupModelStore
 from dare_core.pools import PoolManifest, PoolStore
 from dare_core.pools.segments import SegmentEntry
 from dare_core.schemas import Kind
 from dare_core.settings import Settings
 from dare_core.spark_submit import submit
 from dare_core.warehouse import read as warehouse_read
+from dare_core.warehouse.group_pointer import WarehousePointer
 
 #: The database's clock ticks in these; a window that includes its ends begins one later to leave one out.
 _TICK: Final = timedelta(microseconds=1)
@@ -63,7 +63,7 @@ def refresh_pool(
     loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
     if loads.newest is None:
         return base
-    scheme = GroupModelStore(settings.pool_dir(build.domain, kind)).current() or ""
+    scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
     facts = (settings.model, build.tokenizer_hash, build.vocabulary, scheme)
     if loads.texts < settings.spark_pool_texts:
         texts = warehouse_read.pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
@@ -92,7 +92,7 @@ def _segments_by_spark(
     with TemporaryDirectory(prefix="dare-segments-") as folder:
         out = Path(folder) / "segments.json"
         arguments = [
-            *("--pool", str(store.root)),
+            *("--pool", store.location),
             *("--vocabulary", str(build.vocabulary)),
             *("--domain", build.domain),
             *("--kind", kind),

@@ -12,7 +12,7 @@ from dare_core import models
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.shards import write_table
-from dare_core.knowledge.writer import Writer, open_pool
+from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import GENERATED
 from dare_core.settings import Settings
 
@@ -111,13 +111,19 @@ def generate(
     tokenizer = models.load_tokenizer(settings)
     lines = read_prompts(prompts, ChatEncoder(tokenizer).encode)
     opened = open_pool(pool, tokenizer, pool_version) if pool else None
-    writer = Writer(settings, tokenizer, opened)
+    writer = Writer(settings, tokenizer)
+    requests = _requests(lines, settings.max_new_tokens)
+    longest = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests)
+    groups = {line.id: line.group for line in lines}
+    throughput = Throughput()
     results: dict[str, Result] = {}
-    for result in writer.write(_requests(lines, settings.max_new_tokens)):
+    for result in writer.write(requests, opened, longest, len(requests)):
         results[result.id] = result
+        throughput.add(result, groups[result.id])
         on_progress(len(results), len(lines))
+    throughput.seconds, throughput.load_seconds = writer.seconds, writer.load_seconds
     write_table(out, pa.Table.from_pylist([_row(line, results[line.id], writer) for line in lines], GENERATED))
-    return writer.throughput.summary()
+    return throughput.summary()
 
 
 def _requests(lines: list[PromptLine], max_new_tokens: int) -> "list[Request]":

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from dare_core.domains import Domain
+from dare_core.domains import Domain, EntityTable
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
@@ -84,3 +84,22 @@ def request_id(
         epoch,
     ]
     return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def identify_settings(domain: Domain, kind: Kind, decoding: Decoding, prompt_encoding: str, max_tokens: int) -> str:
+    """32 hex digits that identify all that shapes a kind's requests beside its entities.
+
+    The wording is taken in as it comes out, from an entity whose attributes are named after themselves.
+
+    Args:
+        domain: how knowledge is asked for.
+        kind: item or user.
+        decoding: what the texts will be written with.
+        prompt_encoding: identifies the tokenizer's files, its chat template among them.
+        max_tokens: a prompt may have.
+    """
+    spec: EntityTable = domain.source.items if kind == "item" else domain.source.users
+    entry = {"title": "title", "value": "value"}
+    probe = {name: name for name in spec.attributes} | {"title": "title", "history": [entry]}
+    shapes = [asdict(decoding), prompt_encoding, max_tokens, domain.knowledge.framework, render(domain, kind, probe)]
+    return hashlib.sha256(json.dumps(shapes, separators=(",", ":")).encode()).hexdigest()[:32]

@@ -5,12 +5,14 @@
 <run>/staged/<shard>/part-0000.parquet      written texts (``schemas.KNOWLEDGE``)
 <run>/staged/<shard>/failed-0000.parquet    requests that could not be served (``schemas.QUARANTINE``)
 <run>/staged/<shard>/manifest.json   written last by the worker
+<run>/staged/<shard>/probe.json      how fast plain decoding would have been; of a kind's first shard, where measured
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dare_core.errors import InputError
+from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
 
@@ -47,12 +50,19 @@ class Plan(BaseModel):
     decoding: Decoding
     started_at: datetime
     shards: list[Shard]
-    skipped: dict[str, int]
+    funnel: dict[Kind, Funnel]
+    estimate: Estimate
 
     @property
     def requests(self) -> int:
         """Texts to write."""
         return sum(shard.requests for shard in self.shards)
+
+    def assignments(self, most: int) -> list[range]:
+        """The shards in ``most`` runs of neighbours at most, as even as can be: what one task each works off."""
+        count = min(most, len(self.shards))
+        bounds = [len(self.shards) * number // count for number in range(count + 1)] if count else [0]
+        return [range(first, end) for first, end in pairwise(bounds)]
 
 
 def write_json(path: Path, content: str) -> None:
@@ -117,8 +127,23 @@ def read_staged(run_dir: Path, shards: Iterable[str]) -> tuple[pa.Table, pa.Tabl
 
 def engine_seconds(run_dir: Path, shards: Iterable[str]) -> float:
     """Seconds the engine worked on some shards' staged parts, over all tries."""
-    parts = (part for shard in shards for part in (run_dir / "staged" / shard).glob("part-*.parquet"))
-    return sum(float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0)) for part in parts)
+    return sum(part_seconds(part) for part in staged_parts(run_dir, shards))
+
+
+def staged_parts(run_dir: Path, shards: Iterable[str]) -> Iterator[Path]:
+    """The files of written texts of some shards, for readers that want a few columns of them."""
+    return (part for shard in shards for part in sorted((run_dir / "staged" / shard).glob("part-*.parquet")))
+
+
+def part_seconds(part: Path) -> float:
+    """Seconds the engine worked on a staged part."""
+    return float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0))
+
+
+def load_seconds(run_dir: Path, shards: Iterable[str]) -> float:
+    """Seconds that loading and compiling the model took for some shards, as their workers said."""
+    manifests = (read_manifest(run_dir / "staged" / shard) for shard in shards)
+    return sum(float((manifest or {}).get("load_seconds", 0)) for manifest in manifests)
 
 
 def write_part(staged: Path, number: int, rows: list[dict[str, Any]], seconds: float) -> None:

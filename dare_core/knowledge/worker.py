@@ -1,126 +1,298 @@
-"""The generation worker: works off one shard in staged parts, and goes on where an earlier try stopped."""
+"""The generation worker: works off shards in staged parts with one loaded model, and goes on where an earlier try
+stopped."""
 
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dare_core import models
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
+from dare_core.knowledge.probe import Probe, write_probe
 from dare_core.knowledge.shards import Plan, Shard
-from dare_core.knowledge.writer import Writer, open_pool
-from dare_core.schemas import QUARANTINE
+from dare_core.knowledge.writer import Throughput, Writer, open_pool
+from dare_core.schemas import QUARANTINE, Kind
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
-    from dare_core.decoding import Result
+    from dare_core.decoding import Request, Result
 
 
-def work_off(settings: Settings, plan: Plan, shard: Shard) -> dict[str, Any]:
-    """Write all texts of a shard; the manifest's content is returned, and written last.
+class TextWriter(Protocol):
+    """What a worker writes with: :class:`PlannedWriter`, or a stand-in that measures everything around it."""
 
-    Parts of an earlier try are kept; only requests that none of them answers are decoded.
+    @property
+    def seconds(self) -> float:
+        """See :class:`Writer`."""
+        ...
+
+    @property
+    def load_seconds(self) -> float:
+        """See :class:`Writer`."""
+        ...
+
+    def write(
+        self, rows: Iterable[dict[str, Any]], kind: Kind, pool_version: str | None, longest: int, sequences: int
+    ) -> "Iterator[Result]":
+        """Write the texts of REQUEST rows of one kind, drafting from a pinned pool version; see :meth:`Writer.write`.
+
+        Args:
+            rows: read as they can be taken in.
+            kind: theirs.
+            pool_version: None drafts from no pool.
+            longest: tokens of a prompt at most.
+            sequences: rows there are.
+        """
+        ...
+
+    def text(self, result: "Result") -> str:
+        """A result's text."""
+        ...
+
+    def probe(self, rows: Sequence[dict[str, Any]], tokens: int, seconds: float) -> Probe | None:
+        """Time plain decoding of some REQUEST rows; see :func:`dare_core.knowledge.probe.probe`."""
+        ...
+
+
+class PlannedWriter:
+    """The model and the pools that a run was planned for.
 
     Raises:
         ModelError: the model now in force is not the one that the run was planned for.
-        PoolError: the pinned pool version cannot be opened.
+        OutOfMemoryError: the model does not fit into memory.
+    """
+
+    def __init__(self, settings: Settings, plan: Plan) -> None:
+        decoding = plan.decoding
+        self._settings = settings.model_copy(
+            update={
+                "model": decoding.model,
+                "verification": decoding.verification,
+                "top_k": decoding.top_k,
+                "min_prob": decoding.min_prob,
+            }
+        )
+        self._plan = plan
+        self._tokenizer = models.load_tokenizer(self._settings)
+        if (found := models.tokenizer_hash(self._tokenizer)) != decoding.tokenizer_hash:
+            raise ModelError(
+                f"model {decoding.model!r} has tokenizer {found} here, but run {plan.run_id} was planned with "
+                f"{decoding.tokenizer_hash}; plan the run again"
+            )
+        self._writer = Writer(self._settings, self._tokenizer)
+
+    @property
+    def seconds(self) -> float:
+        """See :class:`Writer`."""
+        return self._writer.seconds
+
+    @property
+    def load_seconds(self) -> float:
+        """See :class:`Writer`."""
+        return self._writer.load_seconds
+
+    def write(
+        self, rows: Iterable[dict[str, Any]], kind: Kind, pool_version: str | None, longest: int, sequences: int
+    ) -> "Iterator[Result]":
+        """See :meth:`TextWriter.write`.
+
+        Raises:
+            PoolError: the pinned pool version cannot be opened.
+        """
+        root = self._settings.pool_dir(self._plan.domain, kind)
+        pool = open_pool(root, self._tokenizer, pool_version) if pool_version else None
+        new = self._plan.decoding.max_new_tokens
+        return self._writer.write(self._requests(rows), pool, longest + new, sequences)
+
+    def text(self, result: "Result") -> str:
+        """See :meth:`Writer.text`."""
+        return self._writer.text(result)
+
+    def probe(self, rows: Sequence[dict[str, Any]], tokens: int, seconds: float) -> Probe | None:
+        """See :meth:`TextWriter.probe`."""
+        return self._writer.probe(list(self._requests(rows)), tokens, seconds)
+
+    def _requests(self, rows: Iterable[dict[str, Any]]) -> "Iterator[Request]":
+        from dare_core.decoding import Request
+
+        new = self._plan.decoding.max_new_tokens
+        return (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
+
+
+def work_off(
+    settings: Settings,
+    plan: Plan,
+    assigned: Sequence[Shard],
+    open_writer: Callable[[Settings, Plan], TextWriter] = PlannedWriter,
+) -> list[dict[str, Any]]:
+    """Write all texts of some shards; each shard's manifest is written when the shard is done.
+
+    Parts of an earlier try are kept; only requests that none of them answers are decoded. The next shard's texts are
+    begun while the last ones of a shard are being finished, so that the engine is never short of work.
+
+    Args:
+        settings: in force.
+        plan: the run's.
+        assigned: shards of the plan.
+        open_writer: called once, and only where a text is missing.
+
+    Returns:
+        The manifests of the assigned shards, those of earlier tries included.
+
+    Raises:
+        ModelError, PoolError, OutOfMemoryError: see :class:`PlannedWriter`.
     """
     run_dir = settings.run_dir(plan.run_id)
-    staged = run_dir / "staged" / shard.name
-    if (manifest := shards.read_manifest(staged)) is not None:
-        return manifest
-    requests = shards.read_shard(run_dir, shard.name)
-    written, failed = shards.read_staged(run_dir, [shard.name])
-    answered = {*written["request_id"].to_pylist(), *failed["request_id"].to_pylist()}
-    missing = [row for row in requests.to_pylist() if row["request_id"] not in answered]
-    summary: dict[str, Any] = {}
-    if missing:
-        writer = _writer(settings, plan, shard)
-        first, staged_seconds = len(list(staged.glob("part-*"))), 0.0
-        for number, batch in enumerate(_checkpoints(settings, plan, writer, missing), start=first):
-            _stage(staged, number, batch, plan, shard, writer, writer.throughput.seconds - staged_seconds)
-            staged_seconds = writer.throughput.seconds
-        summary = writer.throughput.summary()
-    manifest = {"shard": shard.name, "requests": shard.requests, "resumed": len(answered), **summary}
-    shards.write_json(staged / "manifest.json", json.dumps(manifest))
-    return manifest
+    begun = [_Desk.of(run_dir, shard) for shard in assigned if shards.read_manifest(_staged(run_dir, shard)) is None]
+    for desk in begun:
+        if not desk.missing:
+            desk.close()
+    if unfinished := [desk for desk in begun if desk.missing]:
+        work = _Work(settings, plan, open_writer(settings, plan))
+        for (kind, version), together in groupby(unfinished, lambda desk: (desk.shard.kind, desk.shard.pool_version)):
+            desks = list(together)
+            work.write(desks, kind, version)
+            if desks[0].shard == next(first for first in plan.shards if first.kind == kind):
+                work.probe(desks[0])
+    return [shards.read_manifest(_staged(run_dir, shard)) or {} for shard in assigned]
 
 
-def _writer(settings: Settings, plan: Plan, shard: Shard) -> Writer:
-    decoding = plan.decoding
-    settings = settings.model_copy(
-        update={
-            "model": decoding.model,
-            "verification": decoding.verification,
-            "top_k": decoding.top_k,
-            "min_prob": decoding.min_prob,
-        }
-    )
-    tokenizer = models.load_tokenizer(settings)
-    if (found := models.tokenizer_hash(tokenizer)) != decoding.tokenizer_hash:
-        raise ModelError(
-            f"model {decoding.model!r} has tokenizer {found} here, but run {plan.run_id} was planned with "
-            f"{decoding.tokenizer_hash}; plan the run again"
-        )
-    root = settings.pool_dir(plan.domain, shard.kind)
-    pool = open_pool(root, tokenizer, shard.pool_version) if shard.pool_version else None
-    return Writer(settings, tokenizer, pool)
+def _staged(run_dir: Path, shard: Shard) -> Path:
+    return run_dir / "staged" / shard.name
 
 
 Batch = list[tuple[dict[str, Any], "Result"]]
 
 
-def _checkpoints(settings: Settings, plan: Plan, writer: Writer, rows: list[dict[str, Any]]) -> Iterator[Batch]:
-    """Finished requests in batches, one every ``checkpoint_seconds``."""
-    from dare_core.decoding import Request
+@dataclass
+class _Desk:
+    """A shard at work.
 
-    by_id = {row["request_id"]: row for row in rows}
-    requests = [
-        Request(row["request_id"], row["group_name"], row["prompt_token_ids"], plan.decoding.max_new_tokens)
-        for row in rows
-    ]
-    batch: Batch = []
-    due = time.monotonic() + settings.checkpoint_seconds
-    for result in writer.write(requests):
-        batch.append((by_id[result.id], result))
-        if time.monotonic() >= due:
-            yield batch
-            batch, due = [], time.monotonic() + settings.checkpoint_seconds
-    if batch:
-        yield batch
+    Attributes:
+        missing: ids of requests that no staged part answers yet.
+        longest: positions of a prompt at most.
+        resumed: requests that an earlier try answered.
+        parts: number of the next part.
+        batch: results that are not staged yet.
+    """
+
+    run_dir: Path
+    shard: Shard
+    missing: set[str]
+    longest: int
+    resumed: int
+    parts: int
+    throughput: Throughput = field(default_factory=Throughput)
+    batch: Batch = field(default_factory=list)
+
+    @classmethod
+    def of(cls, run_dir: Path, shard: Shard) -> "_Desk":
+        requests = shards.read_shard(run_dir, shard.name)
+        written, failed = shards.read_staged(run_dir, [shard.name])
+        answered = {*written["request_id"].to_pylist(), *failed["request_id"].to_pylist()}
+        return cls(
+            run_dir,
+            shard,
+            missing=set(requests["request_id"].to_pylist()) - answered,
+            longest=pc.max(pc.list_value_length(requests["prompt_token_ids"])).as_py(),
+            resumed=len(answered),
+            parts=len(list(_staged(run_dir, shard).glob("part-*"))),
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The requests that are missing."""
+        rows: list[dict[str, Any]] = shards.read_shard(self.run_dir, self.shard.name).to_pylist()
+        return [row for row in rows if row["request_id"] in self.missing]
+
+    def take(self, row: dict[str, Any], result: "Result") -> None:
+        self.batch.append((row, result))
+        self.missing.discard(result.id)
+        self.throughput.add(result, row["group_name"])
+
+    def stage(self, plan: Plan, writer: TextWriter, seconds: float) -> None:
+        """Write the batch as a part that took the engine ``seconds``."""
+        folder, now = _staged(self.run_dir, self.shard), datetime.now(UTC)
+        # Parts number the checkpoints, so a failure file without its part never exists and none is overwritten.
+        texts = [(row, result) for row, result in self.batch if result.error is None]
+        rows = [_knowledge(row, result, writer.text(result), plan, self.shard, now) for row, result in texts]
+        shards.write_part(folder, self.parts, rows, seconds)
+        failures = [_failure(row, result, plan, now) for row, result in self.batch if result.error is not None]
+        if failures:
+            failed = pa.Table.from_pylist(failures, QUARANTINE)
+            shards.write_table(folder / f"failed-{self.parts:04d}.parquet", failed)
+        self.throughput.seconds += seconds
+        self.parts, self.batch = self.parts + 1, []
+
+    def close(self) -> None:
+        """Write the manifest of a shard that nothing is missing of."""
+        summary = self.throughput.summary() if self.throughput.texts or self.throughput.failed else {}
+        manifest = {"shard": self.shard.name, "requests": self.shard.requests, "resumed": self.resumed, **summary}
+        shards.write_json(_staged(self.run_dir, self.shard) / "manifest.json", json.dumps(manifest))
 
 
-def _stage(staged: Path, number: int, batch: Batch, plan: Plan, shard: Shard, writer: Writer, seconds: float) -> None:
-    now = datetime.now(UTC)
-    # Parts number the checkpoints, so a failure file without its part never exists and none is overwritten.
-    rows = [_knowledge(row, result, plan, shard, writer, now) for row, result in batch if result.error is None]
-    shards.write_part(staged, number, rows, seconds)
-    failures = [(row, result) for row, result in batch if result.error is not None]
-    if failures:
-        rows = [
-            {
-                **{name: row[name] for name in ("request_id", "domain", "kind", "entity_id")},
-                "rule": "generation",
-                "run_id": plan.run_id,
-                "value": result.error,
-                "text": "",
-                "quarantined_at": now,
-            }
-            for row, result in failures
-        ]
-        shards.write_table(staged / f"failed-{number:04d}.parquet", pa.Table.from_pylist(rows, QUARANTINE))
+class _Work:
+    """Shards that are written with one writer, in parts every ``checkpoint_seconds``."""
+
+    def __init__(self, settings: Settings, plan: Plan, writer: TextWriter) -> None:
+        self._settings = settings
+        self._plan = plan
+        self._writer = writer
+        self._staged_seconds = 0.0
+        self._told_load_seconds = 0.0
+
+    def write(self, desks: list[_Desk], kind: Kind, pool_version: str | None) -> None:
+        open_rows: dict[str, tuple[_Desk, dict[str, Any]]] = {}
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for desk in desks:
+                for row in desk.rows():
+                    open_rows[row["request_id"]] = desk, row
+                    yield row
+
+        longest = max(desk.longest for desk in desks)
+        sequences = sum(len(desk.missing) for desk in desks)
+        unstaged: dict[str, _Desk] = {}
+        due = time.monotonic() + self._settings.checkpoint_seconds
+        for result in self._writer.write(rows(), kind, pool_version, longest, sequences):
+            desk, row = open_rows.pop(result.id)
+            desk.take(row, result)
+            unstaged[desk.shard.name] = desk
+            if not desk.missing or time.monotonic() >= due:
+                self._checkpoint(list(unstaged.values()))
+                unstaged.clear()
+                due = time.monotonic() + self._settings.checkpoint_seconds
+
+    def probe(self, desk: _Desk) -> None:
+        """Time plain decoding beside what a finished shard took, where that time suffices."""
+        rows = shards.read_shard(desk.run_dir, desk.shard.name).slice(0, self._settings.batch_size).to_pylist()
+        measured = self._writer.probe(rows, desk.throughput.tokens, desk.throughput.seconds)
+        if measured is not None:
+            write_probe(_staged(desk.run_dir, desk.shard), measured)
+
+    def _checkpoint(self, desks: Sequence[_Desk]) -> None:
+        """Stage what is finished; the engine's seconds since the last time are shared out by tokens."""
+        seconds = self._writer.seconds - self._staged_seconds
+        weights = [sum(result.statistics.new_tokens for _, result in desk.batch) + 1 for desk in desks]
+        desks[0].throughput.load_seconds += self._writer.load_seconds - self._told_load_seconds
+        for desk, weight in zip(desks, weights, strict=True):
+            desk.stage(self._plan, self._writer, seconds * weight / sum(weights))
+            if not desk.missing:
+                desk.close()
+        self._staged_seconds, self._told_load_seconds = self._writer.seconds, self._writer.load_seconds
 
 
 def _knowledge(
-    row: dict[str, Any], result: "Result", plan: Plan, shard: Shard, writer: Writer, now: datetime
+    row: dict[str, Any], result: "Result", text: str, plan: Plan, shard: Shard, now: datetime
 ) -> dict[str, Any]:
-    text = writer.text(result)
     return {
         **row,
         **vars(plan.decoding),
@@ -133,4 +305,15 @@ def _knowledge(
         "pool_version": shard.pool_version,
         "run_id": plan.run_id,
         "available_at": now,
+    }
+
+
+def _failure(row: dict[str, Any], result: "Result", plan: Plan, now: datetime) -> dict[str, Any]:
+    return {
+        **{name: row[name] for name in ("request_id", "domain", "kind", "entity_id")},
+        "rule": "generation",
+        "run_id": plan.run_id,
+        "value": result.error,
+        "text": "",
+        "quarantined_at": now,
     }

@@ -1,24 +1,31 @@
 """A model, its tokenizer and a retrieval pool, put together to write texts."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dare_core import models
+from dare_core.errors import OutOfMemoryError
+from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolDrafter, PoolStore
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dare_core.decoding import Request, Result
+    from dare_core.decoding import Engine, Request, Result
+
+#: What torch says when memory is full, on an accelerator and on a CPU.
+_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator")
 
 
 @dataclass
 class Throughput:
-    """What a run of the engine made (DESIGN.md 13). ``seconds`` excludes loading."""
+    """What a run of the engine made (DESIGN.md 13). ``seconds`` excludes ``load_seconds``: loading and compiling."""
 
     texts: int = 0
     failed: int = 0
@@ -26,6 +33,7 @@ class Throughput:
     steps: int = 0
     relaxed: int = 0
     seconds: float = 0.0
+    load_seconds: float = 0.0
     global_pool_texts: int = 0
 
     def add(self, result: "Result", group: str) -> None:
@@ -46,6 +54,7 @@ class Throughput:
             "failed": self.failed,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
+            "load_seconds": round(self.load_seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 2) if self.seconds else 0.0,
             "tokens_per_step": round(self.tokens / self.steps, 3) if self.steps else 0.0,
             "relaxed_token_rate": round(self.relaxed / self.tokens, 4) if self.tokens else 0.0,
@@ -53,34 +62,70 @@ class Throughput:
         }
 
 
-@dataclass
 class Writer:
     """Loads the model once and writes texts with it.
 
     Args:
         settings: model, verification, batch and draft sizes.
         tokenizer: the model's.
-        pool: what to draft from, beside the texts' own words and those of texts finished before.
+
+    Attributes:
+        seconds: that the engine has worked.
+        load_seconds: that loading the model and setting up engines (compiling, measuring step costs) took.
+
+    Raises:
+        ModelError: see :func:`dare_core.models.load_model`.
+        OutOfMemoryError: the model does not fit into memory.
     """
 
-    settings: Settings
-    tokenizer: "PreTrainedTokenizerBase"
-    pool: Pool | None
-    throughput: Throughput = field(default_factory=Throughput)
+    def __init__(self, settings: Settings, tokenizer: "PreTrainedTokenizerBase") -> None:
+        started = time.perf_counter()
+        self._settings = settings
+        self._tokenizer = tokenizer
+        with _full_memory_worded(settings):
+            self._language_model = models.load_model(settings)
+        self._engine: Engine | None = None
+        self.seconds = 0.0
+        self.load_seconds = time.perf_counter() - started
 
-    def __post_init__(self) -> None:
-        self._language_model = models.load_model(self.settings)
+    def write(
+        self, requests: "Iterable[Request]", pool: Pool | None, longest: int, sequences: int
+    ) -> "Iterator[Result]":
+        """Write texts; results come as they finish. A request that cannot be served comes back as failed.
 
-    def write(self, requests: "Sequence[Request]") -> "Iterator[Result]":
-        """Write the texts; results come as they finish. A request that cannot be served comes back as failed."""
+        Args:
+            requests: read as the engine gets to them.
+            pool: what to draft from, beside the texts' own words and those of texts finished before.
+            longest: positions of a request's prompt and text at most.
+            sequences: requests there are.
+
+        Raises:
+            OutOfMemoryError: they do not fit into memory beside the model.
+        """
+        with _full_memory_worded(self._settings):
+            engine = self._prepare(pool, longest, sequences)
+            coming = iter(requests)
+            while True:
+                if (room := self._settings.batch_size - engine.waiting) > 0:
+                    engine.add(islice(coming, room))
+                if not engine.busy:
+                    return
+                started = time.perf_counter()
+                finished = engine.step()
+                self.seconds += time.perf_counter() - started
+                yield from finished
+
+    def text(self, result: "Result") -> str:
+        """A result's text, without control tokens."""
+        return str(self._tokenizer.decode(result.token_ids, skip_special_tokens=True))
+
+    def _prepare(self, pool: Pool | None, longest: int, sequences: int) -> "Engine":
         from dare_core.decoding import Engine, EngineConfig, Rule
 
-        if not requests:
-            return
-        settings, language_model = self.settings, self._language_model
-        longest = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests)
+        settings, language_model = self._settings, self._language_model
+        started = time.perf_counter()
         config = EngineConfig(
-            max_sequences=min(settings.batch_size, len(requests)),
+            max_sequences=min(settings.batch_size, sequences),
             max_length=min(longest, language_model.context_length),
             rule=Rule(settings.verification, settings.top_k, settings.min_prob),
             eos_token_ids=language_model.eos_token_ids,
@@ -90,19 +135,32 @@ class Writer:
             compile=settings.compile_layers,
             cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
         )
-        engine = Engine(language_model.model, PoolDrafter(self.pool, settings.learned_tokens), config)
-        groups = {request.id: request.group for request in requests}
-        before, started = self.throughput.seconds, time.perf_counter()
-        for result in engine.generate(requests):
-            self.throughput.seconds = before + time.perf_counter() - started
-            self.throughput.add(result, groups[result.id])
-            yield result
+        self._engine = None  # its cache goes before another is allocated
+        self._engine = Engine(language_model.model, PoolDrafter(pool, settings.learned_tokens), config)
+        self.load_seconds += time.perf_counter() - started
+        return self._engine
 
-    def text(self, result: "Result") -> str:
-        """A result's text, without control tokens."""
-        return str(self.tokenizer.decode(result.token_ids, skip_special_tokens=True))
+    def probe(self, requests: "Sequence[Request]", tokens: int, seconds: float) -> Probe | None:
+        """See :func:`dare_core.knowledge.probe.probe`."""
+        self._engine = None  # its cache goes before another is allocated
+        with _full_memory_worded(self._settings):
+            return probe(self._settings, self._language_model, requests, tokens, seconds)
 
 
 def open_pool(root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | None = None) -> Pool:
     """The pool under ``root``, checked against the tokenizer; see :meth:`PoolStore.open`."""
     return PoolStore(root).open(models.tokenizer_hash(tokenizer), version)
+
+
+@contextmanager
+def _full_memory_worded(settings: Settings) -> Iterator[None]:
+    """Say what to do where torch finds memory full."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise
+        raise OutOfMemoryError(
+            f"memory of device {settings.device} is full while {settings.model} writes {settings.batch_size} texts at "
+            "once; lower DARE_BATCH_SIZE or DARE_CACHE_GIB if it happens again"
+        ) from error

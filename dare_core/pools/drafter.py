@@ -11,8 +11,9 @@ from dare_core.drafts import Context, Forest
 from dare_core.pools.learned import CUT, LearnedTexts
 from dare_core.pools.manifest import GLOBAL_GROUP
 from dare_core.pools.mapping import MAPPED
+from dare_core.pools.occurrences import EVIDENCE_KINDS
 from dare_core.pools.store import MOST_SEGMENTS, Pool
-from dare_core.pools.trees import EVIDENCE_KINDS, FOREST_NODE, Workspace, grow_trees
+from dare_core.pools.trees import Workspace, addresses_of, grow_trees
 
 _NO_TOKENS: Final = np.empty(0, np.int32)
 _NO_SEGMENTS: Final = np.empty(0, MAPPED)
@@ -57,6 +58,8 @@ class PoolDrafter:
         self._grouped = grouped
         self._learn_relaxed = learn_relaxed
         self._learned = LearnedTexts(learned_tokens)
+        self._segments = _NO_SEGMENTS
+        self._known = addresses_of(self._learned, self._segments)
         self._areas: dict[str, tuple[int, int, int, int]] = {}
         self._workspaces = [Workspace(2 * MOST_SEGMENTS) for _ in range(threads)]
         self._others = ThreadPoolExecutor(max(1, threads - 1), "draft")  # starts no thread before its first task
@@ -90,23 +93,24 @@ class PoolDrafter:
     def _grow(
         self, texts: Sequence[NDArray[np.int32]], jobs: NDArray[np.int64], max_nodes: int, work: Workspace
     ) -> Forest:
-        nodes = np.empty(len(texts) * max_nodes, FOREST_NODE)
+        most = len(texts) * max_nodes
+        nodes, shares, evidence = np.empty((3, most), np.int32), np.empty(most, np.float32), np.empty(most, np.int16)
         offsets = np.zeros(len(texts) + 1, np.int32)
         grow_trees(
             texts[0] if len(texts) == 1 else np.concatenate([*texts, _NO_TOKENS]),
             jobs,
             self._use_own_text,
-            self._learned.linked,
-            self._learned.end,
-            _NO_SEGMENTS if self._pool is None else self._pool.segments,
+            self._known,
             work.addresses,
             nodes,
+            shares,
+            evidence,
             offsets[1:],
             max_nodes,
         )
-        nodes = nodes[: offsets[-1]]
-        columns = ("token", "parent", "depth", "share", "evidence")
-        return Forest(offsets, *(np.ascontiguousarray(nodes[column]) for column in columns))
+        end = int(offsets[-1])
+        tokens, parents, depths = nodes[:, :end]
+        return Forest(offsets, tokens, parents, depths, shares[:end], evidence[:end])
 
     def learn(self, context: Context, trusted: NDArray[np.bool_]) -> None:
         """Remember a finished text; ``trusted`` (``[length - prompt_length]`` bool) as the protocol has it."""
@@ -116,6 +120,9 @@ class PoolDrafter:
         """Where the segments of the group, and of all groups, stand among the pool's; 0, 0 where none is searched."""
         if group not in self._areas:
             first, end, first_of_all, end_of_all = self._areas[group] = self._find_area(group)
+            if self._pool is not None:
+                self._segments = self._pool.segments  # those mapped since are behind those known before
+                self._known = addresses_of(self._learned, self._segments)
             searched = end - first + end_of_all - first_of_all
             if searched > self._workspaces[0].segments:
                 self._workspaces = [Workspace(searched) for _ in self._workspaces]

@@ -1,27 +1,22 @@
-"""A pool store's files: on a local folder, or on object storage (fsspec) read through a bounded local cache."""
+"""A pool store's files: segments are read from object storage through a bounded local cache, checked once a host."""
 
 import contextlib
 import hashlib
 import os
 import socket
-import tempfile
 from pathlib import Path
-from typing import Any, Final
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from typing import Final
 
 from dare_core.errors import PoolError
+from dare_core.files import DEFAULT_CACHE, Files, write_atomically
 from dare_core.pools.segments import SegmentEntry
 
-#: Where files read from object storage are kept when nobody says where.
-DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
 DEFAULT_CACHE_BYTES: Final = 32 << 30
 _CHUNK: Final = 1 << 20
 
 
-class PoolFiles:
-    """Files by their path below a root. A file is there whole or not at all.
+class PoolFiles(Files):
+    """Files by their path below a root.
 
     Args:
         root: a folder, or a URL that fsspec knows.
@@ -30,56 +25,8 @@ class PoolFiles:
     """
 
     def __init__(self, root: str, cache: Path = DEFAULT_CACHE, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        self._fs, path = fsspec.core.url_to_fs(root)
-        self._root = path.rstrip("/")
+        super().__init__(root, cache)
         self._cache_bytes = cache_bytes
-        # Any file system object that writes to local folders is one, wrapped or not.
-        self.local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
-        self._cache = cache
-        #: Where this host keeps what is its own: the folder itself, or what stands for the URL in the cache.
-        self.host_root = self.local or cache / hashlib.sha256(root.encode()).hexdigest()[:16]
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file; it appears under its name when it is whole.
-
-        Raises:
-            PoolError: it cannot be written, as when the disk is full; nothing is left of it.
-        """
-        try:
-            if self.local:
-                write_atomically(self.local / name, data)
-            else:
-                self._fs.pipe_file(f"{self._root}/{name}", data)  # object stores show an object when it is whole
-        except OSError as error:
-            raise PoolError(
-                f"{self._root}/{name} cannot be written: {error.strerror or error}; the version in force stays"
-            ) from error
-
-    def read(self, name: str) -> bytes:
-        """A file's bytes.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        data: bytes = self._fs.cat_file(f"{self._root}/{name}")
-        return data
-
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return bool(self._fs.exists(f"{self._root}/{name}"))
-
-    def names(self, folder: str) -> dict[str, float]:
-        """The files of a folder, and when each was last written, in seconds since 1970."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache()
-            listed = self._fs.ls(f"{self._root}/{folder}", detail=True)
-            return {Path(item["name"]).name: _written(item) for item in listed if item["type"] == "file"}
-        return {}
-
-    def remove(self, name: str) -> None:
-        """Remove a file; that it is gone already is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{name}")
 
     def segment(self, entry: SegmentEntry, anew: bool = False) -> Path:
         """A segment as a local file whose bytes have been checked on this host, or are now.
@@ -146,25 +93,3 @@ class PoolFiles:
                     break
                 held -= path.stat().st_size
                 path.unlink()
-
-
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a local file that is there whole or not at all, after a crash of the machine too where ``durable``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def _written(item: dict[str, Any]) -> float:
-    at = next((item[key] for key in ("mtime", "LastModified", "created", "last_modified") if key in item), 0.0)
-    return float(at.timestamp() if hasattr(at, "timestamp") else at)

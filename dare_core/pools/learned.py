@@ -3,9 +3,11 @@
 from typing import Final, NamedTuple
 
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from dare_core.pools.index import START, compiled
+from dare_core.pools.memory import pointer
 
 #: Stands in a learned text for tokens that are not to be drafted; never a token id.
 CUT: Final = -2
@@ -27,33 +29,63 @@ class LinkedTexts(NamedTuple):
     latest: NDArray[np.int32]
 
 
+#: A memory by address, as compiled code gets it: the arrays of :class:`LinkedTexts`, and how far they are valid.
+LEARNED_ROW: Final = np.dtype(
+    [
+        ("tokens", np.uint64),
+        ("previous", np.uint64),
+        ("latest", np.uint64),
+        ("capacity", np.int64),
+        ("end", np.int64),
+    ],
+    align=True,
+)
+
+
 class LearnedTexts:
     """The latest texts of a run.
+
+    Attributes:
+        row: ``[1]`` :data:`LEARNED_ROW`, kept up to date in place.
 
     Args:
         capacity: tokens to remember. When they are full, the older half is forgotten.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.linked = LinkedTexts(
+        self._linked = LinkedTexts(
             np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(_PLACES, np.int32)
         )
-        self.linked.latest.fill(-1)
-        self.end = 0
+        self._linked.latest.fill(-1)
+        self._end = 0
+        addresses = (array.ctypes.data for array in self._linked)
+        self.row = np.array([(*addresses, capacity, 0)], LEARNED_ROW)
 
     def add(self, text: NDArray[np.int32]) -> None:
         """Remember ``text`` (``[t]`` int32, :data:`CUT` where a token is not to be drafted), or as much as fits."""
-        tokens = self.linked.tokens
+        tokens = self._linked.tokens
         half = len(tokens) // 2
         text = np.concatenate([[START], text])[:half]
-        if self.end + len(text) > len(tokens):
-            tokens[:half] = tokens[self.end - half : self.end].copy()
-            self.linked.latest.fill(-1)
-            self.end = half
-            _link(self.linked, 0, half)
-        tokens[self.end : self.end + len(text)] = text
-        _link(self.linked, self.end, self.end + len(text))
-        self.end += len(text)
+        if self._end + len(text) > len(tokens):
+            tokens[:half] = tokens[self._end - half : self._end].copy()
+            self._linked.latest.fill(-1)
+            self._end = half
+            _link(self._linked, 0, half)
+        tokens[self._end : self._end + len(text)] = text
+        _link(self._linked, self._end, self._end + len(text))
+        self._end += len(text)
+        self.row["end"] = self._end
+
+
+@compiled
+def linked_texts(row: NDArray[np.void]) -> tuple[LinkedTexts, int]:
+    """The memory of a row (``[1]`` :data:`LEARNED_ROW`), and how far it is valid."""
+    one = row[0]
+    return LinkedTexts(
+        carray(pointer(one.tokens), (one.capacity,), np.int32),
+        carray(pointer(one.previous), (one.capacity,), np.int32),
+        carray(pointer(one.latest), (_PLACES,), np.int32),
+    ), one.end
 
 
 @compiled

@@ -5,15 +5,14 @@ handed over as rows of addresses. Whoever makes the rows keeps the arrays alive 
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from dare_core.pools.index import STRIDE, ContextIndex, compiled
+from dare_core.pools.memory import pointer
 
 #: The arrays of one :class:`~dare_core.pools.index.ContextIndex`.
 MAPPED: Final = np.dtype(
@@ -36,20 +35,6 @@ def rows_of(indexes: Sequence[ContextIndex]) -> NDArray[np.void]:
         row["tokens"], row["order"], row["keys"] = addresses
         row["length"], row["key_tokens"] = len(index.order), index.key_tokens
     return rows
-
-
-@intrinsic
-def _to_pointer(_: Any, address: Any) -> Any:
-    """An address as a pointer."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(address), generate
-
-
-#: As compiled code calls it: without the typing context.
-pointer: Final[Any] = _to_pointer
 
 
 @compiled

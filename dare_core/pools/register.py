@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dare_core.errors import PoolError
-from dare_core.pools.files import write_atomically
+from dare_core.files import write_atomically
 from dare_core.pools.manifest import PoolManifest
 
 

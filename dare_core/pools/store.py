@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
+from dare_core.files import DEFAULT_CACHE
 from dare_core.pools.eviction import Limits, choose
-from dare_core.pools.files import DEFAULT_CACHE, DEFAULT_CACHE_BYTES, PoolFiles
+from dare_core.pools.files import DEFAULT_CACHE_BYTES, PoolFiles
 from dare_core.pools.index import START
 from dare_core.pools.manifest import GLOBAL_GROUP, GroupManifest, PoolManifest
 from dare_core.pools.mapping import MAPPED, rows_of

@@ -4,16 +4,17 @@ Loading the same rows again changes nothing, a load that dies leaves nothing, an
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -40,35 +41,129 @@ class LoadSummary:
     superseded: int
 
 
-def upsert_entities(engine: Engine, entities: pa.Table) -> int:
-    """Insert or update rows of schema ENTITY.
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull of one kind found beside the entities that changed.
 
-    An entity is updated when its group or attributes differ, or its ``data_as_of`` moved forward. Alone, ``data_as_of``
-    never moves back.
+    Attributes:
+        to: the latest moment that it saw, inclusive.
+        gone: ids of entities whose source row is there no longer.
+    """
 
-    Returns:
-        The number of entities that are new or changed.
+    domain: str
+    kind: schemas.Kind
+    to: datetime
+    gone: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class EntityChanges:
+    """How many entities are new or changed, and how many were found gone."""
+
+    changed: int
+    deleted: int
+
+
+def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = None) -> EntityChanges:
+    """Insert or update rows of schema ENTITY; with ``pulled``, mark what is gone and move the watermark with them.
+
+    An entity is updated when its group, attributes or events differ, when its ``data_as_of`` moved forward, or when it
+    had been gone. Alone, ``data_as_of`` never moves back. A pull that saw less than an earlier one, of an ``as_of`` in
+    the past, replaces no entity that is as new as its own, notices no deletion, and leaves the watermark where it is.
+
+    The valid knowledge of what is gone ends now.
 
     Raises:
         InputError: the rows do not fit the schema, or hold one entity twice.
         WarehouseError: the warehouse has no tables.
     """
-    with _transaction(engine) as cursor:
-        _stage(cursor, "staged_entity", entities, schemas.ENTITY)
+    with transaction(engine) as cursor:
+        stage(cursor, "staged_entity", entities, schemas.ENTITY)
         _refuse_duplicates(cursor, "staged_entity")
         _lock(cursor, "entity")
-        cursor.execute("""
-            INSERT INTO knowledge.entity AS present (domain, kind, entity_id, group_name, attributes, data_as_of)
-            SELECT domain, kind, entity_id, group_name, attributes::jsonb, data_as_of FROM staged_entity
+        latest = pulled is None or _move_watermark(cursor, pulled)
+        cursor.execute(
+            f"""
+            INSERT INTO knowledge.entity AS present
+                (domain, kind, entity_id, group_name, attributes, data_as_of, events)
+            SELECT domain, kind, entity_id, group_name, attributes::jsonb, data_as_of, events FROM staged_entity
             ON CONFLICT (domain, kind, entity_id) DO UPDATE SET
                 group_name = excluded.group_name,
                 attributes = excluded.attributes,
                 data_as_of = excluded.data_as_of,
+                events = excluded.events,
+                deleted_at = NULL,
                 updated_at = now()
-            WHERE (present.group_name, present.attributes) IS DISTINCT FROM (excluded.group_name, excluded.attributes)
-                OR present.data_as_of < excluded.data_as_of
+            WHERE (present.data_as_of < excluded.data_as_of OR %s)
+                AND (present.group_name <> excluded.group_name OR {differs("present", "excluded")})
+            """,  # noqa: S608 - names of ours
+            [latest],
+        )
+        changed = cursor.rowcount
+        deleted = _mark_gone(cursor, pulled) if pulled is not None and latest else 0
+        return EntityChanges(changed, deleted)
+
+
+def differs(present: str, pulled: str) -> str:
+    """SQL: what was pulled of an entity is not what the warehouse holds; both by their tables' names."""
+    return (
+        f"({present}.attributes <> {pulled}.attributes::jsonb OR {present}.events <> {pulled}.events "
+        f"OR {present}.data_as_of < {pulled}.data_as_of OR {present}.deleted_at IS NOT NULL)"
+    )
+
+
+def _move_watermark(cursor: psycopg.Cursor[Any], pulled: Pulled) -> bool:
+    """Whether no earlier pull saw more than this one."""
+    cursor.execute(
+        """
+        INSERT INTO knowledge.watermark AS present (domain, kind, pulled_to) VALUES (%s, %s, %s)
+        ON CONFLICT (domain, kind) DO UPDATE SET pulled_to = excluded.pulled_to
+        WHERE present.pulled_to <= excluded.pulled_to
+        """,
+        [pulled.domain, pulled.kind, pulled.to],
+    )
+    return cursor.rowcount == 1
+
+
+def _mark_gone(cursor: psycopg.Cursor[Any], pulled: Pulled) -> int:
+    cursor.execute(
+        """
+        WITH gone AS (
+            UPDATE knowledge.entity SET deleted_at = now(), updated_at = now()
+            WHERE domain = %s AND kind = %s AND entity_id = ANY(%s) AND deleted_at IS NULL
+            RETURNING domain, kind, entity_id
+        ), ended AS (
+            UPDATE knowledge.knowledge AS k SET valid_to = greatest(clock_timestamp(), k.valid_from) FROM gone
+            WHERE (k.domain, k.kind, k.entity_id) = (gone.domain, gone.kind, gone.entity_id) AND k.valid_to IS NULL
+        )
+        SELECT count(*) FROM gone
+        """,
+        [pulled.domain, pulled.kind, list(pulled.gone)],
+    )
+    [count] = cursor.fetchone() or (0,)
+    return int(count)
+
+
+def record_renderings(engine: Engine, rows: pa.Table) -> None:
+    """Keep rows of schema RENDERING, in place of what was kept of the same entities.
+
+    Raises:
+        InputError: the rows do not fit the schema, or name an entity that is not there.
+        WarehouseError: the warehouse has no tables.
+    """
+    with transaction(engine) as cursor:
+        stage(cursor, "staged_rendering", rows, schemas.RENDERING)
+        _lock(cursor, "rendering")
+        cursor.execute("""
+            INSERT INTO knowledge.rendering (domain, kind, entity_id, request_id, settings, content, profile, events)
+            SELECT domain, kind, entity_id, request_id, settings, content, profile, events FROM staged_rendering
+            ON CONFLICT (domain, kind, entity_id) DO UPDATE SET
+                request_id = excluded.request_id,
+                settings = excluded.settings,
+                content = excluded.content,
+                profile = excluded.profile,
+                events = excluded.events
         """)
-        return cursor.rowcount
 
 
 def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) -> LoadSummary:
@@ -87,9 +182,9 @@ def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) ->
             f"the embeddings have {width.list_size} dimensions and the warehouse stores {schemas.EMBEDDING_WIDTH}; "
             "set DARE_ENCODER to an encoder of that width"
         )
-    with _transaction(engine) as cursor:
-        _stage(cursor, "staged_knowledge", knowledge, schemas.KNOWLEDGE)
-        _stage(cursor, "staged_embedding", embeddings, schemas.KNOWLEDGE_EMBEDDING)
+    with transaction(engine) as cursor:
+        stage(cursor, "staged_knowledge", knowledge, schemas.KNOWLEDGE)
+        stage(cursor, "staged_embedding", embeddings, schemas.KNOWLEDGE_EMBEDDING)
         _lock(cursor, "knowledge")
         # Under the lock nobody else inserts, so what is not there now is new.
         cursor.execute(
@@ -123,7 +218,7 @@ def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) ->
         """)
         embedded = cursor.rowcount
     if loaded or embedded:
-        with _transaction(engine) as cursor:
+        with transaction(engine) as cursor:
             cursor.execute("ANALYZE knowledge.knowledge, knowledge.knowledge_embedding")
     return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded)
 
@@ -145,8 +240,8 @@ def quarantine(engine: Engine, rows: pa.Table) -> int:
             rows[name].cast(pa.string()), pattern="\0", replacement="\N{REPLACEMENT CHARACTER}"
         )
         rows = rows.set_column(rows.schema.get_field_index(name), schemas.QUARANTINE.field(name), column)
-    with _transaction(engine) as cursor:
-        _stage(cursor, "staged_quarantine", rows, schemas.QUARANTINE)
+    with transaction(engine) as cursor:
+        stage(cursor, "staged_quarantine", rows, schemas.QUARANTINE)
         columns = sql.SQL(", ").join(map(sql.Identifier, schemas.QUARANTINE.names))
         cursor.execute(
             sql.SQL(
@@ -158,6 +253,8 @@ def quarantine(engine: Engine, rows: pa.Table) -> int:
 
 def record_run(engine: Engine, run_id: str, **columns: object) -> None:
     """Set columns of GENERATION_RUN for one run; its first record needs all that are required.
+
+    ``params`` is JSON text, ``plan`` and ``measured`` are dictionaries.
 
     Raises:
         WarehouseError: a required column is missing in the first record, or a value is not allowed.
@@ -172,26 +269,6 @@ def record_run(engine: Engine, run_id: str, **columns: object) -> None:
                 connection.execute(statement.on_conflict_do_update(index_elements=["run_id"], set_=columns))
     except DBAPIError as error:
         raise WarehouseError(f"run {run_id} cannot be recorded: {reason(error)}") from error
-
-
-def publish_pool(engine: Engine, row: dict[str, Any]) -> None:
-    """Make a row of POOL_VERSION the current one of its (domain, kind); a version published before becomes it again.
-
-    Raises:
-        WarehouseError: a column is missing or has a value that is not allowed.
-    """
-    pool = tables.POOL_VERSION
-    try:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('dare load pool_version'))")
-            same_pool = (pool.c.domain == row["domain"]) & (pool.c.kind == row["kind"])
-            connection.execute(update(pool).where(same_pool, pool.c.is_current).values(is_current=False))
-            if not connection.execute(
-                update(pool).where(same_pool, pool.c.version == row["version"]).values(is_current=True)
-            ).rowcount:
-                connection.execute(insert(pool).values({**row, "is_current": True}))
-    except DBAPIError as error:
-        raise WarehouseError(f"pool version {row['version']} cannot be published: {reason(error)}") from error
 
 
 def copy_rows(cursor: psycopg.Cursor[Any], target: sql.Composable, table: pa.Table) -> None:
@@ -216,7 +293,7 @@ def _values(column: pa.Array) -> Any:
 
 
 @contextmanager
-def _transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
+def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
     """A psycopg cursor in a transaction that is committed when the block ends well."""
     with engine.begin() as connection:
         try:
@@ -233,7 +310,7 @@ def _transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
             ) from error
 
 
-def _stage(cursor: psycopg.Cursor[Any], name: str, table: pa.Table, schema: pa.Schema) -> None:
+def stage(cursor: psycopg.Cursor[Any], name: str, table: pa.Table, schema: pa.Schema) -> None:
     """COPY a table into a temporary one that goes with the transaction."""
     try:
         table = table.select(schema.names).cast(schema)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     Double,
     ForeignKeyConstraint,
     Index,
@@ -53,11 +54,11 @@ def column_type(arrow: pa.DataType) -> TypeEngine[Any]:
     return _SCALARS[arrow]
 
 
-def _columns(schema: pa.Schema, key: tuple[str, ...], json: str | None = None) -> list[Column[Any]]:
+def _columns(schema: pa.Schema, key: tuple[str, ...], json: tuple[str, ...] = ()) -> list[Column[Any]]:
     return [
         Column(
             field.name,
-            JSONB() if field.name == json else column_type(field.type),
+            JSONB() if field.name in json else column_type(field.type),
             primary_key=field.name in key,
             nullable=field.nullable,
         )
@@ -72,8 +73,20 @@ _OF_ENTITY: Final = ("domain", "kind", "entity_id")
 ENTITY: Final = Table(
     "entity",
     metadata,
-    *_columns(schemas.ENTITY, key=_OF_ENTITY, json="attributes"),
+    *_columns(schemas.ENTITY, key=_OF_ENTITY, json=("attributes",)),
     Column("updated_at", TIMESTAMP(timezone=True), nullable=False, server_default=text("now()")),
+    Column("deleted_at", TIMESTAMP(timezone=True)),
+    Column("content", Text, Computed("md5(attributes::text)", persisted=True), nullable=False),
+    Column("profile", Text, Computed("md5((attributes - 'history')::text)", persisted=True), nullable=False),
+)
+
+WATERMARK: Final = Table("watermark", metadata, *_columns(schemas.WATERMARK, key=("domain", "kind")))
+
+RENDERING: Final = Table(
+    "rendering",
+    metadata,
+    *_columns(schemas.RENDERING, key=_OF_ENTITY),
+    ForeignKeyConstraint(_OF_ENTITY, [ENTITY.c[name] for name in _OF_ENTITY], ondelete="CASCADE"),
 )
 
 KNOWLEDGE: Final = Table(
@@ -115,8 +128,15 @@ POOL_PIN: Final = Table(
     ),
 )
 
+GROUP_MODEL: Final = Table("group_model", metadata, *_columns(schemas.GROUP_MODEL, key=("domain", "kind")))
+
 GENERATION_RUN: Final = Table(
-    "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json="params")
+    "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json=("params", "plan", "measured"))
 )
 
-QUARANTINE: Final = Table("quarantine", metadata, *_columns(schemas.QUARANTINE, key=("request_id", "rule")))
+QUARANTINE: Final = Table(
+    "quarantine",
+    metadata,
+    *_columns(schemas.QUARANTINE, key=("request_id", "rule")),
+    Column("released_at", TIMESTAMP(timezone=True)),
+)

@@ -13,6 +13,6 @@ SELECT
 FROM knowledge.entity AS n
 LEFT JOIN knowledge.knowledge AS k
     ON (k.domain, k.kind, k.entity_id) = (n.domain, n.kind, n.entity_id) AND k.valid_to IS NULL
-WHERE n.domain = :domain
+WHERE n.domain = :domain AND n.deleted_at IS NULL
 GROUP BY n.kind
 ORDER BY n.kind;

@@ -16,7 +16,7 @@ SELECT
 FROM knowledge.knowledge_embedding AS e
 JOIN knowledge.knowledge AS k USING (request_id)
 JOIN knowledge.entity AS n USING (domain, kind, entity_id)
-WHERE k.kind = 'user' AND k.valid_to IS NULL;
+WHERE k.kind = 'user' AND k.valid_to IS NULL AND n.deleted_at IS NULL;
 
 COMMENT ON VIEW features.user_features IS
     'The users'' currently valid knowledge and its vector: one row per user and encoder';

@@ -17,8 +17,9 @@ KEYS = {
 
 def test_every_figure_is_there_and_its_chart_is_drawn(settings: Settings, tmp_path: Path) -> None:
     said: list[str] = []
-    result = bench_pool(settings, Plan(tokens=20_000, large_tokens=30_000, nights=2, sweep=True), said.append)
+    result = bench_pool(settings, Plan(20_000, large_tokens=30_000, nights=2, knowledge=None, sweep=True), said.append)
     assert result.keys() >= KEYS
+    assert set(result["sizes"]) == {"10000", "20000", "30000"}
     measured = {key: result[key] for key in KEYS if not key.startswith("grouped")}  # made texts have no groups
     assert all(value is not None and value >= 0 for value in measured.values())
     assert {"pool", "python_trie", "prompt_lookup"} <= result["peers"].keys()

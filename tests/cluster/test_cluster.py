@@ -24,7 +24,7 @@ from dare_core.warehouse.migrate import upgrade
 
 pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(1800)]
 
-REFRESH, REBUILD = "refresh_knowledge", "rebuild_pools"
+REFRESH, REBUILD = "refresh_knowledge_movies", "rebuild_pools_movies"
 RUN_ID = "cluster"
 ITEMS, USERS, MAX_NEW_TOKENS = 12, 6, 40
 

@@ -4,20 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-DAGS = Path(__file__).parents[2] / "dags"
+from dare_core.settings import PROJECT_DIR
+
+DAGS = PROJECT_DIR / "dags"
+DOMAINS = ("films", "movies")
 
 DESCRIBE = """
-import json, sys
+import json, sys, time
 
-from airflow.dag_processing.dagbag import DagBag
+import airflow.sdk
+from airflow.dag_processing.dagbag import BundleDagBag
 from airflow.sdk.exceptions import ParamValidationError
 
-bag = DagBag(sys.argv[1])
+bag = BundleDagBag(sys.argv[1], bundle_path=sys.argv[1])
 imported = [name for name in ("torch", "transformers", "pyspark", "great_expectations") if name in sys.modules]
 
 
@@ -34,8 +39,11 @@ def describe(dag):
         "tasks": {
             task.task_id: {
                 "pool": task.pool,
+                "queue": task.queue,
                 "downstream": sorted(task.downstream_task_ids),
                 "mapped": task.is_mapped,
+                "reads": [asset.uri for asset in task.inlets],
+                "teardown": task.is_teardown,
                 "updates": [asset.uri for asset in task.outlets],
             }
             for task in dag.tasks
@@ -47,11 +55,22 @@ def describe(dag):
         "tags": sorted(dag.tags),
         "owner": dag.owner,
         "doc": bool(dag.doc_md),
+        "deadline": bool(dag.deadline),
         "follows": [asset.uri for asset in dag.schedule] if isinstance(dag.schedule, list) else dag.schedule,
     }
 
 
+def decided(error):
+    return RETRY_POLICY.evaluate(error, try_number=1, max_tries=2).action.value
+
+
+from dare_core import errors
+from dare_wiring import RETRY_POLICY
+
 print(json.dumps({
+    "retries": {
+        name: decided(getattr(errors, name)("")) for name in dir(errors) if name.endswith("Error")
+    } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect"))},
     "errors": bag.import_errors,
     "imported": imported,
     "dags": {dag_id: describe(dag) for dag_id, dag in bag.dags.items()},
@@ -60,7 +79,6 @@ print(json.dumps({
 """
 
 GOOD_PARAMS = [
-    ("domain", "books_2"),
     ("kinds", ["user"]),
     ("item_limit", None),
     ("item_limit", 1),
@@ -74,8 +92,6 @@ GOOD_PARAMS = [
     ("as_of", "1998-04-01T00:00:00.000+02:00"),
 ]
 BAD_PARAMS = [
-    ("domain", "../secrets"),
-    ("domain", ""),
     ("kinds", []),
     ("kinds", ["film"]),
     ("kinds", ["item", "item"]),
@@ -91,12 +107,18 @@ BAD_PARAMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    home = tmp_path_factory.mktemp("airflow")
+#: A second domain, with a schedule of its own.
+HOURLY = """
+[schedule]
+refresh = "@hourly"
+"""
+
+
+def parse(home: Path, **settings: str) -> dict[str, Any]:
+    """What a DAG processor with these ``DARE_…`` settings finds in the folder of DAG files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "DARE_"))}
-    environment |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    attempts = [("refresh_knowledge", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]
+    environment |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **settings}
+    attempts = [("refresh_knowledge_movies", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]
     program = subprocess.run(
         [sys.executable, "-c", DESCRIBE, str(DAGS), json.dumps(attempts)],
         env=environment,
@@ -109,36 +131,118 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return described
 
 
-def test_both_files_import_without_error(parsed: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The DAGs of two domains: movies as shipped, and a copy of it that is refreshed hourly."""
+    home = tmp_path_factory.mktemp("airflow")
+    config = home / "config"
+    config.mkdir()
+    movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
+    (config / "movies.toml").write_text(movies, "utf-8")
+    (config / "films.toml").write_text(HOURLY + movies, "utf-8")
+    return parse(home, DARE_CONFIG_DIR=str(config))
+
+
+def test_every_domain_has_its_dags_and_all_files_import_without_error(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    assert set(parsed["dags"]) == {"refresh_knowledge", "rebuild_pools"}
+    templates = ("refresh_knowledge", "rebuild_pools", "backfill_knowledge")
+    assert set(parsed["dags"]) == {"maintain"} | {f"{name}_{domain}" for name in templates for domain in DOMAINS}
 
 
 def test_importing_them_brings_in_no_torch_spark_or_gx(parsed: dict[str, Any]) -> None:
     assert parsed["imported"] == []
 
 
-def test_the_stages_follow_one_another_and_generation_is_mapped_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
-    tasks = parsed["dags"]["refresh_knowledge"]["tasks"]
+@pytest.mark.parametrize("template", ["refresh_knowledge", "backfill_knowledge"])
+def test_the_stages_follow_one_another_and_generation_is_mapped_in_the_gpu_pool(
+    parsed: dict[str, Any], template: str
+) -> None:
+    tasks = parsed["dags"][f"{template}_movies"]["tasks"]
     order = ["pull", "group", "plan", "generate", "validate", "embed", "load"]
-    assert {task: details["downstream"] for task, details in tasks.items()} == {
-        stage: [following] if following else [] for stage, following in zip(order, [*order[1:], None], strict=True)
+    last = {"refresh_knowledge": ["report"], "backfill_knowledge": ["next_slice", "report", "slice_loaded"]}[template]
+    assert {task: tasks[task]["downstream"] for task in order} == {
+        **{stage: [following] for stage, following in pairwise(order)},
+        "load": last,
     }
-    assert {task for task, details in tasks.items() if details["pool"] == "gpu"} == {"generate"}
-    assert {task for task, details in tasks.items() if details["mapped"]} == {"generate"}
+    assert [task for task, details in tasks.items() if details["pool"] == "gpu"] == ["generate"]
+    assert [task for task, details in tasks.items() if details["queue"] == "gpu"] == ["generate"]
+    assert [task for task, details in tasks.items() if details["mapped"]] == ["generate"]
 
 
-def test_loaded_knowledge_starts_the_rebuilding_of_pools(parsed: dict[str, Any]) -> None:
-    assert parsed["dags"]["refresh_knowledge"]["tasks"]["load"]["updates"] == ["dare://knowledge/"]
-    assert parsed["dags"]["rebuild_pools"]["follows"] == ["dare://knowledge/"]
-    assert list(parsed["dags"]["rebuild_pools"]["tasks"]) == ["rebuild"]
+@pytest.mark.parametrize("template", ["refresh_knowledge", "backfill_knowledge"])
+def test_the_report_is_written_whatever_became_of_the_run_and_decides_nothing(
+    parsed: dict[str, Any], template: str
+) -> None:
+    tasks = parsed["dags"][f"{template}_movies"]["tasks"]
+    assert [task for task, details in tasks.items() if details["teardown"]] == ["report"]
 
 
-@pytest.mark.parametrize("dag_id", ["refresh_knowledge", "rebuild_pools"])
-def test_a_dag_starts_paused_runs_once_at_a_time_and_explains_itself(parsed: dict[str, Any], dag_id: str) -> None:
-    dag = parsed["dags"][dag_id]
-    assert (dag["paused"], dag["catchup"], dag["max_active_runs"]) == (True, False, 1)
-    assert (dag["owner"], dag["tags"], dag["doc"]) == ("dare", ["dare"], True)
+def test_a_red_stage_makes_a_slice_of_a_backfill_red_though_the_next_one_is_started(parsed: dict[str, Any]) -> None:
+    tasks = parsed["dags"]["backfill_knowledge_movies"]["tasks"]
+    assert {task for task, details in tasks.items() if not details["downstream"]} == {
+        "next_slice",
+        "report",
+        "slice_loaded",
+    }
+
+
+def test_assets_lead_from_the_source_tables_to_the_features_and_pools_of_a_domain(parsed: dict[str, Any]) -> None:
+    refresh, rebuild = (parsed["dags"][f"{name}_films"] for name in ("refresh_knowledge", "rebuild_pools"))
+    assert refresh["tasks"]["pull"]["reads"] == ["dare://films/source"]
+    assert refresh["tasks"]["group"]["updates"] == refresh["tasks"]["plan"]["reads"] == ["dare://films/entities"]
+    assert refresh["tasks"]["generate"]["reads"] == ["dare://films/pools"]
+    assert refresh["tasks"]["load"]["updates"] == ["dare://films/knowledge", "dare://films/features"]
+    assert rebuild["follows"] == ["dare://films/knowledge"]
+    assert rebuild["tasks"]["publish"]["updates"] == ["dare://films/pools"]
+
+
+def test_a_new_pool_passes_the_gate_before_it_is_published(parsed: dict[str, Any]) -> None:
+    tasks = parsed["dags"]["rebuild_pools_movies"]["tasks"]
+    assert {task: details["downstream"] for task, details in tasks.items()} == {
+        "build": ["gate", "publish"],
+        "gate": ["approve", "publish"],
+        "approve": ["publish"],
+        "publish": [],
+    }
+
+
+def test_a_domain_is_refreshed_on_its_own_schedule_else_on_the_settings(parsed: dict[str, Any]) -> None:
+    assert parsed["dags"]["refresh_knowledge_films"]["follows"] == "@hourly"
+    assert parsed["dags"]["refresh_knowledge_movies"]["follows"] == "@daily"
+    assert parsed["dags"]["backfill_knowledge_films"]["follows"] is None
+
+
+def test_none_as_schedule_leaves_every_dag_to_people(tmp_path: Path) -> None:
+    dags = parse(tmp_path, DARE_REFRESH_SCHEDULE="none", DARE_MAINTAIN_SCHEDULE="none")["dags"]
+    assert {dag_id: dag["follows"] for dag_id, dag in dags.items() if not dag_id.startswith("rebuild_pools")} == {
+        dag_id: None for dag_id in dags if not dag_id.startswith("rebuild_pools")
+    }
+
+
+def test_a_dag_starts_paused_runs_once_at_a_time_and_explains_itself(parsed: dict[str, Any]) -> None:
+    for dag_id, dag in parsed["dags"].items():
+        domain = [] if dag_id == "maintain" else [dag_id.rpartition("_")[2]]
+        assert (dag["paused"], dag["catchup"], dag["max_active_runs"]) == (True, False, 1), dag_id
+        assert (dag["owner"], dag["tags"], dag["doc"]) == ("dare", sorted(["dare", *domain]), True), dag_id
+
+
+def test_a_refresh_has_a_deadline_and_a_backfill_of_days_has_none(parsed: dict[str, Any]) -> None:
+    assert parsed["dags"]["refresh_knowledge_movies"]["deadline"]
+    assert not parsed["dags"]["backfill_knowledge_movies"]["deadline"]
+
+
+@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "OutOfMemoryError", "MemoryError"])
+def test_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any], error: str) -> None:
+    assert parsed["retries"][error] == "retry"
+
+
+@pytest.mark.parametrize("error", ["ModelError", "InputError", "SettingError", "PoolError", "QualityError"])
+def test_what_needs_a_person_fails_at_once(parsed: dict[str, Any], error: str) -> None:
+    assert parsed["retries"][error] == "fail"
+
+
+def test_of_a_defect_nobody_knows_so_airflow_s_own_rule_applies(parsed: dict[str, Any]) -> None:
+    assert parsed["retries"]["KeyError"] == "default"
 
 
 @pytest.mark.parametrize("index", range(len(GOOD_PARAMS)), ids=[f"{name}={value}" for name, value in GOOD_PARAMS])

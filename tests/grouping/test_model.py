@@ -40,6 +40,11 @@ def store(tmp_path: Path) -> GroupModelStore:
     return GroupModelStore(tmp_path)
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "grouping"
+
+
 def test_a_model_is_read_as_it_was_published(store: GroupModelStore) -> None:
     assert store.read() is None
     version = store.publish(clustered())
@@ -55,54 +60,72 @@ def test_a_model_is_read_as_it_was_published(store: GroupModelStore) -> None:
     assert store.publish(read) == version
 
 
-def test_a_model_without_clusters_has_no_tables(store: GroupModelStore) -> None:
+def test_a_model_without_clusters_has_no_tables(store: GroupModelStore, root: Path) -> None:
     store.publish(GroupModel(ATTRIBUTES))
     read = store.read()
     assert read is not None
     assert (read.attributes, read.clusters, len(read.assignments)) == (ATTRIBUTES, None, 0)
-    assert list((store.root / "tables").iterdir()) == []
+    assert not (root / "tables").exists()
 
 
-def test_other_content_is_another_version_and_the_earlier_one_stays(store: GroupModelStore) -> None:
+def test_other_content_is_another_version_and_the_earlier_one_stays(store: GroupModelStore, root: Path) -> None:
     first, second = store.publish(clustered()), store.publish(clustered("cluster 4"))
     assert store.current() == second != first
-    before = store.read(first)
-    assert before is not None
+    before = store.read_version(first)
     assert before.assignments["cluster"].to_pylist() == ["cluster 1"]
-    assert len(list((store.root / "tables").iterdir())) == 3  # the items' factors are shared
+    assert len(list((root / "tables").iterdir())) == 3  # the items' factors are shared
 
 
-def test_old_versions_go_and_so_do_their_tables_after_a_while(store: GroupModelStore) -> None:
+def test_old_versions_go_and_so_do_their_tables_after_a_while(store: GroupModelStore, root: Path) -> None:
     for number in range(KEPT_VERSIONS + 3):
         store.publish(clustered(f"cluster {number}"))
-    for table in (store.root / "tables").iterdir():
+    for table in (root / "tables").iterdir():
         os.utime(table, (0, 0))
     store.publish(clustered("the last"))
     assert len(store.versions()) == KEPT_VERSIONS
-    assert len(list((store.root / "tables").iterdir())) == KEPT_VERSIONS + 1
-    assert all(store.read(version) for version in store.versions())
+    assert len(list((root / "tables").iterdir())) == KEPT_VERSIONS + 1
+    assert all(store.read_version(version) for version in store.versions())
 
 
-@pytest.mark.parametrize("broken", ["version", "table", "missing table"])
-def test_damage_is_named_with_the_way_back(store: GroupModelStore, broken: str) -> None:
-    good = store.publish(GroupModel(ATTRIBUTES))
-    bad = store.publish(clustered())
-    table = next((store.root / "tables").iterdir())
+def damage(root: Path, version: str, broken: str) -> None:
+    table = next((root / "tables").iterdir())
     match broken:
         case "version":
-            path = store.root / "versions" / f"{bad}.json"
+            path = root / "versions" / f"{version}.json"
             path.write_text(path.read_text().replace("cluster 4", "cluster 5"))
+        case "missing version":
+            (root / "versions" / f"{version}.json").unlink()
         case "table":
             table.write_bytes(table.read_bytes()[:-1])
         case "missing table":
             table.unlink()
-    with pytest.raises(PoolError, match=f"group model {bad}.*write {good} into .*CURRENT to go back"):
+
+
+@pytest.mark.parametrize("broken", ["version", "missing version", "table", "missing table"])
+def test_of_a_damaged_model_the_one_before_is_used_with_a_warning(
+    store: GroupModelStore, root: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = store.publish(GroupModel(ATTRIBUTES))
+    bad = store.publish(clustered())
+    damage(root, bad, broken)
+    read = store.read()
+    assert read is not None
+    assert (read.attributes, read.clusters) == (ATTRIBUTES, None)
+    assert f"group model {good} is used instead of {bad}" in caplog.text
+    with pytest.raises(PoolError, match=f"group model {bad}"):
+        store.read_version(bad)
+
+
+def test_where_no_model_is_whole_the_damage_is_named_and_what_to_do(store: GroupModelStore, root: Path) -> None:
+    damage(root, bad := store.publish(clustered()), "table")
+    with pytest.raises(PoolError, match=f"group model {bad}: .* is damaged: .*; .* delete .*grouping to group anew"):
         store.read()
-    (store.root / "CURRENT").write_text(good)
-    assert store.read() is not None
 
 
-def test_a_model_of_a_newer_release_is_refused(store: GroupModelStore, monkeypatch: Any) -> None:
+def test_a_model_of_a_newer_release_is_refused_although_an_older_one_is_there(
+    store: GroupModelStore, monkeypatch: Any
+) -> None:
+    store.publish(GroupModel(ATTRIBUTES))
     with monkeypatch.context() as newer:
         newer.setattr(group_model, "_FORMAT", 2)
         store.publish(clustered())
@@ -110,7 +133,28 @@ def test_a_model_of_a_newer_release_is_refused(store: GroupModelStore, monkeypat
         store.read()
 
 
-def test_a_publication_that_is_interrupted_leaves_the_model_before(store: GroupModelStore, monkeypatch: Any) -> None:
+def test_models_on_object_storage_are_published_read_expired_and_fallen_back_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"memory://{tmp_path.name}/pools/user"
+    store = GroupModelStore(url, cache=tmp_path)
+    assert store.read() is None
+    versions = [store.publish(clustered(f"cluster {number}")) for number in range(KEPT_VERSIONS + 2)]
+    elsewhere = GroupModelStore(url, cache=tmp_path)
+    assert elsewhere.current() == versions[-1]
+    assert set(elsewhere.versions()) == set(versions[2:])
+    read = elsewhere.read()
+    assert read is not None
+    assert read.assignments["cluster"].to_pylist() == [f"cluster {KEPT_VERSIONS + 1}"]
+    store.files.write(f"versions/{versions[-1]}.json", b"{}")
+    assert elsewhere.read() is not None
+    assert f"{versions[-2]} is used instead of {versions[-1]}" in caplog.text
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["CURRENT"]
+
+
+def test_a_publication_that_is_interrupted_leaves_the_model_before(
+    store: GroupModelStore, root: Path, monkeypatch: Any
+) -> None:
     first = store.publish(clustered())
     model = replace(clustered("cluster 4"), interactions=8)
     written = 0
@@ -125,10 +169,10 @@ def test_a_publication_that_is_interrupted_leaves_the_model_before(store: GroupM
         monkeypatch.setattr(Path, "replace", rename)
         try:
             store.publish(model)
-        except OSError:
+        except PoolError:
             written += 1
         read = store.read()
         assert read is not None
         assert (read.interactions == 7) == (store.current() == first)
     assert written == 4  # two tables, the version, the pointer
-    assert [path.name for path in store.root.rglob(".*")] == []
+    assert [path.name for path in root.rglob(".*")] == []

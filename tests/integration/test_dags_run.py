@@ -1,21 +1,15 @@
-"""Both DAGs, run by a real scheduler over a handful of real entities; what came of it is read by SQL."""
+"""The DAGs, run by a real scheduler over a handful of real entities; what came of it is read by SQL."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import json
+import time
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from dare_core import models
 from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import Settings, load_settings
-from dare_core.sources.importer import import_tables
-from dare_core.sources.movielens import read_movielens
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import upgrade
-from dare_core.warehouse.server import serving
+from dare_core.settings import Settings
+from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
 
 pytestmark = pytest.mark.integration
 
@@ -26,50 +20,32 @@ TABLES = ("entity", "knowledge", "knowledge_embedding", "quarantine")
 
 
 @pytest.fixture(scope="module")
-def settings() -> Iterator[Settings]:
-    model = models.locate(load_settings())  # converted once per checkout
-    with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
-        yield load_settings(
-            data_dir=Path(folder),
-            warehouse_url=None,
-            model=model,
-            shard_size=2,  # so that generation is mapped over three shards
-            max_failing_share=1.0,  # twelve tokens are no text to judge
-        )
-
-
-@pytest.fixture(scope="module")
-def warehouse_url(settings: Settings) -> Iterator[str]:
-    with serving(settings) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def engine(warehouse_url: str) -> Iterator[sa.Engine]:
-    engine = connect(warehouse_url)
-    upgrade(engine)
-    import_tables(engine, read_movielens())
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def airflow(settings: Settings, warehouse_url: str, engine: sa.Engine) -> Iterator[LocalAirflow]:
-    with (
-        LocalAirflow(settings, warehouse_url, port=0) as running,
-        running.active("refresh_knowledge", "rebuild_pools"),
-    ):
-        yield running
-
-
-@pytest.fixture(scope="module")
 def finished(airflow: LocalAirflow) -> LocalAirflow:
     """Airflow after one run of each DAG."""
     conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
-    airflow.api.trigger("refresh_knowledge", conf, RUN_ID)
-    airflow.wait("refresh_knowledge", RUN_ID)
-    airflow.wait("rebuild_pools", airflow.await_triggered("refresh_knowledge", RUN_ID, "rebuild_pools"))
+    airflow.api.trigger(REFRESH, conf, RUN_ID)
+    airflow.wait(REFRESH, RUN_ID)
+    airflow.wait(REBUILD, airflow.await_triggered(REFRESH, RUN_ID, REBUILD))
     return airflow
+
+
+@pytest.fixture(scope="module")
+def backfilled(finished: LocalAirflow) -> list[str]:
+    """Run ids of the first two slices of a backfill of items."""
+    conf = {"item_limit": 2, "kinds": ["item"], "max_new_tokens": MAX_NEW_TOKENS}
+    finished.api.trigger(BACKFILL, conf, "cold")
+    finished.wait(BACKFILL, "cold")
+    finished.wait(BACKFILL, "cold__slice-2")
+    finished.api.pause(BACKFILL, True)  # two will do
+    return ["cold", "cold__slice-2"]
+
+
+def await_state(airflow: LocalAirflow, run_id: str, task_id: str, state: str) -> None:
+    deadline = time.monotonic() + 120
+    while {task.task_id: task.state for task in airflow.api.tasks(REBUILD, run_id)}[task_id] != state:
+        airflow.check()
+        assert time.monotonic() < deadline, f"{task_id} is not {state}"
+        time.sleep(1)
 
 
 def scalar(engine: sa.Engine, statement: str, **parameters: object) -> Any:
@@ -102,8 +78,11 @@ def test_the_texts_asked_for_are_loaded_with_their_vectors_or_quarantined(
 
     loaded = "SELECT count(*) FROM knowledge.knowledge WHERE run_id = :run_id AND valid_to IS NULL"
     assert scalar(engine, loaded, run_id=RUN_NAME) == run.loaded
-    embedded = "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id)"
-    assert scalar(engine, embedded) == run.loaded
+    embedded = (
+        "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id) "
+        "WHERE run_id = :run_id"
+    )
+    assert scalar(engine, embedded, run_id=RUN_NAME) == run.loaded
 
 
 def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engine: sa.Engine) -> None:
@@ -113,10 +92,53 @@ def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engin
         assert scalar(engine, pooled, kind=kind) == scalar(engine, texts, kind=kind)
 
 
+def test_a_run_that_misses_its_deadline_raises_an_alert(finished: LocalAirflow, airflow_settings: Settings) -> None:
+    alerts = [json.loads(line) for line in (airflow_settings.data_dir / "alerts.jsonl").read_text("utf-8").splitlines()]
+    assert ("deadline missed", REFRESH, RUN_ID) in [
+        (alert["alert"], alert["dag_id"], alert["run_id"]) for alert in alerts
+    ]
+
+
 def test_running_the_load_again_changes_nothing(finished: LocalAirflow, engine: sa.Engine) -> None:
     before = contents(engine)
-    finished.api.clear("refresh_knowledge", RUN_ID, "load")
-    finished.wait("refresh_knowledge", RUN_ID)
-    load = next(task for task in finished.api.tasks("refresh_knowledge", RUN_ID) if task.task_id == "load")
+    finished.api.clear(REFRESH, RUN_ID, "load")
+    finished.wait(REFRESH, RUN_ID)
+    load = next(task for task in finished.api.tasks(REFRESH, RUN_ID) if task.task_id == "load")
     assert (load.state, load.try_number) == ("success", 2)
     assert contents(engine) == before
+
+
+def test_a_backfill_writes_slice_after_slice_about_entities_that_have_no_text_yet(
+    backfilled: list[str], engine: sa.Engine
+) -> None:
+    with engine.connect() as connection:
+        runs = connection.execute(
+            sa.text("SELECT run_id, state, planned FROM knowledge.generation_run WHERE run_id = ANY(:runs) ORDER BY 1"),
+            {"runs": backfilled},
+        ).all()
+    assert [tuple(run) for run in runs] == [(run_id, "loaded", 2) for run_id in backfilled]
+    asked = "SELECT count(DISTINCT (kind, entity_id)) FROM knowledge.{} WHERE run_id = ANY(:runs)"
+    answered = sum(scalar(engine, asked.format(table), runs=backfilled) for table in ("knowledge", "quarantine"))
+    assert answered == 2 * len(backfilled)
+
+
+def test_a_pool_that_gains_too_little_is_published_when_a_person_approves(
+    finished: LocalAirflow, backfilled: list[str], engine: sa.Engine
+) -> None:
+    current = "SELECT version FROM knowledge.pool_version WHERE kind = 'item' AND is_current"
+    before = scalar(engine, current)
+    run_id = finished.await_triggered(BACKFILL, backfilled[0], REBUILD)
+    await_state(finished, run_id, "approve", "awaiting_input")
+    assert scalar(engine, current) == before
+
+    finished.api.respond(REBUILD, run_id, "approve", "Approve")
+    finished.wait(REBUILD, run_id)
+    assert scalar(engine, current) != before
+
+
+def test_the_house_is_kept_in_order(finished: LocalAirflow, backfilled: list[str]) -> None:
+    finished.api.trigger("maintain", {}, "tidy")
+    finished.wait("maintain", "tidy")
+    tasks = {task.task_id: task.state for task in finished.api.tasks("maintain", "tidy")}
+    names = ("expire_pools", "expire_runs", "retry_quarantine", "analyse_tables", "check_indexes")
+    assert tasks == dict.fromkeys(names, "success")

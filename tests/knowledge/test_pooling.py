@@ -14,6 +14,7 @@ from dare_core.knowledge import pooling
 from dare_core.knowledge.pooling import Build, refresh_pool
 from dare_core.pools import PoolManifest, PoolStore
 from dare_core.settings import Settings
+from dare_core.warehouse.group_pointer import WarehousePointer
 from dare_core.warehouse.load import load_knowledge
 
 Load = Callable[..., None]
@@ -102,11 +103,12 @@ def test_a_pool_of_another_tokenizer_is_built_anew(load: Load, refresh: Callable
 
 
 def test_the_group_model_in_force_is_the_version_s_scheme(
-    load: Load, refresh: Callable[..., PoolManifest | None], settings: Settings
+    load: Load, refresh: Callable[..., PoolManifest | None], settings: Settings, engine: Engine
 ) -> None:
     load(a=("Drama", [1, 2]))
     model = GroupModel(AttributeGroups("genres", "first", "rest", ("Drama",)))
-    scheme = GroupModelStore(settings.pool_dir("movies", "item")).publish(model)
+    root = settings.pool_dir("movies", "item")
+    scheme = GroupModelStore(root, WarehousePointer(engine, "movies", "item", str(root))).publish(model)
     manifest = refresh()
     assert manifest is not None
     assert manifest.scheme == scheme

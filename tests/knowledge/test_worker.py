@@ -1,17 +1,18 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from dare_core import models
 from dare_core.errors import ModelError
-from dare_core.knowledge import shards
+from dare_core.knowledge import shards, worker
 from dare_core.knowledge.chat import ChatEncoder
+from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding, request_id
-from dare_core.knowledge.shards import Plan, Shard
-from dare_core.knowledge.worker import work_off
+from dare_core.knowledge.shards import Plan
 from dare_core.pools import PoolStore
 from dare_core.settings import Settings
 from tests.tiny_model import save_tiny_model
@@ -59,8 +60,15 @@ def planned(settings: Settings, titles: list[str], run_id: str = "run", pool_ver
         decoding=decoding,
         started_at=datetime.now(UTC),
         shards=parts,
-        skipped={},
+        funnel={},
+        estimate=Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="nothing"),
     )
+
+
+def work_off(settings: Settings, plan: Plan) -> dict[str, Any]:
+    """The manifest of a plan's only shard."""
+    [manifest] = worker.work_off(settings, plan, plan.shards)
+    return manifest
 
 
 def texts(settings: Settings, plan: Plan) -> dict[str, str]:
@@ -72,7 +80,7 @@ def texts(settings: Settings, plan: Plan) -> dict[str, str]:
 
 def test_every_request_is_answered_in_parts_and_the_manifest_comes_last(settings: Settings) -> None:
     plan = planned(settings, ["Heat", "Alien", "Fargo", "Ran"])
-    manifest = work_off(settings, plan, plan.shards[0])
+    manifest = work_off(settings, plan)
     staged = settings.run_dir("run") / "staged" / "item-0000"
     assert json.loads((staged / "manifest.json").read_text()) == manifest
     assert (manifest["texts"], manifest["failed"], manifest["resumed"]) == (4, 0, 0)
@@ -80,21 +88,21 @@ def test_every_request_is_answered_in_parts_and_the_manifest_comes_last(settings
     assert set(texts(settings, plan)) == {"Heat", "Alien", "Fargo", "Ran"}
     assert not list(staged.glob(".*"))
     assert shards.engine_seconds(settings.run_dir("run"), ["item-0000"]) > 0
-    assert work_off(settings, plan, plan.shards[0]) == manifest  # done is done
+    assert work_off(settings, plan) == manifest  # done is done
 
 
 def test_a_worker_that_was_killed_goes_on_where_it_stopped(settings: Settings) -> None:
     titles = ["Heat", "Alien", "Fargo", "Ran", "M"]
     undisturbed = planned(settings, titles, "undisturbed")
-    work_off(settings, undisturbed, undisturbed.shards[0])
+    work_off(settings, undisturbed)
     plan = planned(settings, titles)
-    work_off(settings, plan, plan.shards[0])
+    work_off(settings, plan)
     staged = settings.run_dir("run") / "staged" / "item-0000"
     (staged / "manifest.json").unlink()
     lost = max(staged.glob("part-*.parquet"))
     lost_rows = pq.read_metadata(lost).num_rows
     lost.unlink()
-    manifest = work_off(settings, plan, plan.shards[0])
+    manifest = work_off(settings, plan)
     assert manifest["resumed"] == len(titles) - lost_rows
     assert manifest["texts"] == lost_rows
     assert texts(settings, plan) == texts(settings, undisturbed)
@@ -102,7 +110,7 @@ def test_a_worker_that_was_killed_goes_on_where_it_stopped(settings: Settings) -
 
 def test_a_request_that_cannot_be_served_is_staged_with_its_reason(settings: Settings) -> None:
     plan = planned(settings, ["Heat", "long " * 300])
-    manifest = work_off(settings, plan, plan.shards[0])
+    manifest = work_off(settings, plan)
     _, failed = shards.read_staged(settings.run_dir("run"), ["item-0000"])
     assert manifest["failed"] == 1
     [row] = failed.to_pylist()
@@ -113,7 +121,7 @@ def test_a_request_that_cannot_be_served_is_staged_with_its_reason(settings: Set
 
 def test_a_pinned_pool_changes_the_steps_and_not_the_texts(settings: Settings) -> None:
     plan = planned(settings, ["Heat", "Alien"], "first")
-    work_off(settings, plan, plan.shards[0])
+    work_off(settings, plan)
     written, _ = shards.read_staged(settings.run_dir("first"), ["item-0000"])
     store = PoolStore(settings.pool_dir("movies", "item"))
     pool = store.build(
@@ -123,7 +131,7 @@ def test_a_pinned_pool_changes_the_steps_and_not_the_texts(settings: Settings) -
         258,
     )
     again = planned(settings, ["Heat", "Alien"], "second", pool.version)
-    manifest = work_off(settings, again, again.shards[0])
+    manifest = work_off(settings, again)
     assert manifest["tokens_per_step"] > 2
     assert texts(settings, again) == texts(settings, plan)
     drafted, _ = shards.read_staged(settings.run_dir("second"), ["item-0000"])
@@ -134,4 +142,4 @@ def test_another_tokenizer_than_the_plans_is_refused(settings: Settings) -> None
     plan = planned(settings, ["Heat"])
     other = plan.model_copy(update={"decoding": Decoding(settings.model, "other", "strict", 2, 0.1, NEW_TOKENS)})
     with pytest.raises(ModelError, match="was planned with other; plan the run again"):
-        work_off(settings, other, Shard.model_validate(plan.shards[0].model_dump()))
+        work_off(settings, other)

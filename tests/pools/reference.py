@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dare_core.pools import trees
+from dare_core.pools import occurrences
 from dare_core.pools.index import MAX_MATCH, START
+from dare_core.pools.trees import NODE_ESCAPE
 
 Path = tuple[int, ...]
 
@@ -27,7 +28,7 @@ class Trie:
     def insert(self, following: Sequence[int], weight: float, count: float, evidence: int) -> None:
         """Add what followed an occurrence, up to the end of its text."""
         self.nodes[()].count += count
-        for depth in range(1, min(len(following), trees.MAX_DEPTH) + 1):
+        for depth in range(1, min(len(following), occurrences.MAX_DEPTH) + 1):
             if following[depth - 1] < 0:
                 break
             node = self.nodes.setdefault(tuple(following[:depth]), Node(evidence))
@@ -37,7 +38,7 @@ class Trie:
     def share(self, path: Path) -> float:
         """How likely a path's last token is once the others are there."""
         parent = self.nodes[path[:-1]]
-        return self.nodes[path].weight / parent.weight * parent.count / (parent.count + trees.NODE_ESCAPE)
+        return self.nodes[path].weight / parent.weight * parent.count / (parent.count + NODE_ESCAPE)
 
     def probability(self, path: Path) -> float:
         """How likely the whole path is."""
@@ -81,7 +82,7 @@ def grow_trie(
     """The trie of a text from all its sources; pools are lists of segments, segments lists of texts."""
     text, context = [*prompt, *output], [START, *output][-MAX_MATCH:]
     own = [(text[i:], match_before(text, i, text)) for i in range(len(text) - 1, 0, -1)]
-    own = [(following, match) for following, match in own if match][: trees.MAX_OCCURRENCES] if own_text else []
+    own = [(following, match) for following, match in own if match][: occurrences.MAX_OCCURRENCES] if own_text else []
     recalled = [(learned[i:], match_before(learned, i, context)) for i in range(len(learned), 0, -1)]
     recalled = [(following, match) for following, match in recalled if match >= min(2, len(context))]
     in_pools = [
@@ -90,26 +91,32 @@ def grow_trie(
     match = max([*in_pools, *(match for _, match in own + recalled)], default=0)
 
     trie, rest, searched = Trie(), 1.0, MAX_MATCH + 1
-    while match and rest > trees.NEGLIGIBLE:
+    while match and rest > occurrences.NEGLIGIBLE:
         kind = (match - 1).bit_length()
         found = [
-            (trees.OWN, trees.OWN_WEIGHT, [following for following, n in own if match <= n < searched]),
-            (trees.LEARNED, trees.LEARNED_WEIGHT, [following for following, n in recalled if match <= n < searched]),
+            (occurrences.OWN, occurrences.OWN_WEIGHT, [following for following, n in own if match <= n < searched]),
+            (
+                occurrences.LEARNED,
+                occurrences.LEARNED_WEIGHT,
+                [following for following, n in recalled if match <= n < searched],
+            ),
         ]
         if match <= len(context):
             found += [
-                (trees.GROUP, 1.0, [f for texts in group for f in in_index(texts, context[-match:])]),
-                (trees.GLOBAL, 1.0, [f for texts in everything for f in in_index(texts, context[-match:])]),
+                (occurrences.GROUP, 1.0, [f for texts in group for f in in_index(texts, context[-match:])]),
+                (occurrences.GLOBAL, 1.0, [f for texts in everything for f in in_index(texts, context[-match:])]),
             ]
         total = sum(weight * len(followings) for _, weight, followings in found)
-        each = rest / (total + trees.LEVEL_ESCAPE)
+        each = rest / (total + occurrences.LEVEL_ESCAPE)
+        most = max(occurrences.LEAST_OCCURRENCES, int(occurrences.MAX_OCCURRENCES * rest))
         rest -= each * total
         for source, weight, followings in found:
-            step = max(1.0, len(followings) / trees.MAX_OCCURRENCES)
-            for i in range(min(len(followings), trees.MAX_OCCURRENCES)):
+            looked_at = most if source in (occurrences.GROUP, occurrences.GLOBAL) else occurrences.MAX_OCCURRENCES
+            step = max(1.0, len(followings) / looked_at)
+            for i in range(min(len(followings), looked_at)):
                 trie.insert(followings[int((i + 0.5) * step)], weight * each * step, step, source + kind)
         searched, match = match, match // 2
     if own_text:
-        for i in range(max(0, len(text) - 1 - trees.RECENT_TOKENS), len(text) - 1):
-            trie.insert(text[i:], rest / trees.RECENT_TOKENS, 1, trees.RECENT)
+        for i in range(max(0, len(text) - 1 - occurrences.RECENT_TOKENS), len(text) - 1):
+            trie.insert(text[i:], rest / occurrences.RECENT_TOKENS, 1, occurrences.RECENT)
     return trie

@@ -12,8 +12,8 @@ from dare_core.drafts import Context, Forest
 from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
 from dare_core.pools.index import START
 from dare_core.pools.learned import CUT
+from dare_core.pools.occurrences import EVIDENCE_KINDS, GLOBAL, LEARNED, OWN, RECENT
 from dare_core.pools.segments import Segment
-from dare_core.pools.trees import EVIDENCE_KINDS, GLOBAL, LEARNED, OWN, RECENT
 from dare_core.schemas import POOL_TEXT
 from tests.pools.reference import grow_trie
 
@@ -97,8 +97,8 @@ def test_a_tree_is_the_likeliest_part_of_what_the_sources_know(
     probabilities = [trie.probability(path) for path in drafted]
     likeliest = sorted((trie.probability(path) for path in trie.nodes if path), reverse=True)
 
-    assert np.allclose(probabilities, likeliest[:max_nodes], rtol=1e-9, atol=0)
-    assert np.allclose(forest.shares, [trie.share(path) for path in drafted], rtol=1e-6)
+    assert np.allclose(probabilities, likeliest[:max_nodes], rtol=1e-5, atol=0)
+    assert np.allclose(forest.shares, [trie.share(path) for path in drafted], rtol=1e-5)
     assert forest.evidence.tolist() == [trie.nodes[path].evidence for path in drafted]
     assert forest.depths.tolist() == [len(path) for path in drafted]
     assert len(set(drafted)) == len(drafted)
@@ -229,3 +229,14 @@ def test_no_text_and_no_room_give_an_empty_forest(max_nodes: int) -> None:
     drafter = PoolDrafter(None)
     assert drafter.draft([], max_nodes).offsets.tolist() == [0]
     assert len(drafter.draft([context([1, 1])], max_nodes)) == max_nodes
+
+
+def test_many_occurrences_are_counted_from_some_that_are_evenly_spread(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    texts = random.integers(0, 3, size=(60, 30)).tolist()
+    drafter = PoolDrafter(pool(tmp_path, Drama=texts), use_own_text=False)
+    for text in random.integers(0, 3, size=(20, 12)).tolist():
+        forest = drafter.draft([context(text)], 40)
+        trie = grow_trie([], text, False, [], in_order([texts]), in_order([texts]))
+        likeliest = sorted((trie.probability(path) for path in trie.nodes if path), reverse=True)
+        assert np.allclose([trie.probability(path) for path in paths(forest)], likeliest[:40], rtol=1e-5, atol=0)

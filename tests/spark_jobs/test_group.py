@@ -1,7 +1,7 @@
 """``group`` on rows as ``pull`` writes them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 from dare_core.domains import ClusterGrouping, Domain, read_domain
 from dare_core.errors import InputError, SourceError
 from dare_core.grouping import GroupModelStore
-from dare_core.schemas import ENTITY, GROUPED, PULLED
+from dare_core.schemas import ENTITY, GROUPED, PULLED, Kind
 from spark_jobs.group import group
 
 NOW = datetime(2024, 1, 31, tzinfo=UTC)
@@ -24,7 +24,7 @@ NOW = datetime(2024, 1, 31, tzinfo=UTC)
 def write_pulled(folder: Path, kind: str, entities: Mapping[str, Mapping[str, Any]]) -> None:
     rows = [
         {"domain": "shop", "kind": kind, "entity_id": entity_id, "attributes": json.dumps(attributes),
-         "data_as_of": datetime(2024, 1, 1, tzinfo=UTC)}
+         "data_as_of": datetime(2024, 1, 1, tzinfo=UTC), "events": 1}
         for entity_id, attributes in entities.items()
     ]  # fmt: skip
     (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -40,11 +40,15 @@ def groups(folder: Path, kind: str) -> dict[str, tuple[str, str]]:
     return {entity: (name, rule) for entity, name, rule in zip(*columns, strict=True)}
 
 
+def models(folder: Path) -> Callable[[Kind], GroupModelStore]:
+    return lambda kind: GroupModelStore(folder / "pools" / kind)
+
+
 def test_entities_get_the_group_of_their_configured_attribute(spark: SparkSession, shop: Any, tmp_path: Path) -> None:
     entities = {"0": {"genres": ["Drama"]}, "1": {"genres": ["Drama", "War"]}, "2": {"occupation": "not for items"}}
     write_pulled(tmp_path / "in", "item", entities)
     write_pulled(tmp_path / "in", "user", {})
-    summary = group(spark, shop.domain, tmp_path / "in", tmp_path / "out", tmp_path / "pools", NOW, shop.url)
+    summary = group(spark, shop.domain, tmp_path / "in", tmp_path / "out", models(tmp_path), NOW, shop.url)
     assert {name: summary[name] for name in ("item", "user", "groups")} == {"item": 3, "user": 0, "groups": 2}
     assert summary["item_grouping"]["by_rule"] == {"attribute": 2, "unknown": 1}
     assert groups(tmp_path / "out", "item") == {
@@ -54,8 +58,7 @@ def test_entities_get_the_group_of_their_configured_attribute(spark: SparkSessio
     }
     written = pq.read_table(tmp_path / "out" / "item")["attributes"].to_pylist()
     assert sorted(written) == sorted(map(json.dumps, entities.values()))
-    model = GroupModelStore(tmp_path / "pools" / "item")
-    assert model.current() == summary["item_grouping"]["version"]
+    assert models(tmp_path)("item").current() == summary["item_grouping"]["version"]
 
 
 def test_rare_values_are_counted_over_the_whole_source_and_merged(
@@ -67,7 +70,7 @@ def test_rare_values_are_counted_over_the_whole_source_and_merged(
         "utf-8",
     )
     write_pulled(tmp_path / "in", "item", {"0": {"genres": ["日本", "Drama"]}, "1": {"genres": ["Action"]}, "2": {}})
-    group(spark, shop.domain, tmp_path / "in", tmp_path / "out", tmp_path / "pools", NOW, shop.url)
+    group(spark, shop.domain, tmp_path / "in", tmp_path / "out", models(tmp_path), NOW, shop.url)
     assert groups(tmp_path / "out", "item") == {
         "0": ("Drama + 日本", "attribute"),
         "1": ("others", "rest"),
@@ -77,14 +80,14 @@ def test_rare_values_are_counted_over_the_whole_source_and_merged(
 
 def test_a_folder_without_pulled_entities_is_an_error(spark: SparkSession, shop: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pull first"):
-        group(spark, shop.domain, tmp_path, tmp_path / "out", tmp_path / "pools", NOW, shop.url)
+        group(spark, shop.domain, tmp_path, tmp_path / "out", models(tmp_path), NOW, shop.url)
 
 
 def test_a_source_without_the_group_s_column_is_an_error(spark: SparkSession, shop: Any, tmp_path: Path) -> None:
     shop.execute("ALTER TABLE shop.items DROP COLUMN genres")
     write_pulled(tmp_path / "in", "item", {"0": {}})
     with pytest.raises(SourceError, match=r"no column 'genres' \(source.items.attributes\)"):
-        group(spark, shop.domain, tmp_path / "in", tmp_path / "out", tmp_path / "pools", NOW, shop.url)
+        group(spark, shop.domain, tmp_path / "in", tmp_path / "out", models(tmp_path), NOW, shop.url)
 
 
 TASTES, USERS, ITEMS_OF_A_TASTE = 3, 90, 12
@@ -124,7 +127,7 @@ class Cinema:
     def group(self, spark: SparkSession, users: Sequence[int], as_of: datetime = NOW) -> dict[str, Any]:
         pulled = {str(user): {"occupation": ["writer", "artist"][user % 2]} for user in users}
         write_pulled(self.folder / "in", "user", pulled)
-        summary = group(spark, self.domain, self.folder / "in", self.folder / "out", self.folder / "pools", as_of, None)
+        summary = group(spark, self.domain, self.folder / "in", self.folder / "out", models(self.folder), as_of, None)
         grouping: dict[str, Any] = summary["user_grouping"]
         return grouping
 
@@ -197,7 +200,7 @@ def test_folding_in_reproduces_the_factors_that_mllib_fits(spark: SparkSession, 
 def test_grouping_again_gives_the_same_version_of_the_model(spark: SparkSession, shop: Any, tmp_path: Path) -> None:
     write_pulled(tmp_path / "in", "item", {"0": {"genres": ["Drama"]}})
     first, second = (
-        group(spark, shop.domain, tmp_path / "in", tmp_path / "out", tmp_path / "pools", moment, shop.url)
+        group(spark, shop.domain, tmp_path / "in", tmp_path / "out", models(tmp_path), moment, shop.url)
         for moment in (NOW, NOW + timedelta(days=1))
     )
     assert first == second

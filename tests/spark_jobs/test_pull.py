@@ -62,7 +62,7 @@ def test_items_carry_title_and_attributes_in_configured_order(pulled: Pull, shop
 
 def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) -> None:
     counts, rows = pulled("user")
-    assert counts == {"user": 4, "dropped_interactions": 2}
+    assert counts == {"user": 4, "user_gone": 0, "dropped_interactions": 2}
     first = attributes(rows["user"]["1"])
     assert first["age"] == 24
     assert [(entry["title"], entry["value"], entry["time"]) for entry in first["history"]] == [
@@ -77,7 +77,7 @@ def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) 
 
 def test_nothing_after_as_of_is_seen(pulled: Pull) -> None:
     counts, rows = pulled("item", "user", as_of=day(10))
-    assert counts == {"item": 2, "user": 3, "dropped_interactions": 2}
+    assert counts == {"item": 2, "item_gone": 0, "user": 3, "user_gone": 0, "dropped_interactions": 2}
     assert set(rows["item"]) == {"1", "2"}
     assert set(rows["user"]) == {"1", "2", "4"}  # the third came later
     assert rows["user"]["1"]["data_as_of"] == day(10)  # inclusive
@@ -86,12 +86,53 @@ def test_nothing_after_as_of_is_seen(pulled: Pull) -> None:
     assert max(times) == day(10).isoformat()
 
 
-def test_only_what_changed_since_the_watermark_is_pulled_with_its_whole_history(pulled: Pull) -> None:
+def known(shop: Any, domain: str = "shop", **ids: list[int]) -> None:
+    """Put entities into the warehouse, as earlier pulls left them."""
+    for kind, numbers in ids.items():
+        for number in numbers:
+            shop.execute(
+                "INSERT INTO knowledge.entity (domain, kind, entity_id, group_name, attributes, data_as_of, events) "
+                f"VALUES ('{domain}', '{kind}', '{number}', 'g', '{{}}', '2024-01-01Z', 1)"
+            )
+
+
+def test_only_what_changed_since_the_watermark_is_pulled_with_its_whole_history(pulled: Pull, shop: Any) -> None:
+    known(shop, item=[1, 2, 3], user=[1, 2, 3, 4])
     _, rows = pulled("item", "user", item=day(5), user=day(8), as_of=day(10))
     assert set(rows["item"]) == {"2"}
     assert set(rows["user"]) == {"1", "2"}  # one acted, one changed
     assert len(attributes(rows["user"]["1"])["history"]) == 3
-    assert pulled("item", "user", item=day(30), user=day(30))[0] == {"item": 0, "user": 0, "dropped_interactions": 2}
+    counts, _ = pulled("item", "user", item=day(30), user=day(30))
+    assert counts == {"item": 0, "item_gone": 0, "user": 0, "user_gone": 0, "dropped_interactions": 0}
+
+
+def test_events_are_counted_up_to_as_of(pulled: Pull) -> None:
+    _, rows = pulled("item", "user", as_of=day(10))
+    assert {entity: row["events"] for entity, row in rows["item"].items()} == {"1": 3, "2": 2}
+    assert {entity: row["events"] for entity, row in rows["user"].items()} == {"1": 4, "2": 0, "4": 1}
+    _, rows = pulled("user")
+    assert rows["user"]["1"]["events"] == 5  # of which the history shows three
+
+
+def test_what_the_warehouse_lacks_is_pulled_however_late_it_came(pulled: Pull, shop: Any) -> None:
+    known(shop, item=[1, 3], user=[1, 3, 4])
+    counts, rows = pulled("item", "user", item=day(30), user=day(30))
+    assert (set(rows["item"]), set(rows["user"])) == ({"2"}, {"2"})
+    assert counts["item"] == counts["user"] == 1
+    shop.execute("UPDATE knowledge.entity SET deleted_at = now() WHERE kind = 'user' AND entity_id = '4'")
+    assert set(pulled("user", user=day(27))[1]["user"]) == {"2", "4"}  # its row came back
+
+
+def test_what_is_gone_from_the_source_is_named(pulled: Pull, shop: Any, tmp_path: Path) -> None:
+    known(shop, item=[1, 2, 3, 4], user=[1, 2, 3, 4, 99])
+    known(shop, "other", item=[7])
+    counts, _ = pulled("item", "user", item=day(30), user=day(30))
+    assert (counts["item_gone"], counts["user_gone"]) == (1, 1)
+    assert pq.read_table(tmp_path / "out" / "gone" / "item")["entity_id"].to_pylist() == ["4"]
+    assert pq.read_table(tmp_path / "out" / "gone" / "user")["entity_id"].to_pylist() == ["99"]
+    shop.execute("DELETE FROM shop.items WHERE item_id <> 1")
+    with pytest.raises(SourceError, match=r"3 of the 4 items .* are gone, more than source.max_deleted_share 0.5"):
+        pulled("item")
 
 
 def test_a_second_pull_writes_the_same(pulled: Pull) -> None:
@@ -180,10 +221,13 @@ def test_csv_files_are_sources(pulled: Pull, shop: Any, tmp_path: Path) -> None:
 def test_jdbc_tables_are_sources(pulled: Pull, spark: SparkSession, shop: Any) -> None:
     url = "jdbc:derby:memory:shop;create=true"  # Spark brings Derby along
     item = "1 item_id, 'Plain' title, 1995 release_year, 'Drama' genres, 1.5d price, timestamp'2024-01-01' updated_at"
+    rating = "1 user_id, 1 item_id, 4.5d rating, timestamp'2024-01-02' rated_at"
     spark.sql(f"SELECT {item}").write.jdbc(url, "APP.ITEMS", mode="overwrite")
+    spark.sql(f"SELECT {rating}").write.jdbc(url, "APP.RATINGS", mode="overwrite")
     shop.write_domain(f'format = "jdbc"\nlocation = "{url}"\nschema = "app"')
     _, rows = pulled("item")
     assert attributes(rows["item"]["1"])["genres"] == "Drama"
+    assert rows["item"]["1"]["events"] == 1
     shop.write_domain('format = "jdbc"\nlocation = "jdbc:nosuch://reader:hunter2@db/shop"')
     with pytest.raises(SourceError, match="no JDBC driver for source location; set jdbc_driver_jar") as raised:
         pulled("item")

@@ -20,6 +20,7 @@ def _entities(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "group_name": "Drama",
         "attributes": '{"title": "Heat"}',
         "data_as_of": _MOMENT,
+        "events": 1,
     }
     return pa.Table.from_pylist([{**usual, **row} for row in rows], schemas.ENTITY)
 

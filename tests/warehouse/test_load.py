@@ -15,7 +15,14 @@ from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
 from dare_core.warehouse import read
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import LoadSummary, load_knowledge, publish_pool, quarantine, record_run, upsert_entities
+from dare_core.warehouse.load import (
+    EntityChanges,
+    LoadSummary,
+    load_knowledge,
+    quarantine,
+    record_run,
+    upsert_entities,
+)
 
 Rows = Callable[..., pa.Table]
 
@@ -48,10 +55,10 @@ def test_loading_again_changes_nothing(
 ) -> None:
     entities = entity_rows([{"entity_id": "1"}, {"entity_id": "2"}])
     rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}, {"request_id": "r2", "entity_id": "2"}])
-    assert upsert_entities(engine, entities) == 2
+    assert upsert_entities(engine, entities) == EntityChanges(2, 0)
     load_knowledge(engine, rows, embedding_rows(["r1", "r2"]))
     before = _everything(engine)
-    assert upsert_entities(engine, entities) == 0
+    assert upsert_entities(engine, entities) == EntityChanges(0, 0)
     assert load_knowledge(engine, rows, embedding_rows(["r1", "r2"])) == LoadSummary(
         loaded=0, already_there=2, superseded=0
     )
@@ -192,7 +199,7 @@ def test_an_entity_is_updated_only_when_something_changed(engine: Engine, entity
     def upsert(attributes: str, data_as_of: datetime) -> tuple[int, datetime, str]:
         changed = upsert_entities(
             engine, entity_rows([{"entity_id": "1", "attributes": attributes, "data_as_of": data_as_of}])
-        )
+        ).changed
         [(moment, title)] = _all(engine, "SELECT data_as_of, attributes ->> 'title' FROM knowledge.entity")
         return changed, moment, title
 
@@ -246,21 +253,3 @@ def test_a_run_is_recorded_column_by_column(engine: Engine) -> None:
         record_run(engine, "run-2", state="loaded")
     with pytest.raises(WarehouseError, match="generation_run_state"):
         record_run(engine, "run-1", state="dancing")
-
-
-def test_one_pool_version_is_current(engine: Engine) -> None:
-    assert read.current_pool(engine, "movies", "item") is None
-    row = {
-        "domain": "movies", "kind": "item", "version": "v1", "location": "/pools", "model": "m", "tokenizer_hash": "t",
-        "groups": 2, "texts": 10, "tokens": 100, "is_current": False, "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-    }  # fmt: skip
-    for version in ("v1", "v2", "v1", "v1"):
-        publish_pool(engine, {**row, "version": version})
-        assert read.current_pool(engine, "movies", "item") == {**row, "version": version, "is_current": True}
-    publish_pool(engine, {**row, "kind": "user", "version": "v9"})
-    assert _all(engine, "SELECT count(*) FILTER (WHERE is_current), count(*) FROM knowledge.pool_version") == [(2, 3)]
-    with pytest.raises(WarehouseError, match="v3 cannot be published"):
-        publish_pool(engine, {**row, "version": "v3", "location": None})
-    assert (read.current_pool(engine, "movies", "item") or {})["version"] == "v1", (
-        "a failed publication leaves the old one"
-    )

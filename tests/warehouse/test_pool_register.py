@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import Engine
 
-from dare_core.errors import PoolError
+from dare_core.errors import PoolError, WarehouseError
 from dare_core.pools import PoolManifest, PoolStore
 from dare_core.warehouse import read
 from dare_core.warehouse.pool_register import WarehouseRegister
@@ -34,6 +34,19 @@ def test_the_version_in_force_is_a_row_of_the_warehouse(pools: PoolStore, engine
     assert not (tmp_path / "CURRENT").exists()
     assert pools.rollback().version == first.version == pools.current()
     assert build(pools, 3).version == second.version == pools.current()  # built again, it is in force again
+
+
+def test_each_kind_has_a_version_in_force_and_a_row_that_cannot_be_written_leaves_it(
+    pools: PoolStore, engine: Engine, tmp_path: Path
+) -> None:
+    version = build(pools, 1).version
+    others = WarehouseRegister(engine, "movies", "user", str(tmp_path))
+    others.publish(pools.manifest(version), None)
+    assert (pools.register.versions(), others.versions()) == ([version], [version])
+    unknown_kind = WarehouseRegister(engine, "movies", "shop", str(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(WarehouseError, match=f"{version} cannot be published: .*pool_version_kind"):
+        unknown_kind.publish(pools.manifest(version), None)
+    assert pools.register.versions() == [version]
 
 
 def test_of_two_builders_the_slower_one_is_told(pools: PoolStore) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from dare_core import schemas
 from dare_core.warehouse import read
-from dare_core.warehouse.load import load_knowledge, upsert_entities
+from dare_core.warehouse.load import Pulled, load_knowledge, upsert_entities
 
 Rows = Callable[..., pa.Table]
 
@@ -34,13 +34,13 @@ def test_a_stream_that_is_left_early_gives_its_connection_back(engine: Engine, e
         stream = read.entities(engine, "movies", "item")
         next(stream)
         del stream
-    assert read.watermark(engine, "movies", "item") is not None
+    assert read.watermark(engine, "movies", "item") is None
 
 
-def test_the_watermark_is_the_newest_event_seen(engine: Engine, entity_rows: Rows) -> None:
-    newest = datetime(1998, 3, 1, 12, 0, 0, 1, tzinfo=UTC)
-    upsert_entities(engine, entity_rows([{"entity_id": "1"}, {"entity_id": "2", "data_as_of": newest}]))
-    assert read.watermark(engine, "movies", "item") == newest
+def test_the_watermark_is_what_the_pull_saw(engine: Engine, entity_rows: Rows) -> None:
+    seen = datetime(1998, 3, 1, 12, 0, 0, 1, tzinfo=UTC)
+    upsert_entities(engine, entity_rows([{"entity_id": "1"}]), Pulled("movies", "item", seen))
+    assert read.watermark(engine, "movies", "item") == seen
     assert read.watermark(engine, "movies", "user") is None
 
 

@@ -1,0 +1,133 @@
+"""What the DAGs share: assets, the trigger form's fields, retries, the deadline, and the installation's settings."""
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import (
+    Asset,
+    Connection,
+    DeadlineAlert,
+    DeadlineReference,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    SyncCallback,
+    get_current_context,
+)
+from airflow.sdk.exceptions import AirflowNotFoundException
+from pydantic import ValidationError
+
+from dare_core.domains import Domain, domain_names, load_domain
+from dare_core.errors import DareError, OutOfMemoryError, SourceError, WarehouseError
+from dare_core.schemas import KINDS
+from dare_core.settings import WAREHOUSE_CONNECTION, Settings, load_settings
+
+if TYPE_CHECKING:
+    from dare_core.pipeline import RunRequest
+
+#: As they are when the file is parsed; tasks read them anew.
+SETTINGS = load_settings()
+
+DOMAINS: list[Domain] = [load_domain(SETTINGS, name) for name in domain_names(SETTINGS)]
+
+
+def settings() -> Settings:
+    """The settings in force; where they name no warehouse, Airflow's connection ``dare_warehouse`` may."""
+    found = load_settings()
+    if found.warehouse_url is None:
+        try:
+            connection = Connection.get(WAREHOUSE_CONNECTION)
+        except AirflowNotFoundException:
+            return found  # the embedded server
+        from dare_core.airflow_setup import warehouse_url
+
+        fields = ("login", "password", "host", "port", "schema", "extra")
+        found = load_settings(warehouse_url=warehouse_url({name: getattr(connection, name) for name in fields}))
+    return found
+
+
+def asset(domain: str, what: str) -> Asset:
+    """``source`` tables, ``entities``, ``knowledge``, ``features`` or ``pools`` of a domain."""
+    return Asset(f"dare://{domain}/{what}", group="dare")
+
+
+def cron(schedule: str) -> str | None:
+    """A schedule of the settings for Airflow."""
+    return None if schedule == "none" else schedule
+
+
+KINDS_PARAM = Param(
+    list(KINDS),
+    "Whose knowledge",
+    type="array",
+    items={"enum": list(KINDS)},
+    examples=list(KINDS),
+    minItems=1,
+    uniqueItems=True,
+)
+
+#: With its offset, which Airflow does not check.
+_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$"
+
+AS_OF_PARAM = Param(
+    None, "Write as of this moment; empty: now", type=["null", "string"], format="date-time", pattern=_TIME
+)
+
+#: How texts are decoded; defaults are the installation's.
+DECODING_PARAMS = {
+    "verification": Param(
+        SETTINGS.verification,
+        "Strict equals greedy decoding; relaxed is faster",
+        type="string",
+        enum=["strict", "relaxed"],
+    ),
+    "top_k": Param(SETTINGS.top_k, "Relaxed: a drafted token is among so many", type="integer", minimum=1),
+    "min_prob": Param(SETTINGS.min_prob, "Relaxed: and more probable than this", type="number", minimum=0, maximum=1),
+    "max_new_tokens": Param(None, "Empty: as the settings say", type=["null", "integer"], minimum=1),
+}
+
+
+def folder_name(run_id: str) -> str:
+    """Airflow's name of a run as the pipeline takes it, which makes folders of it."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)
+
+
+def run_request(domain: str, **asked: Any) -> "RunRequest":
+    """What this DAG run asks of the pipeline: ``asked``, and the form's fields that a request has."""
+    from dare_core.pipeline import RunRequest
+
+    context = get_current_context()
+    fields = {name: value for name, value in context["params"].items() if name in RunRequest.model_fields}
+    return RunRequest(run_id=folder_name(context["run_id"]), domain=domain, **fields | asked)
+
+
+#: Full memory and what another server may mend are worth another try, and so is a killed worker, of which no policy is
+#: asked. Any other error in the user's words fails at once.
+RETRY_POLICY = ExceptionRetryPolicy(
+    [
+        RetryRule([WarehouseError, SourceError, OutOfMemoryError, MemoryError], RetryAction.RETRY),
+        RetryRule([DareError, ValidationError], RetryAction.FAIL, reason="Trying again would not help"),
+    ]
+)
+
+DEADLINE = DeadlineAlert(
+    reference=DeadlineReference.DAGRUN_QUEUED_AT,
+    interval=timedelta(hours=SETTINGS.deadline_hours),
+    callback=SyncCallback("dare_core.alerts.deadline_missed", kwargs={"hours": SETTINGS.deadline_hours}),
+    name="dare",
+)
+
+#: What every DAG of ours has.
+DAG_DEFAULTS: dict[str, Any] = {
+    "catchup": False,
+    "max_active_runs": 1,
+    "is_paused_upon_creation": True,
+    "default_args": {
+        "owner": "dare",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_policy": RETRY_POLICY,
+    },
+}

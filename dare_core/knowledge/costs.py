@@ -1,0 +1,143 @@
+"""What a run costs: how many entities need a text and why the others do not, and what the texts will take.
+
+Seconds are an engine's, loading excluded (DESIGN.md 13): with several accelerators a run takes less by the clock and
+costs the same.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from dare_core.schemas import Kind
+from dare_core.settings import Settings
+from dare_core.warehouse.read import DUE_VERDICTS, Throughput
+
+_HOUR: Final = 3600.0
+
+
+class Funnel(BaseModel):
+    """The entities of one kind, from those that are there to those that are asked about.
+
+    Attributes:
+        seen: all of them: ``requests`` and those skipped.
+        changed: those that are new, that their last prompt does not show as they are, or that were last asked with
+            other settings; whether or not they are asked about now.
+        expired: those whose text is too old.
+        requests: texts to write.
+        skipped: the others, by reason.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    seen: int
+    changed: int
+    expired: int
+    requests: int
+    skipped: dict[str, int]
+
+    @classmethod
+    def of(cls, verdicts: Mapping[str, int], requests: int, settled: Mapping[str, int]) -> "Funnel":
+        """Put together what the warehouse and the planner found.
+
+        Args:
+            verdicts: entities by :func:`dare_core.warehouse.read.verdicts`.
+            requests: how many of the due ones are asked about.
+            settled: the due ones that, once rendered, needed no text, by reason.
+        """
+        skipped = {verdict: count for verdict, count in verdicts.items() if verdict not in DUE_VERDICTS}
+        for reason, count in settled.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+        due = sum(verdicts.get(verdict, 0) for verdict in DUE_VERDICTS)
+        if (left := due - requests - sum(settled.values())) > 0:
+            skipped["over_limit"] = left
+        return cls(
+            seen=requests + sum(skipped.values()),
+            changed=sum(verdicts.get(verdict, 0) for verdict in ("new", "changed", "few_new_events")),
+            expired=verdicts.get("expired", 0),
+            requests=requests,
+            skipped=dict(sorted(skipped.items())),
+        )
+
+
+class Estimate(BaseModel):
+    """What the texts of a plan will take.
+
+    Attributes:
+        tokens: new tokens of all texts.
+        seconds: of one engine; None where no run was measured.
+        cost: in the currency of the setting ``cost_per_hour``; None where that, or ``seconds``, is unknown.
+        tokens_per_second: that ``seconds`` rests on.
+        basis: where the figures come from, in words.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: int
+    seconds: float | None
+    cost: float | None
+    tokens_per_second: float | None
+    basis: str
+
+
+def estimate(
+    requests: Mapping[Kind, int], measured: Throughput, max_new_tokens: int, cost_per_hour: float | None
+) -> Estimate:
+    """Expect of so many texts by kind what earlier runs took."""
+    tokens = round(sum(n * expected_tokens(kind, measured, max_new_tokens) for kind, n in requests.items()))
+    speed = measured.tokens_per_second
+    seconds = tokens / speed if speed else None
+    bases = [
+        f"{kind}: {measured.tokens_per_text[kind]:.0f} tokens a text, measured"
+        if kind in measured.tokens_per_text
+        else f"{kind}: {max_new_tokens} tokens a text, the most that are allowed"
+        for kind in requests
+    ]
+    bases.append(f"speed of the last {measured.runs} runs" if speed else "no run of this model was measured yet")
+    return Estimate(
+        tokens=tokens,
+        seconds=seconds,
+        cost=cost(seconds, cost_per_hour),
+        tokens_per_second=speed,
+        basis="; ".join(bases),
+    )
+
+
+def measurement(
+    kinds: Mapping[str, Mapping[str, int]], seconds: float, load_seconds: float, cost_per_hour: float | None
+) -> dict[str, Any]:
+    """What ``generation_run.measured`` holds.
+
+    Args:
+        kinds: ``{"texts": n, "tokens": n}`` by kind.
+        seconds: of the engine, loading excluded.
+        load_seconds: that loading and compiling took, which are paid for as well.
+        cost_per_hour: of an accelerator.
+    """
+    tokens = sum(of_kind["tokens"] for of_kind in kinds.values())
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "load_seconds": load_seconds,
+        "cost": cost(seconds + load_seconds, cost_per_hour),
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "kinds": {kind: dict(of_kind) for kind, of_kind in kinds.items()},
+    }
+
+
+def cost(seconds: float | None, cost_per_hour: float | None) -> float | None:
+    """What accelerator seconds cost; None where one of both is unknown."""
+    return None if seconds is None or cost_per_hour is None else seconds / _HOUR * cost_per_hour
+
+
+def expected_tokens(kind: Kind, measured: Throughput, max_new_tokens: int) -> float:
+    """New tokens of a text: the mean of earlier ones, or the most that are allowed where there are none."""
+    return measured.tokens_per_text.get(kind, float(max_new_tokens))
+
+
+def shard_size(settings: Settings, kind: Kind, measured: Throughput, max_new_tokens: int) -> int:
+    """Requests that keep one engine busy for ``shard_minutes``; ``shard_size`` where no speed was measured yet."""
+    if measured.tokens_per_second is None:
+        return settings.shard_size
+    tokens = measured.tokens_per_second * settings.shard_minutes * 60
+    return max(1, round(tokens / expected_tokens(kind, measured, max_new_tokens)))

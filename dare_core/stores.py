@@ -1,0 +1,44 @@
+"""The warehouse and the retrieval pools, opened for the length of a stage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from dare_core.pools import PoolStore
+from dare_core.schemas import Kind
+from dare_core.settings import Settings
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.migrate import require_current
+from dare_core.warehouse.pool_register import WarehouseRegister
+from dare_core.warehouse.server import serving
+
+
+class Warehouse(NamedTuple):
+    """A warehouse that is served and at the current schema."""
+
+    url: str
+    engine: Engine
+
+
+@contextmanager
+def open_warehouse(settings: Settings) -> Iterator[Warehouse]:
+    """The warehouse, until the block ends.
+
+    Raises:
+        WarehouseError: it cannot be reached, or has another schema version.
+    """
+    with serving(settings) as url:
+        engine = connect(url)
+        try:
+            require_current(engine)
+            yield Warehouse(url, engine)
+        finally:
+            engine.dispose()
+
+
+def pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
+    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
+    root = settings.pool_dir(domain, kind)
+    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)

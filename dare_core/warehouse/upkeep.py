@@ -1,0 +1,109 @@
+"""What keeps the warehouse's tables in order: statistics, indexes, and quarantined texts that deserve another try."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Engine, text
+
+from dare_core.warehouse.tables import SCHEMA, metadata
+
+#: The prompt itself does not fit: asked again, it would not fit either.
+_LASTING_RULES: Final = ("prompt",)
+
+#: An index is bloated when it takes more bytes than its entries should, by this factor, and more than this many.
+_BLOAT: Final = 3.0
+_BLOAT_BYTES: Final = 64 * 2**20
+
+
+def analyse(engine: Engine) -> dict[str, int]:
+    """Fresh statistics for PostgreSQL's planner; returns its estimate of each table's rows."""
+    tables = [table.name for table in metadata.sorted_tables]
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE " + ", ".join(f"{SCHEMA}.{table}" for table in tables))
+        rows = connection.execute(
+            text("""
+                SELECT relname, greatest(reltuples, 0)::bigint AS rows FROM pg_class
+                WHERE relnamespace = to_regnamespace(:schema) AND relname = ANY(:tables) ORDER BY relname
+            """),
+            {"schema": SCHEMA, "tables": tables},
+        )
+        return {row.relname: row.rows for row in rows}
+
+
+@dataclass(frozen=True)
+class IndexHealth:
+    """What is wrong with indexes, by name.
+
+    Attributes:
+        indexes: how many there are.
+        missing: those that the migrations created and that are gone.
+        invalid: those that PostgreSQL does not use, since their building broke off.
+        bloated: those of more bytes than their entries explain.
+    """
+
+    indexes: int
+    missing: list[str]
+    invalid: list[str]
+    bloated: list[str]
+
+
+def index_health(engine: Engine) -> IndexHealth:
+    """Look at every index of the warehouse; sizes are judged by the statistics of the last ANALYZE."""
+    wanted = {str(index.name) for table in metadata.sorted_tables for index in table.indexes}
+    wanted |= {f"{table.name}_pkey" for table in metadata.sorted_tables}
+    query = text("""
+        SELECT index.relname, pg_index.indisvalid AND pg_index.indisready AS usable,
+            pg_relation_size(index.oid) AS bytes,
+            greatest(index.reltuples, 0) * (
+                -- 20: a btree entry's own bytes; 400: an HNSW entry's neighbours
+                CASE method.amname WHEN 'hnsw' THEN 400 ELSE 20 END + coalesce(sum(statistics.avg_width), 0)
+            ) AS explained
+        FROM pg_index
+        JOIN pg_class AS index ON index.oid = pg_index.indexrelid
+        JOIN pg_am AS method ON method.oid = index.relam
+        JOIN pg_class AS indexed ON indexed.oid = pg_index.indrelid
+        LEFT JOIN pg_attribute AS attribute
+            ON attribute.attrelid = indexed.oid AND attribute.attnum = ANY(pg_index.indkey)
+        LEFT JOIN pg_stats AS statistics
+            ON statistics.schemaname = :schema AND statistics.tablename = indexed.relname
+            AND statistics.attname = attribute.attname
+        WHERE indexed.relnamespace = to_regnamespace(:schema)
+        GROUP BY index.oid, index.relname, usable, index.reltuples, method.amname
+        ORDER BY index.relname
+    """)
+    with engine.connect() as connection:
+        found = connection.execute(query, {"schema": SCHEMA}).all()
+    return IndexHealth(
+        indexes=len(found),
+        missing=sorted(wanted - {row.relname for row in found}),
+        invalid=[row.relname for row in found if not row.usable],
+        bloated=[row.relname for row in found if row.bytes > max(_BLOAT_BYTES, _BLOAT * row.explained)],
+    )
+
+
+def release_quarantined(engine: Engine, retries: int) -> int:
+    """Let texts that failed validation be asked for again, ``retries`` times between two valid ones of an entity.
+
+    Returns:
+        How many requests were released.
+    """
+    release = text("""
+        WITH tries AS (
+            SELECT q.request_id, (
+                SELECT count(DISTINCT earlier.request_id) FROM knowledge.quarantine AS earlier
+                WHERE (earlier.domain, earlier.kind, earlier.entity_id) = (q.domain, q.kind, q.entity_id)
+                    AND earlier.released_at IS NOT NULL
+                    AND earlier.quarantined_at > coalesce((
+                        SELECT max(available_at) FROM knowledge.knowledge AS k
+                        WHERE (k.domain, k.kind, k.entity_id) = (q.domain, q.kind, q.entity_id)
+                    ), '-infinity')
+            ) AS released
+            FROM knowledge.quarantine AS q WHERE q.released_at IS NULL
+        )
+        UPDATE knowledge.quarantine AS q SET released_at = now() FROM tries
+        WHERE q.request_id = tries.request_id AND q.released_at IS NULL AND tries.released < :retries
+            AND q.request_id NOT IN (SELECT request_id FROM knowledge.quarantine WHERE rule = ANY(:lasting))
+        RETURNING q.request_id
+    """)
+    with engine.begin() as connection:
+        return len(set(connection.execute(release, {"retries": retries, "lasting": list(_LASTING_RULES)}).scalars()))

@@ -1,0 +1,61 @@
+"""Take the screenshots of docs/reports.md anew: two runs over real films and users, then Airflow's page on them.
+
+Usage: python scripts/report_screenshots.py   (about 5 minutes on two cores; needs a Chromium)
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from playwright.sync_api import sync_playwright
+
+from dare_core import models, pipeline
+from dare_core.local_airflow import USER, LocalAirflow
+from dare_core.settings import PROJECT_DIR, load_settings
+from dare_core.sources.importer import import_tables
+from dare_core.sources.movielens import read_movielens
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.migrate import upgrade
+from dare_core.warehouse.server import serving
+
+SHOTS = PROJECT_DIR / "docs" / "reports"
+RUNS = ("first", "second")  # the second drafts from what the first wrote
+
+
+def main() -> None:
+    chromium = shutil.which("chromium") or sys.exit("no Chromium was found; on Debian: apt-get install chromium")
+    model = models.locate(load_settings())
+    with TemporaryDirectory(prefix="dare-") as folder:
+        settings = load_settings(data_dir=Path(folder), warehouse_url=None, model=model, probe_share=0.5)
+        with serving(settings) as url:
+            engine = connect(url)
+            upgrade(engine)
+            import_tables(engine, read_movielens())
+            for run_id in RUNS:
+                request = pipeline.RunRequest(run_id=run_id, item_limit=48, user_limit=16, max_new_tokens=96)
+                pipeline.run(settings, request, on_stage=lambda stage, result: print(f"{stage}: {result}", flush=True))
+            SHOTS.mkdir(exist_ok=True)
+            with LocalAirflow(settings, url, port=0) as airflow, sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                for scheme in ("light", "dark"):
+                    page = browser.new_page(viewport={"width": 1180, "height": 800}, color_scheme=scheme)
+                    page.goto(f"file://{settings.run_dir(RUNS[-1]) / 'report.html'}")
+                    if scheme == "dark":
+                        page.screenshot(path=SHOTS / "report-dark.png")
+                    else:
+                        page.screenshot(path=SHOTS / "report.png", full_page=True)
+                page = browser.new_page(viewport={"width": 1180, "height": 620})
+                page.goto(airflow.url)
+                page.get_by_label("Username").fill(USER)
+                page.get_by_label("Password").fill(airflow.password)
+                page.get_by_role("button", name="Sign in").click()
+                page.get_by_role("link", name="Dags", exact=True).wait_for()
+                page.goto(f"{airflow.url}/plugin/run-reports")
+                page.frame_locator("iframe").get_by_role("link", name=RUNS[-1]).wait_for()
+                page.screenshot(path=SHOTS / "airflow.png")
+                browser.close()
+
+
+if __name__ == "__main__":
+    main()

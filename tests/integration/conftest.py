@@ -1,0 +1,75 @@
+"""One Airflow with a warehouse of real films and users, started once for all tests here that drive it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import sqlalchemy as sa
+
+from dare_core import models
+from dare_core.local_airflow import LocalAirflow
+from dare_core.settings import Settings, load_settings
+from dare_core.sources.importer import import_tables
+from dare_core.sources.movielens import read_movielens
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.migrate import upgrade
+from dare_core.warehouse.server import serving
+from tests.integration.metrics_receiver import MetricsReceiver
+
+#: The DAGs that the tests here run.
+REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge", "rebuild_pools", "backfill_knowledge"))
+
+
+@pytest.fixture(scope="package")
+def airflow_settings() -> Iterator[Settings]:
+    model = models.locate(load_settings())  # converted once per checkout
+    with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
+        yield load_settings(
+            data_dir=Path(folder),
+            warehouse_url=None,
+            model=model,
+            shard_size=2,  # so that generation is mapped over several shards
+            max_failing_share=1.0,  # twelve tokens are no text to judge
+            max_generation_tasks=2,  # so that a task has more than one of them
+            deadline_hours=0.001,  # which every run misses
+            max_acceptance_loss=-100.0,  # no pool gains that much: a person is asked about every one but the first
+        )
+
+
+@pytest.fixture(scope="package")
+def warehouse_url(airflow_settings: Settings) -> Iterator[str]:
+    with serving(airflow_settings) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def engine(warehouse_url: str) -> Iterator[sa.Engine]:
+    engine = connect(warehouse_url)
+    upgrade(engine)
+    import_tables(engine, read_movielens())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="package")
+def metrics() -> Iterator[MetricsReceiver]:
+    """Where Airflow sends its metrics."""
+    with MetricsReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="package")
+def airflow(
+    airflow_settings: Settings, warehouse_url: str, engine: sa.Engine, metrics: MetricsReceiver
+) -> Iterator[LocalAirflow]:
+    home = airflow_settings.data_dir / "airflow"
+    home.mkdir()
+    (home / "airflow.cfg").write_text("[metrics]\notel_on = True\n", "utf-8")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{metrics.port}")
+        with (
+            LocalAirflow(airflow_settings, warehouse_url, port=0) as running,
+            running.active(REFRESH, REBUILD, BACKFILL, "maintain"),
+        ):
+            yield running

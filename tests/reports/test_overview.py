@@ -1,0 +1,55 @@
+"""Which files the pages in Airflow hand out, and the list of runs."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dare_core.reports.overview import ListedRun, find_data_docs, find_report, runs_page
+from dare_core.settings import Settings
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Settings:
+    """A data folder with a report, Data Docs, and things that nobody is to see."""
+    settings = Settings(data_dir=tmp_path / "data", warehouse_url=None)
+    for path in ("runs/r/report.html", "data_docs/index.html", "airflow/passwords.json", "airflow/report.html"):
+        file = settings.data_dir / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(path)
+    (settings.data_docs_dir / "link").symlink_to(settings.data_dir / "airflow")
+    return settings
+
+
+def test_reports_and_data_docs_are_found(served: Settings) -> None:
+    assert find_report(served, "r") == (served.data_dir / "runs/r/report.html").resolve()
+    assert find_data_docs(served, "index.html") == (served.data_docs_dir / "index.html").resolve()
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "../airflow", "/etc", "r/../../airflow", "absent", "r\0", "r" * 5000])
+def test_no_run_id_leads_out_of_the_runs(served: Settings, run_id: str) -> None:
+    assert find_report(served, run_id) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["", "..", "../airflow/passwords.json", "/etc/passwd", "link/passwords.json", "absent", "a\0"]
+)
+def test_no_path_leads_out_of_the_data_docs(served: Settings, path: str) -> None:
+    assert find_data_docs(served, path) is None
+
+
+def test_the_list_links_to_the_runs_that_have_a_report() -> None:
+    figures = {"state": "loaded", "texts": 7, "tokens_per_step": 2.5, "speedup": None, "quarantined": 1}
+    moment = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    page = runs_page(
+        [
+            ListedRun("with", "movies", "loaded", moment, 8, figures),
+            ListedRun("without", "<b>shop</b>", "planned", moment, 8, None),
+        ]
+    )
+    assert '<a href="with/report.html">with</a>' in page
+    assert "7 of 8" in page
+    assert "<th>without</th>" in page
+    assert "no report yet" in page
+    assert "<b>" not in page
+    assert "No run has been planned yet." in runs_page([])

@@ -1,0 +1,141 @@
+"""The report of a run at every stage that a run can end in."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from dare_core import pipeline
+from dare_core.errors import QualityError
+from dare_core.knowledge import shards
+from dare_core.pipeline import RunRequest
+from dare_core.reports.facts import gather
+from dare_core.settings import Settings
+from tests.reports.conftest import HOSTILE
+
+
+class _Page(HTMLParser):
+    """What a browser would run, and what it would ask for."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.asks: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        self.asks += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+
+def plan_and_generate(settings: Settings, request: RunRequest) -> None:
+    pipeline.plan(settings, request)
+    for assignment in pipeline.assignments(settings, request):
+        pipeline.generate(settings, request, assignment)
+
+
+def report(settings: Settings, request: RunRequest) -> tuple[dict[str, object], str]:
+    figures = pipeline.report(settings, request)
+    return figures, Path(str(figures["report"])).read_text("utf-8")
+
+
+def test_a_loaded_run_shows_its_funnel_groups_speed_quarantine_and_samples(settings: Settings, engine: Engine) -> None:
+    request = RunRequest(run_id="loaded")
+    plan_and_generate(settings, request)
+    for stage in (pipeline.validate, pipeline.embed, pipeline.load):
+        stage(settings, request)
+    figures, page = report(settings, request)
+    with engine.connect() as connection:
+        run = connection.execute(text("SELECT * FROM knowledge.generation_run")).one()
+        refused = connection.execute(text("SELECT count(*) FROM knowledge.quarantine")).scalar_one()
+    assert (figures["state"], figures["texts"], figures["tokens"]) == ("loaded", 7, run.new_tokens)
+    assert figures["tokens_per_step"] == pytest.approx(run.new_tokens / run.steps, abs=1e-3)
+    assert figures["quarantined"] == refused > 0
+    for section in ("funnel", "speed", "groups", "throughput", "quarantine", "pools", "samples"):
+        assert f'<section id="{section}">' in page
+    facts = gather(settings, engine, "loaded", "movies")
+    assert [(funnel.kind, funnel.planned, funnel.generated, funnel.loaded) for funnel in facts.funnels] == [
+        ("item", 5, 5, sum(kind == "item" for kind in _loaded_kinds(engine))),
+        ("user", 2, 2, sum(kind == "user" for kind in _loaded_kinds(engine))),
+    ]
+    assert sum(written.tokens for written in facts.groups.values()) == run.new_tokens
+    assert facts.throughput is not None
+    assert sum(facts.throughput.tokens_per_second) * facts.throughput.bin_seconds == pytest.approx(
+        run.new_tokens, abs=0.5
+    )
+
+
+def _loaded_kinds(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return list(connection.execute(text("SELECT kind FROM knowledge.knowledge")).scalars())
+
+
+def test_a_report_runs_nothing_and_asks_for_nothing_but_the_data_docs(settings: Settings) -> None:
+    request = RunRequest(run_id="hostile")
+    plan_and_generate(settings, request)
+    pipeline.validate(settings, request)
+    _, page = report(settings, request)
+    parsed = _Page(page)
+    assert "script" not in parsed.tags
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page  # names are shown, as text
+    [docs] = parsed.asks
+    assert (settings.run_dir("hostile") / docs).resolve().is_relative_to(settings.data_docs_dir.resolve())
+    assert (settings.run_dir("hostile") / docs).is_file()
+    assert "url(" not in page
+
+
+def test_a_run_that_failed_validation_says_so_and_shows_why(settings: Settings) -> None:
+    strict = settings.model_copy(update={"max_failing_share": 0.0})
+    request = RunRequest(run_id="bad", kinds=("item",))
+    plan_and_generate(strict, request)
+    with pytest.raises(QualityError):
+        pipeline.validate(strict, request)
+    figures, page = report(strict, request)
+    assert figures["state"] == "failed"
+    assert "Failed in validation, and loaded nothing. It had written 5 of 5 texts" in page
+    assert re.search(r"<summary>\w+: \d of \d</summary>", page)
+
+
+def test_a_run_that_stopped_half_way_reports_what_was_written(settings: Settings) -> None:
+    request = RunRequest(run_id="half", kinds=("item",))
+    pipeline.plan(settings, request)
+    pipeline.generate(settings, request, pipeline.assignments(settings, request)[0])
+    figures, page = report(settings, request)
+    assert (figures["state"], figures["texts"]) == ("stopped", 3)
+    assert "It had written 3 of 5 texts" in page
+
+
+def test_a_run_with_nothing_to_write_and_one_never_planned_have_reports_too(settings: Settings) -> None:
+    nothing = RunRequest(run_id="nothing", max_new_tokens=900)  # which leaves no prompt room
+    pipeline.plan(settings, nothing)
+    assert pipeline.assignments(settings, nothing) == []
+    figures, page = report(settings, nothing)
+    assert figures["state"] == "idle"
+    assert "Nothing had to be written for movies" in page
+    assert "5 unfit" in page
+    figures, page = report(settings, RunRequest(run_id="never"))
+    assert (figures["state"], figures["texts"]) == ("unplanned", 0)
+
+
+def test_the_plans_funnel_and_estimate_are_shown_beside_what_was_measured(settings: Settings) -> None:
+    request = RunRequest(run_id="estimated", kinds=("user",))
+    plan_and_generate(settings, request)
+    path = settings.run_dir("estimated") / "plan.json"
+    planned = json.loads(path.read_text())
+    planned["funnel"] = {
+        "user": {"seen": 943, "changed": 1, "expired": 1, "requests": 2, "skipped": {"valid": 940, "unfit": 1}}
+    }
+    planned["estimate"] = {
+        "tokens": 48, "seconds": 4.0, "cost": None, "tokens_per_second": 12.0, "basis": "the last run <b>of all</b>"
+    }  # fmt: skip
+    shards.write_json(path, json.dumps(planned))
+    _, page = report(settings, request)
+    assert "943" in page
+    assert "940 valid, 1 unfit" in page
+    assert re.search(r"<th>tokens</th><td>48</td><td>\d+</td><td>\d+%</td>", page)
+    assert "the last run &lt;b&gt;of all&lt;/b&gt;" in page
