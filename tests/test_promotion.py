@@ -1,5 +1,6 @@
 """From loaded texts to the pool in force, past the promotion gate."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sqlalchemy import Engine
+from typer.testing import CliRunner
 
 from dare_core import maintenance, models, pipeline, promotion
+from dare_core.cli import app
 from dare_core.errors import PoolError, WarehouseError
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE
 from dare_core.settings import Settings
@@ -124,6 +127,27 @@ def test_maintenance_keeps_the_latest_versions_and_drops_old_candidates_and_pins
         store.manifest(candidate)
     for version in store.versions():
         store.check(store.manifest(version), thoroughly=True)
+
+
+def test_the_command_line_knows_the_pipelines_pools_by_name_and_rolls_them_back_for_the_pipeline(
+    settings: Settings, engine: Engine, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARE_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["pool", *arguments, "--json"])
+        assert result.exit_code == 0, result.output
+        version: str = json.loads(result.output)["version"]
+        return version
+
+    versions = []
+    for end in (2, 4):
+        load_texts(settings, engine, range(end - 2, end))
+        pipeline.rebuild_pools(settings, "movies")
+        versions.append(current(engine))
+    assert said("inspect", "movies/item") == said("inspect", str(settings.pool_dir("movies", "item"))) == versions[-1]
+    assert said("rollback", "movies/item") == versions[0] == current(engine)
 
 
 def test_runs_that_nothing_was_written_to_for_long_lose_their_staged_files(settings: Settings, engine: Engine) -> None:
