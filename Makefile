@@ -28,9 +28,10 @@ demo: $(STAMP)
 ui: $(STAMP)
 	@$(BIN)/dare ui
 
+# By two workers, whose waiting threads leave the cores to each other.
 test: $(STAMP)
 	@sh scripts/install_chromium.sh
-	@$(BIN)/python -m pytest
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Every service of several machines as processes on this one, and a worker that is killed: minutes, so not part of test.
 cluster-test: $(STAMP)

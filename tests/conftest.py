@@ -15,6 +15,18 @@ from dare_core.warehouse.server import database_url, serving, stop
 
 _numbers = count(1)
 
+_ROOT = Path(__file__).parent
+#: Whose tests share servers.
+_TOGETHER = _ROOT / "integration"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests that share something: those of a file."""
+    for item in items:
+        together = _TOGETHER if _TOGETHER in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(_ROOT))))
+
 
 @contextmanager
 def _database(server_url: str, template: str) -> Iterator[str]:
