@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from xdist.scheduler import LoadScopeScheduling
 
 from dare_core.settings import Settings
 from dare_core.warehouse.connection import connect
@@ -15,17 +17,18 @@ from dare_core.warehouse.server import database_url, serving, stop
 
 _numbers = count(1)
 
-_ROOT = Path(__file__).parent
-#: Whose tests share servers.
-_TOGETHER = _ROOT / "integration"
+
+class _ByFile(LoadScopeScheduling):
+    """Shares out whole files, and the files that share an Airflow as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "integration" if "/integration/" in file else file
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests that share something: those of a file."""
-    for item in items:
-        together = _TOGETHER if _TOGETHER in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(_ROOT))))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    """Which of ``make test``'s workers runs which tests."""
+    return _ByFile(config, log)
 
 
 @contextmanager
