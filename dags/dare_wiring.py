@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from dare_core.domains import Domain, domain_names, load_domain
 from dare_core.errors import DareError, OutOfMemoryError, SettingError, SourceError, WarehouseError
-from dare_core.schemas import KINDS
+from dare_core.kinds import KINDS
 from dare_core.settings import WAREHOUSE_CONNECTION, Settings, load_settings
 
 if TYPE_CHECKING:
