@@ -94,8 +94,8 @@ def bench_platform(
     here = settings.model_copy(update={"model": models.locate(settings), "max_failing_share": 1.0})
     for name, part in PARTS.items():
         if name in only or not only:
-            on_progress(f"{name}: begins")
-            result |= part(here, size or Size(), lambda what, name=name: on_progress(f"{name}: {what}"))
+            on_progress(name)
+            result |= part(here, size or Size(), on_progress)
     return result
 
 
