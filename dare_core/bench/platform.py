@@ -181,7 +181,7 @@ def _measure_airflow_vs_engine(settings: Settings, size: Size, on_progress: OnPr
         task_tokens = sum(shards.read_staged(run_dir, names)[0]["new_tokens"].to_pylist())
         task_seconds = sum(task.seconds or 0.0 for task in tasks)
         on_progress("the same texts by the bare engine")
-        bare_tokens, bare_seconds = _write_bare(here, plan)
+        bare_tokens, bare_seconds = write_bare(here, plan)
         return {
             "airflow_vs_engine": round((task_tokens / task_seconds) / (bare_tokens / bare_seconds), 3),
             "airflow_tokens_per_s": round(task_tokens / task_seconds, 1),
@@ -195,16 +195,19 @@ def _measure_airflow_vs_engine(settings: Settings, size: Size, on_progress: OnPr
         }
 
 
-def _write_bare(settings: Settings, plan: Plan) -> tuple[int, float]:
-    """Tokens, and the engine's seconds, of a plan's requests, written by this process and kept nowhere."""
+def write_bare(settings: Settings, plan: Plan) -> tuple[int, float]:
+    """Tokens, and the engine's seconds, of a plan's shards, written by this process as a worker would and not kept.
+
+    Args:
+        settings: of the run.
+        plan: whose shards are of one kind, as is their pool.
+    """
     writer = PlannedWriter(settings, plan)
-    tokens = 0
-    for shard in plan.shards:
-        rows = shards.read_shard(settings.run_dir(plan.run_id), shard.name).to_pylist()
-        longest = max(len(row["prompt_token_ids"]) for row in rows)
-        for result in writer.write(rows, shard.kind, shard.pool_version, longest, len(rows)):
-            tokens += result.statistics.new_tokens
-    return tokens, writer.seconds
+    run_dir = settings.run_dir(plan.run_id)
+    rows = [row for shard in plan.shards for row in shards.read_shard(run_dir, shard.name).to_pylist()]
+    longest = max(len(row["prompt_token_ids"]) for row in rows)
+    results = writer.write(rows, plan.shards[0].kind, plan.shards[0].pool_version, longest, len(rows))
+    return sum(result.statistics.new_tokens for result in results), writer.seconds
 
 
 @contextmanager

@@ -1,15 +1,22 @@
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dare_core import models
-from dare_core.bench.platform import PARTS, dag_import
+from dare_core.bench.platform import PARTS, dag_import, write_bare
 from dare_core.cli import PlatformPart, main
 from dare_core.errors import DareError
+from dare_core.knowledge import shards
+from dare_core.knowledge.costs import Estimate
+from dare_core.knowledge.requests import Decoding
+from dare_core.knowledge.shards import Plan
+from dare_core.knowledge.worker import work_off
 from dare_core.settings import Settings, load_settings
+from tests.tiny_model import save_tiny_model
 
 DAG = """
 from airflow.sdk import DAG
@@ -50,6 +57,30 @@ def test_a_dag_file_that_cannot_be_imported_is_no_figure_but_an_error(settings: 
     (tmp_path / "broken.py").write_text(DAG + "1 / 0")
     with pytest.raises(DareError, match=r"cannot be imported.*broken\.py.*division by zero"):
         dag_import(settings, tmp_path)
+
+
+def test_the_bare_engine_writes_what_a_worker_writes_of_a_plan(settings: Settings, tmp_path: Path) -> None:
+    settings = settings.model_copy(update={"model": str(save_tiny_model(tmp_path / "tiny"))})
+    now = datetime.now(UTC)
+    asked = {"domain": "bench", "kind": "item", "group_name": "all", "prompt": "?", "dropped_history": 0, "epoch": 0}
+    each = [{"request_id": str(n), "entity_id": str(n), "prompt_token_ids": [65 + n] * 9} for n in range(5)]
+    rows = [{**asked, **row, "data_as_of": now} for row in each]
+    plan = Plan(
+        run_id="plan",
+        domain="bench",
+        framework="kar",
+        decoding=Decoding(
+            settings.model, models.tokenizer_hash(models.load_tokenizer(settings)), "strict", 1, 0.0, max_new_tokens=12
+        ),
+        started_at=now,
+        shards=shards.write_shards(settings.run_dir("plan"), "item", rows, 3, None),
+        funnel={},
+        estimate=Estimate(tokens=60, seconds=None, cost=None, tokens_per_second=None, basis="none"),
+    )
+    manifests = work_off(settings, plan, plan.shards)
+    tokens, seconds = write_bare(settings, plan)
+    assert tokens == sum(manifest["tokens"] for manifest in manifests) > 0
+    assert seconds > 0
 
 
 @pytest.mark.integration
