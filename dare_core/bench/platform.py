@@ -24,7 +24,7 @@ from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import PlannedWriter
-from dare_core.local_airflow import DAGS_DIR, LocalAirflow
+from dare_core.local_airflow import DAGS_DIR, LocalAirflow, exit_on_signals
 from dare_core.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
@@ -89,13 +89,15 @@ def bench_platform(
 
     Raises:
         DareError: a run failed, or something did not start.
+        SystemExit: SIGTERM or SIGHUP came; what the bench had started has ended.
     """
     result: dict[str, Any] = {"machine": _machine()}
     here = settings.model_copy(update={"model": models.locate(settings), "max_failing_share": 1.0})
-    for name, part in PARTS.items():
-        if name in only or not only:
-            on_progress(name)
-            result |= part(here, size or Size(), on_progress)
+    with exit_on_signals():
+        for name, part in PARTS.items():
+            if name in only or not only:
+                on_progress(name)
+                result |= part(here, size or Size(), on_progress)
     return result
 
 
