@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import (
+    DAG,
     Asset,
     Connection,
     DeadlineAlert,
@@ -16,12 +17,12 @@ from airflow.sdk import (
     SyncCallback,
     get_current_context,
 )
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInvalid
 from pydantic import ValidationError
 
 from dare_core.domains import Domain, domain_names, load_domain
-from dare_core.errors import DareError, OutOfMemoryError, SourceError, WarehouseError
-from dare_core.schemas import KINDS
+from dare_core.errors import DareError, OutOfMemoryError, SettingError, SourceError, WarehouseError
+from dare_core.kinds import KINDS
 from dare_core.settings import WAREHOUSE_CONNECTION, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -30,7 +31,26 @@ if TYPE_CHECKING:
 #: As they are when the file is parsed; tasks read them anew.
 SETTINGS = load_settings()
 
-DOMAINS: list[Domain] = [load_domain(SETTINGS, name) for name in domain_names(SETTINGS)]
+#: The domains that have DAGs.
+DOMAINS: list[Domain] = []
+#: What is wrong with the files of the others; `domain_errors.py` shows it.
+DOMAIN_ERRORS: list[SettingError] = []
+
+
+def _checked(name: str) -> Domain:
+    domain = load_domain(SETTINGS, name)
+    try:
+        DAG(name, schedule=domain.schedule.refresh).validate()
+    except AirflowTimetableInvalid as error:
+        raise SettingError(f"{SETTINGS.config_dir / name}.toml: schedule.refresh: {error}") from None
+    return domain
+
+
+for each in domain_names(SETTINGS):
+    try:
+        DOMAINS.append(_checked(each))
+    except SettingError as broken:
+        DOMAIN_ERRORS.append(broken)
 
 
 def settings() -> Settings:

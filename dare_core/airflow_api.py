@@ -1,7 +1,7 @@
 """The part of Airflow's REST API (v2) that drives DAG runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote
@@ -24,12 +24,19 @@ class RunFailedError(AirflowError):
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task of a run. ``map_index`` is -1 unless the task is mapped; ``state`` is null before it is scheduled."""
+    """One task of a run.
+
+    Attributes:
+        map_index: -1 unless the task is mapped.
+        state: null before it is scheduled.
+        seconds: from the start of its latest attempt to its end; null before that.
+    """
 
     task_id: str
     map_index: int
     state: str | None
     try_number: int
+    seconds: float | None = field(default=None, compare=False)
 
 
 OnProgress = Callable[[Sequence[TaskState]], None]
@@ -119,7 +126,8 @@ class AirflowApi:
             page = self._get(f"{_run_path(dag_id, run_id)}/taskInstances", params={"limit": _PAGE, "offset": len(rows)})
             rows += page["task_instances"]
             if not page["task_instances"] or len(rows) >= page["total_entries"]:
-                return [TaskState(row["task_id"], row["map_index"], row["state"], row["try_number"]) for row in rows]
+                names = ("task_id", "map_index", "state", "try_number", "duration")
+                return [TaskState(*(row[name] for name in names)) for row in rows]
 
     def task_instance_id(self, dag_id: str, run_id: str, task: TaskState) -> str:
         """What Airflow calls the task's latest attempt, in the title of its process too."""

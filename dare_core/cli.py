@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -61,6 +61,16 @@ class PlanOrder(StrEnum):
 
     spread = "spread"
     active = "active"
+
+
+class PlatformPart(StrEnum):
+    """A part of ``dare bench platform``."""
+
+    no_change = "no_change"
+    dag_import = "dag_import"
+    kills = "kills"
+    shards = "shards"
+    airflow_vs_engine = "airflow_vs_engine"
 
 
 class EntityKind(StrEnum):
@@ -589,6 +599,32 @@ def bench_pool(
         return
     rows = [(name, value) for name, value in result.items() if not isinstance(value, dict)]
     console.print(result_table("pool", ("figure", "value"), rows))
+
+
+@bench_app.command("platform")
+def bench_platform(
+    only: Annotated[
+        list[PlatformPart] | None, typer.Option(help="a part to measure; may be given several times; default: all")
+    ] = None,
+    shards: Annotated[int, typer.Option(min=1, help="worked off by a scheduler")] = 10_000,
+    entities: Annotated[int, typer.Option(min=1, help="items written about through Airflow and without")] = 400,
+    kills: Annotated[int, typer.Option(min=1, help="of a generation task")] = 5,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """What the platform adds to the engine, and whether it loses anything: daily run, scheduler, killed workers."""
+    from dare_core.bench.platform import Size
+    from dare_core.bench.platform import bench_platform as measure
+
+    size = Size(shards, entities, kills)
+    with stderr.status("") if stderr.is_terminal else nullcontext() as status:
+        say = status.update if status else lambda what: None
+        result = measure(_settings(model=model), [part.value for part in only or ()], size, say)
+    if as_json:
+        print(json.dumps(result))
+        return
+    rows = [(name, value) for name, value in result.items() if not isinstance(value, dict)]
+    console.print(result_table("platform", ("figure", "value"), rows))
 
 
 @bench_app.command("project")

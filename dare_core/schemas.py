@@ -5,12 +5,12 @@ below. Times are UTC with microseconds. ``group_name`` holds the retrieval-pool 
 SQL). Fields marked ``nullable=False`` are NOT NULL wherever they are stored.
 """
 
-from typing import Final, Literal
+from typing import Final
 
 import pyarrow as pa
 
-Kind = Literal["item", "user"]
-KINDS: Final[tuple[Kind, ...]] = ("item", "user")
+from dare_core.kinds import KINDS as KINDS
+from dare_core.kinds import Kind as Kind
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 TOKENS: Final = pa.list_(pa.int32())

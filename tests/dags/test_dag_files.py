@@ -23,7 +23,8 @@ from airflow.dag_processing.dagbag import BundleDagBag
 from airflow.sdk.exceptions import ParamValidationError
 
 bag = BundleDagBag(sys.argv[1], bundle_path=sys.argv[1])
-imported = [name for name in ("torch", "transformers", "pyspark", "great_expectations") if name in sys.modules]
+heavy = ("torch", "transformers", "pyspark", "great_expectations", "pyarrow")
+imported = [name for name in heavy if name in sys.modules]
 
 
 def accepts(dag_id, name, value):
@@ -149,7 +150,27 @@ def test_every_domain_has_its_dags_and_all_files_import_without_error(parsed: di
     assert set(parsed["dags"]) == {"maintain"} | {f"{name}_{domain}" for name in templates for domain in DOMAINS}
 
 
-def test_importing_them_brings_in_no_torch_spark_or_gx(parsed: dict[str, Any]) -> None:
+def test_domain_files_that_are_broken_are_import_errors_and_the_other_domains_keep_their_dags(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.mkdir()
+    movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
+    (config / "movies.toml").write_text(movies, "utf-8")
+    (config / "books.toml").write_text(movies.replace("[source]", "[source"), "utf-8")
+    (config / "films.toml").write_text(movies.replace("[source]", "[sauce]"), "utf-8")
+    (config / "songs.toml").write_text(HOURLY.replace("@hourly", "at noon") + movies, "utf-8")
+    found = parse(tmp_path, DARE_CONFIG_DIR=str(config))
+    templates = ("refresh_knowledge", "rebuild_pools", "backfill_knowledge")
+    assert set(found["dags"]) == {"maintain"} | {f"{name}_movies" for name in templates}
+    assert list(found["errors"]) == ["domain_errors.py"]
+    for file, problem in (
+        ("books.toml", "not valid TOML"),
+        ("films.toml", "sauce: Extra inputs are not permitted"),
+        ("songs.toml", "schedule.refresh: "),
+    ):
+        assert any(file in line and problem in line for line in found["errors"]["domain_errors.py"].splitlines()), file
+
+
+def test_importing_them_brings_in_no_torch_spark_gx_or_arrow(parsed: dict[str, Any]) -> None:
     assert parsed["imported"] == []
 
 
