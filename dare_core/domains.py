@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dare_core.errors import SettingError
 from dare_core.settings import Settings
 
+#: How knowledge is asked for; see :mod:`dare_core.knowledge.prompts`.
+Framework = Literal["kar", "trawl", "rlmrec", "once"]
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -118,9 +121,9 @@ class Grouping(_Section):
 
 
 class Knowledge(_Section):
-    """How the knowledge is asked for (KAR, arXiv 2306.10933, section 3.2)."""
+    """How the knowledge is asked for."""
 
-    framework: Literal["kar"] = "kar"
+    framework: Framework = "kar"
     noun: str = Field(description="what an item is: movie, product")
     plural: str
     history: str = Field(description="what a user's history is of: viewing, purchase")

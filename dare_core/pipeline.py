@@ -24,6 +24,7 @@ from dare_core.domains import Domain, load_domain
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import InputError, QualityError
 from dare_core.knowledge import costs, shards
+from dare_core.knowledge.answers import read_answers
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.costs import Funnel
 from dare_core.knowledge.planning import Choice, Planner
@@ -295,7 +296,7 @@ def generate(settings: Settings, request: RunRequest, assignment: dict[str, int]
 
 
 def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Great Expectations over the staged texts; failing rows go to quarantine, the others on to embedding.
+    """Read the staged answers, Great Expectations over what they say; failing rows go to quarantine, the others on.
 
     Raises:
         QualityError: rows are missing or doubled, or more texts failed than ``settings.max_failing_share`` allows.
@@ -306,12 +307,14 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
     staged, failed = shards.read_staged(run_dir, names)
     wanted = {row for name in names for row in shards.read_shard(run_dir, name)["request_id"].to_pylist()}
     wanted -= set(failed["request_id"].to_pylist())
-    outcome = check(staged, sorted(wanted), settings.data_docs_dir, request.run_id)
-    refused = pa.concat_tables([outcome.quarantine, failed])
+    answers = read_answers(planned.framework, staged)
+    wanted -= set(answers.refused["request_id"].to_pylist())
+    outcome = check(answers.read, sorted(wanted), settings.data_docs_dir, request.run_id)
+    refused = pa.concat_tables([answers.refused, outcome.quarantine, failed])
     counts = {
         "generated": len(staged),
         "failed": len(failed),
-        "quarantined": len(pc.unique(outcome.quarantine["request_id"])),
+        "quarantined": len(answers.refused) + len(pc.unique(outcome.quarantine["request_id"])),
         "new_tokens": pc.sum(staged["new_tokens"]).as_py() or 0,
         "steps": pc.sum(staged["steps"]).as_py() or 0,
         "seconds": shards.engine_seconds(run_dir, names),

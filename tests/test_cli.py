@@ -293,3 +293,9 @@ def test_the_shop_is_imported_in_the_size_that_was_asked_for_and_a_day_passes(
 )
 def test_a_shop_that_cannot_be_made_is_refused(dare: Dare, arguments: tuple[str, ...]) -> None:
     assert dare("source", "import", *arguments)[0] == 2
+
+
+def test_a_folder_without_a_release_is_one_line(dare: Dare, tmp_path: Path) -> None:
+    code, printed, error = dare("source", "import", "--from", tmp_path)
+    assert (code, printed) == (2, "")
+    assert f"dare: {tmp_path} holds no release that is known" in error

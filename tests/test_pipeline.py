@@ -113,6 +113,23 @@ def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engin
     assert pipeline.rebuild_pools(lenient, "movies") == {}
 
 
+@pytest.mark.parametrize("framework", ["trawl", "rlmrec", "once"])
+def test_every_text_of_every_framework_is_loaded_or_in_quarantine(
+    settings: Settings, engine: Engine, tmp_path: Path, framework: str
+) -> None:
+    config = (settings.config_dir / "movies.toml").read_text("utf-8")
+    (tmp_path / "movies.toml").write_text(config.replace('framework = "kar"', f'framework = "{framework}"'), "utf-8")
+    lenient = settings.model_copy(update={"max_failing_share": 1.0, "config_dir": tmp_path})
+    request = RunRequest(run_id="r", verification="relaxed")
+    generate_all(lenient, request)
+    summary = pipeline.validate(lenient, request)
+    pipeline.embed(lenient, request)
+    loaded = pipeline.load(lenient, request)["loaded"]
+    assert (summary["generated"], summary["failed"]) == (7, 0)
+    assert loaded + summary["quarantined"] == 7
+    assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(summary["quarantined"],)]
+
+
 def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
     for run_id in ("long", "again"):

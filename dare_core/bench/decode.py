@@ -332,7 +332,9 @@ def _requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Requ
         raise InputError(f"{plan.prompts} prompts and {plan.pool_texts} pool texts exceed the {len(items)} items")
     spread = [items[i * len(items) // total] for i in range(total)]
     requests = [
-        Request(row["item_id"], row["genres"][0], encoder.encode(render(domain, "item", row)), plan.max_new_tokens)
+        Request(
+            row["item_id"], row["genres"][0], encoder.encode(render(domain, "item", row).message), plan.max_new_tokens
+        )
         for row in spread
     ]
     chosen = [i * total // plan.prompts for i in range(plan.prompts)]

@@ -124,7 +124,8 @@ class EngineConfig:
         max_sequences: sequences decoded at once.
         max_length: prompt and new tokens of one sequence at most; what a place in the cache is allocated for.
         rule: strict, relaxed or sampling verification.
-        eos_token_ids: tokens that end a text.
+        eos_token_ids: tokens that end a text; never relaxed.
+        structural_token_ids: further tokens that are never relaxed, since an answer's structure is made of them.
         draft_nodes: nodes of one sequence's draft tree at most (paper: 64).
         budget: ``measured`` verifies the nodes that pay on this machine, ``fixed`` all that are drafted.
         prefill_rows: prompt tokens in one step at most; longer prompts take several steps.
@@ -139,6 +140,7 @@ class EngineConfig:
     max_length: int
     rule: Rule
     eos_token_ids: frozenset[int]
+    structural_token_ids: frozenset[int] = frozenset()
     draft_nodes: int = 64
     budget: Literal["measured", "fixed"] = "measured"
     prefill_rows: int = 256
@@ -220,6 +222,9 @@ class Engine:
         else:
             fuse_layers(model, shape, config.weights)
             pack_weights(model, config.weights)
+        self._never_relaxed = torch.zeros(self._vocabulary, dtype=torch.bool)
+        self._never_relaxed[sorted(config.eos_token_ids | config.structural_token_ids)] = True
+        self._never_relaxed = self._never_relaxed.to(model.device)
         self._generator = torch.Generator(model.device).manual_seed(config.seed)
         self._acceptance = Acceptance(drafter.evidence_kinds) if drafter else None
         self._waiting: deque[Request | _Sequence] = deque()
@@ -394,7 +399,7 @@ class Engine:
             forest.trees,
             may_relax[forest.trees],
             self._config.rule,
-            self._config.eos_token_ids,
+            self._never_relaxed,
             self._generator,
         )
 
@@ -499,7 +504,7 @@ class Engine:
             parent_rows = step.first_logits[step.forest.trees]
             strict = np.zeros(len(step.forest), np.bool_)
             logits, forest = self._forward(step), step.forest
-            judge(logits, forest.tokens, parent_rows, forest.trees, strict, Rule("strict"), ())
+            judge(logits, forest.tokens, parent_rows, forest.trees, strict, Rule("strict"), self._never_relaxed)
             return time.perf_counter() - started
 
         cache.lengths[:] = committed

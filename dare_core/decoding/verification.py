@@ -2,13 +2,12 @@
 
 *Strict*: a node passes when it is the target's argmax after its parent; the text equals greedy decoding.
 *Relaxed*: it also passes when it lies in the target's top-k with a probability above p (softmax at temperature 1 over
-the whole vocabulary). A drafted end-of-sequence must be the argmax, and where the argmax is end-of-sequence nothing
-else passes.
+the whole vocabulary). Some tokens are never relaxed: the end of sequence, and what makes up an answer's structure where
+it has one. A drafted one must be the argmax, and where the argmax is one nothing else passes.
 *Sampling*: every row draws its own token from the target's distribution, and a node passes when it is the token drawn
 after its parent. A walk down the tree uses each row's draw once, so the text is distributed as without drafts.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +71,7 @@ def judge(
     trees: NDArray[np.int32],
     may_relax: NDArray[np.bool_],
     rule: Rule,
-    eos_token_ids: Collection[int],
+    never_relaxed: Tensor,
     generator: torch.Generator | None = None,
 ) -> Judgement:
     """Judge all nodes of a step at once; the host waits for the device once.
@@ -84,7 +83,7 @@ def judge(
         trees: ``[nodes]`` which tree each node belongs to.
         may_relax: ``[nodes]`` False where a sequence is held to strict verification in this step.
         rule: strict, relaxed or sampling.
-        eos_token_ids: tokens that end a text.
+        never_relaxed: ``[vocabulary]`` bool, on the logits' device: True for tokens that pass, and let pass, strictly.
         generator: where sampling takes its random numbers from.
     """
     device = logits.device
@@ -103,7 +102,7 @@ def judge(
             may = torch.from_numpy(may_relax).to(device)
             of = torch.from_numpy(trees).to(device, torch.int64)
             passes, log_probs = _relax(
-                logits, node_tokens, parents, of, peaks, chosen, is_chosen, may, rule, eos_token_ids
+                logits, node_tokens, parents, of, peaks, chosen, is_chosen, may, rule, never_relaxed
             )
             parts += [passes, log_probs.view(torch.int32)]
         else:
@@ -163,13 +162,12 @@ def _relax(
     is_argmax: Tensor,
     may: Tensor,
     rule: Rule,
-    eos_token_ids: Collection[int],
+    never_relaxed: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """``[nodes]``: which nodes pass, and the log-probabilities of those that do, where a tree has relaxed ones."""
     own = logits[parents, tokens].float()
     ratios = (own - peaks[parents].float()).exp()
-    ends = torch.tensor(sorted(eos_token_ids), dtype=torch.int64, device=logits.device)
-    may = may & ~is_argmax & ~torch.isin(tokens, ends) & ~torch.isin(argmax[parents], ends)
+    may = may & ~is_argmax & ~never_relaxed[tokens] & ~never_relaxed[argmax[parents]]
     # A probability is at most the ratio to the argmax's, so most nodes need no look at their whole row.
     may &= (ratios > rule.min_prob) & (ratios >= rule.min_ratio)
     looked_at = _places(may)

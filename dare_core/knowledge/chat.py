@@ -33,28 +33,56 @@ class ChatEncoder:
         description["added_tokens"] = []
         description["post_processor"] = None
         self._plain: Tokenizer = Tokenizer.from_str(json.dumps(description))
-        self._before, self._after = self._frame(tokenizer)
+        self._message_alone = _frame(tokenizer, ["user"])
+        if self._message_alone is None:
+            raise ModelError("the chat template does not show a message once")
+        self._with_system = _frame(tokenizer, ["system", "user"])
 
-    def _frame(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-        """The token ids before and after the message."""
-        if tokenizer.chat_template is None:  # a base model: the message is continued
-            return ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), []
-        placeholder = secrets.token_hex(16)
-        messages = [{"role": "user", "content": placeholder}]
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        parts = str(rendered).split(placeholder)
-        if len(parts) != 2:
-            raise ModelError(f"the chat template shows a message {len(parts) - 1} times; it must show it once")
-        before, after = (list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts)
-        return before, after
+    def encode(self, message: str, system: str = "", opening: str = "") -> list[int]:
+        """Token ids of the prompt that asks ``message`` and waits for the answer, or for the rest of one.
 
-    def encode(self, message: str) -> list[int]:
-        """Token ids of the prompt that asks ``message`` and waits for the answer.
+        Args:
+            message: the user's turn.
+            system: the system's turn; of a chat template that knows none it begins the user's.
+            opening: what the answer begins with.
 
         Raises:
             InputError: the tokenizer makes a control token of plain text even so; nothing of the sort is let through.
         """
-        ids: list[int] = self._plain.encode(message, add_special_tokens=False).ids
+        texts, frame = [message], self._message_alone
+        if system and self._with_system is None:
+            texts = [f"{system}\n\n{message}"]
+        elif system:
+            texts, frame = [system, message], self._with_system
+        assert frame is not None
+        ids = list(frame[0])
+        for text, behind in zip(texts, frame[1:], strict=True):
+            ids += [*self._encode(text), *behind]
+        return ids + self._encode(opening)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         if forged := self._control_ids.intersection(ids):
-            raise InputError(f"the text {message[:60]!r} encodes to the control tokens {sorted(forged)}")
-        return [*self._before, *ids, *self._after]
+            raise InputError(f"the text {text[:60]!r} encodes to the control tokens {sorted(forged)}")
+        return ids
+
+
+def _frame(tokenizer: "PreTrainedTokenizerBase", roles: list[str]) -> list[list[int]] | None:
+    """The token ids before, between and after the turns of some roles; None where the template has no such turns."""
+    if tokenizer.chat_template is None:  # a base model: the message is continued
+        return [[] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], []] if len(roles) == 1 else None
+    import jinja2
+
+    contents = [secrets.token_hex(16) for _ in roles]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    try:
+        rest = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError:  # how a template refuses a role
+        return None
+    parts = []
+    for content in contents:
+        if rest.count(content) != 1:
+            return None
+        part, _, rest = rest.partition(content)
+        parts.append(part)
+    return [list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (*parts, rest)]

@@ -1,61 +1,236 @@
 """What the language model is asked, by framework.
 
-KAR (arXiv 2306.10933, section 3.2) asks for *factual* knowledge of an item and for *reasoning* about a user's
-preferences along scenario-specific factors.
+*KAR* (arXiv 2306.10933, section 3.2) asks for factual knowledge of an item and for reasoning about a user's preferences
+along scenario-specific factors. *TRAWL* (arXiv 2403.06642) gives an instruction: go through the factors that matter for
+recommending, then comment. *RLMRec* (arXiv 2310.15950, section 3.2) sets a role, hands the facts over as JSON and asks
+for a profile as JSON. *ONCE* (arXiv 2305.06566, section 3) has items condensed by a content summariser, and users
+described by topics and regions. docs/frameworks.md says where these prompts differ from the papers'.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-from dare_core.domains import Domain
+from dare_core.domains import Domain, Framework
+from dare_core.knowledge.answers import answer_form
 from dare_core.schemas import Kind
 
+_Attributes = Mapping[str, Any]
 
-def render(domain: Domain, kind: Kind, attributes: Mapping[str, Any], dropped_history: int = 0) -> str:
-    """The message that asks for knowledge of one entity.
+
+@dataclass(frozen=True)
+class Question:
+    """One request in words.
+
+    Attributes:
+        message: of the user's turn; all that comes from source tables stands in it.
+        system: of the system's turn, fixed by framework and domain; empty: none of ours.
+        opening: how the answer begins. The model continues it.
+    """
+
+    message: str
+    system: str = ""
+    opening: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it, for a reader."""
+        return "\n\n".join(part for part in (self.system, self.message, self.opening) if part)
+
+
+def render(domain: Domain, kind: Kind, attributes: _Attributes, dropped_history: int = 0) -> Question:
+    """What is asked about one entity.
 
     Args:
-        domain: gives the nouns and factors.
+        domain: gives framework, nouns and factors.
         kind: item or user.
         attributes: the entity's, as ``schemas.ENTITY`` holds them.
         dropped_history: how many of the oldest history entries are left out.
     """
-    factors = ", ".join(domain.knowledge.factors)
+    ask_item, ask_user = _FRAMEWORKS[domain.knowledge.framework]
     if kind == "item":
-        return (
-            f"Introduce the {domain.knowledge.noun} {_item(domain, attributes)} and describe its attributes, "
-            f"including but not limited to {factors}."
-        )
-    described = _described(attributes, domain.source.users.attributes)
-    history = attributes.get("history", [])[dropped_history:]
-    lines = "\n".join(_history_line(domain, entry) for entry in history) or "(no entries)"
+        return ask_item(domain, attributes)
+    return ask_user(domain, attributes, attributes.get("history", [])[dropped_history:])
+
+
+# ---- KAR
+
+
+def _kar_item(domain: Domain, attributes: _Attributes) -> Question:
+    return Question(
+        f"Introduce the {domain.knowledge.noun} {_item(domain, attributes)} and describe its attributes, "
+        f"including but not limited to {_factors(domain)}."
+    )
+
+
+def _kar_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
     words = domain.knowledge
-    return (
-        f"A user{f' ({described})' if described else ''} has this {words.noun} {words.history} history, oldest first:\n"
-        f"{lines}\n"
-        f"Analyse the user's preferences in {words.plural}, considering factors such as {factors}. "
+    return Question(
+        f"{_user(domain, attributes)} has this {words.noun} {words.history} history, oldest first:\n"
+        f"{_history(domain, history)}\n"
+        f"Analyse the user's preferences in {words.plural}, considering factors such as {_factors(domain)}. "
         f"Explain them clearly from details of the {words.history} history."
     )
 
 
-def _history_line(domain: Domain, entry: Mapping[str, Any]) -> str:
-    value = f"{entry['value']:g}" if isinstance(entry["value"], float) else str(entry["value"])
-    return f'- "{_text(entry["title"])}": {value} {domain.knowledge.value_unit}'
+# ---- TRAWL
 
 
-def _item(domain: Domain, attributes: Mapping[str, Any]) -> str:
+def _trawl_item(domain: Domain, attributes: _Attributes) -> Question:
+    noun = domain.knowledge.noun
+    return Question(
+        f"### Instruction\nGather what helps to recommend the {noun} below. First go through the factors, one line "
+        "each, and write what you know of it; pass over a factor you know nothing of. Then comment in a few sentences "
+        f"on the {noun} as a whole: what sets it apart, and who would like it.\n"
+        f"### Factors\n{_factors(domain)}\n"
+        f"### {noun.capitalize()}\n{_item(domain, attributes)}\n"
+        "### Factors and comment"
+    )
+
+
+def _trawl_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+    words = domain.knowledge
+    return Question(
+        f"### Instruction\nGather what helps to recommend {words.plural} to the user below. First go through the "
+        f"factors, one line each, and write what the {words.history} history shows of the user's taste in it; pass "
+        "over a factor it shows nothing of. Then comment in a few sentences on the user's taste as a whole, and on "
+        f"which {words.plural} to recommend.\n"
+        f"### Factors\n{_factors(domain)}\n"
+        f"### User\n{_user(domain, attributes)}, whose {words.history} history, oldest first, is:\n"
+        f"{_history(domain, history)}\n"
+        "### Factors and comment"
+    )
+
+
+# ---- RLMRec
+
+
+def _rlmrec_item(domain: Domain, attributes: _Attributes) -> Question:
+    noun = domain.knowledge.noun
+    system = (
+        f"You help to find out which kinds of users would enjoy a certain {noun}. You are given what is known of the "
+        f"{noun} as a JSON object.\n" + _profile_rules(f"which kinds of users would enjoy the {noun}")
+    )
+    return Question(_as_json(domain, attributes), system, _opening("rlmrec", "item"))
+
+
+def _rlmrec_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+    words = domain.knowledge
+    system = (
+        f"You help to find out which kinds of {words.plural} a certain user is likely to enjoy. You are given the "
+        f"user's {words.history} history, oldest first, with one JSON object a line: what is known of the "
+        f'{words.noun}, and as "{words.value_unit}" what the user made of it.\n'
+        + _profile_rules(f"which kinds of {words.plural} the user is likely to enjoy")
+    )
+    lines = [_as_json(domain, entry, **{words.value_unit: entry["value"]}) for entry in history]
+    message = f"{_user(domain, attributes)}\n" + ("\n".join(lines) or "(no entries)")
+    return Question(message, system, _opening("rlmrec", "user"))
+
+
+def _profile_rules(wanted: str) -> str:
+    return (
+        "Answer with one JSON object of this form and with nothing else:\n"
+        f'{{"summarization": "{wanted}", "reasoning": "briefly, why"}}\n'
+        "Each of the two has at most 100 words."
+    )
+
+
+# ---- ONCE
+
+
+def _once_item(domain: Domain, attributes: _Attributes) -> Question:
+    noun = domain.knowledge.noun
+    return Question(
+        _as_lines(domain, attributes),
+        f"You summarise {domain.knowledge.plural}. You are given the title and what else is known of a {noun}, one "
+        f"line each. Answer with a description of the {noun} in one or two sentences, clear, complete, objective and "
+        "neutral, and with nothing else.",
+    )
+
+
+def _once_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+    words = domain.knowledge
+    system = (
+        f"You describe what a user is interested in, from the {words.history} history: a numbered list of "
+        f"{words.plural}, oldest first. Answer with one JSON object of this form and with nothing else:\n"
+        '{"topics": ["topic", "topic"], "regions": ["region", "region"]}\n'
+        f"Topics are subjects and kinds of {words.plural}, regions are countries or parts of the world that they come "
+        "from or are about; at most five of each, the most important first. Leave the list of regions empty if they "
+        "are hard to tell."
+    )
+    lines = [f"({number}) {_item(domain, entry)}" for number, entry in enumerate(history, 1)]
+    message = f"{_user(domain, attributes)}\n" + ("\n".join(lines) or "(no entries)")
+    return Question(message, system, _opening("once", "user"))
+
+
+_FRAMEWORKS: Final = {
+    "kar": (_kar_item, _kar_user),
+    "trawl": (_trawl_item, _trawl_user),
+    "rlmrec": (_rlmrec_item, _rlmrec_user),
+    "once": (_once_item, _once_user),
+}
+
+
+def _opening(framework: Framework, kind: Kind) -> str:
+    form = answer_form(framework, kind)
+    return form.opening if form else ""
+
+
+# ---- An entity in words
+
+
+def _user(domain: Domain, attributes: _Attributes) -> str:
+    described = _described(attributes, domain.source.users.attributes)
+    return "A user" + (f" ({described})" if described else "")
+
+
+def _item(domain: Domain, attributes: _Attributes) -> str:
     described = _described(attributes, domain.source.items.attributes)
     return f'"{_text(attributes["title"])}"' + (f" ({described})" if described else "")
 
 
-def _described(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    present = ((name, attributes.get(name)) for name in names)
-    return "; ".join(
-        f"{name.replace('_', ' ')} {_text(value)}" for name, value in present if value not in (None, "", [])
-    )
+def _history(domain: Domain, history: Sequence[_Attributes]) -> str:
+    return "\n".join(_history_line(domain, entry) for entry in history) or "(no entries)"
+
+
+def _history_line(domain: Domain, entry: _Attributes) -> str:
+    value = f"{entry['value']:g}" if isinstance(entry["value"], float) else str(entry["value"])
+    return f'- "{_text(entry["title"])}": {value} {domain.knowledge.value_unit}'
+
+
+def _as_json(domain: Domain, attributes: _Attributes, **more: object) -> str:
+    """One line: what is known of an item."""
+    known = {**dict(_present(attributes, ("title", *domain.source.items.attributes))), **more}
+    return json.dumps({name: _tidy(value) for name, value in known.items()}, ensure_ascii=False)
+
+
+def _as_lines(domain: Domain, attributes: _Attributes) -> str:
+    known = _present(attributes, ("title", *domain.source.items.attributes))
+    return "\n".join(f"{name.replace('_', ' ')}: {_text(value)}" for name, value in known)
+
+
+def _factors(domain: Domain) -> str:
+    return ", ".join(domain.knowledge.factors)
+
+
+def _described(attributes: _Attributes, names: tuple[str, ...]) -> str:
+    return "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in _present(attributes, names))
+
+
+def _present(attributes: _Attributes, names: tuple[str, ...]) -> list[tuple[str, Any]]:
+    found = ((name, attributes.get(name)) for name in names)
+    return [(name, value) for name, value in found if value not in (None, "", [])]
 
 
 def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(_text(part) for part in value)
     return " ".join(str(value).split())  # a title must not lay out the prompt
+
+
+def _tidy(value: object) -> object:
+    """As :func:`_text`, of what JSON shows as more than text."""
+    if isinstance(value, list):
+        return [_tidy(part) for part in value]
+    return _text(value) if isinstance(value, str) else value

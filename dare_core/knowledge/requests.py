@@ -28,7 +28,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered message, its token ids, and how many of the oldest history entries it had to leave out."""
+    """What is asked, for a reader; its token ids, and how many of the oldest history entries it had to leave out."""
 
     text: str
     token_ids: list[int]
@@ -45,8 +45,8 @@ def fit_prompt(
     """
 
     def attempt(dropped: int) -> Prompt:
-        text = render(domain, kind, attributes, dropped)
-        return Prompt(text, encoder.encode(text), dropped)
+        question = render(domain, kind, attributes, dropped)
+        return Prompt(question.text, encoder.encode(**vars(question)), dropped)
 
     prompt = attempt(0)
     fewest, most = 0, len(attributes.get("history", []))
@@ -99,7 +99,8 @@ def identify_settings(domain: Domain, kind: Kind, decoding: Decoding, prompt_enc
         max_tokens: a prompt may have.
     """
     spec: EntityTable = domain.source.items if kind == "item" else domain.source.users
-    entry = {"title": "title", "value": "value"}
+    entry = {name: name for name in (*domain.source.items.attributes, "title", "value")}
     probe = {name: name for name in spec.attributes} | {"title": "title", "history": [entry]}
-    shapes = [asdict(decoding), prompt_encoding, max_tokens, domain.knowledge.framework, render(domain, kind, probe)]
+    wording = render(domain, kind, probe).text
+    shapes = [asdict(decoding), prompt_encoding, max_tokens, domain.knowledge.framework, wording]
     return hashlib.sha256(json.dumps(shapes, separators=(",", ":")).encode()).hexdigest()[:32]

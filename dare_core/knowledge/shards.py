@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from dare_core.domains import Framework
 from dare_core.errors import InputError
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
@@ -46,7 +47,7 @@ class Plan(BaseModel):
 
     run_id: str
     domain: str
-    framework: str
+    framework: Framework
     decoding: Decoding
     started_at: datetime
     shards: list[Shard]

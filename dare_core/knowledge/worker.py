@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from dare_core import models
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
+from dare_core.knowledge.answers import answer_form, structural_token_ids
 from dare_core.knowledge.probe import Probe, write_probe
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
@@ -111,7 +112,9 @@ class PlannedWriter:
         root = self._settings.pool_dir(self._plan.domain, kind)
         pool = open_pool(root, self._tokenizer, pool_version) if pool_version else None
         new = self._plan.decoding.max_new_tokens
-        return self._writer.write(self._requests(rows), pool, longest + new, sequences)
+        form = answer_form(self._plan.framework, kind)
+        structural = structural_token_ids(self._tokenizer, form) if form else frozenset[int]()
+        return self._writer.write(self._requests(rows), pool, longest + new, sequences, structural)
 
     def text(self, result: "Result") -> str:
         """See :meth:`Writer.text`."""

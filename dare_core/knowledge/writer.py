@@ -89,7 +89,12 @@ class Writer:
         self.load_seconds = time.perf_counter() - started
 
     def write(
-        self, requests: "Iterable[Request]", pool: Pool | None, longest: int, sequences: int
+        self,
+        requests: "Iterable[Request]",
+        pool: Pool | None,
+        longest: int,
+        sequences: int,
+        structural_token_ids: frozenset[int] = frozenset(),
     ) -> "Iterator[Result]":
         """Write texts; results come as they finish. A request that cannot be served comes back as failed.
 
@@ -98,12 +103,13 @@ class Writer:
             pool: what to draft from, beside the texts' own words and those of texts finished before.
             longest: positions of a request's prompt and text at most.
             sequences: requests there are.
+            structural_token_ids: never relaxed.
 
         Raises:
             OutOfMemoryError: they do not fit into memory beside the model.
         """
         with _full_memory_worded(self._settings):
-            engine = self._prepare(pool, longest, sequences)
+            engine = self._prepare(pool, longest, sequences, structural_token_ids)
             coming = iter(requests)
             while True:
                 if (room := self._settings.batch_size - engine.waiting) > 0:
@@ -119,7 +125,7 @@ class Writer:
         """A result's text, without control tokens."""
         return str(self._tokenizer.decode(result.token_ids, skip_special_tokens=True))
 
-    def _prepare(self, pool: Pool | None, longest: int, sequences: int) -> "Engine":
+    def _prepare(self, pool: Pool | None, longest: int, sequences: int, structural: frozenset[int]) -> "Engine":
         from dare_core.decoding import Engine, EngineConfig, Rule
 
         settings, language_model = self._settings, self._language_model
@@ -129,6 +135,7 @@ class Writer:
             max_length=min(longest, language_model.context_length),
             rule=Rule(settings.verification, settings.top_k, settings.min_prob),
             eos_token_ids=language_model.eos_token_ids,
+            structural_token_ids=structural,
             draft_nodes=settings.draft_nodes,
             budget=settings.draft_budget,
             weights=settings.weights,

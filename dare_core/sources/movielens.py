@@ -92,7 +92,7 @@ def _item(row: dict[str, str]) -> tuple[Any, ...]:
         title, year = title[: in_title.start()], in_title[1]
     return (
         row["item_id"],
-        "unknown" if title == _MISSING else _in_reading_order(title),
+        "unknown" if title == _MISSING else in_reading_order(title),
         int(year) if year.isdecimal() else None,
         [genre for genre in row["class"].split(" ") if genre],
     )
@@ -102,7 +102,9 @@ def _rating(row: dict[str, str]) -> tuple[Any, ...]:
     return row["user_id"], row["item_id"], float(row["rating"]), datetime.fromtimestamp(float(row["timestamp"]), UTC)
 
 
-def _in_reading_order(title: str) -> str:
+def in_reading_order(title: str) -> str:
+    """A title with its article in front: "Rock, The" becomes "The Rock"."""
+
     def turned(match: re.Match[str]) -> str:
         opening, name, article = match.groups()
         joint = "" if article.endswith("'") else " "

@@ -1,5 +1,6 @@
 import copy
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -273,6 +274,22 @@ def test_tokens_are_told_as_they_come(tiny_llama: PreTrainedModel) -> None:
     engine = engine_of(tiny_llama, noisy(texts, VOCABULARY), config())
     results = list(engine.generate(requests(asked), lambda name, tokens: told[name].extend(tokens)))
     assert told == {result.id: result.token_ids for result in results}
+
+
+def test_tokens_of_an_answers_structure_are_never_relaxed(tiny_llama: PreTrainedModel) -> None:
+    prompt = prompts(tiny_llama, 1)[0]
+    tiny_llama.set_attn_implementation("eager")
+    with torch.inference_mode():
+        first_choices = tiny_llama(torch.tensor([prompt])).logits[0, -1].topk(2).indices.tolist()
+    best, second_best = first_choices
+    drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else ([second_best], [-1]))
+    relaxed = config(rule=Rule("relaxed", top_k=2, min_prob=0.0))
+    [harmless] = engine_of(tiny_llama, drafter, relaxed).generate(requests([prompt], 4))
+    assert harmless.token_ids[0] == second_best
+    for structural in first_choices:
+        engine = engine_of(tiny_llama, drafter, replace(relaxed, structural_token_ids=frozenset({structural})))
+        [held] = engine.generate(requests([prompt], 4))
+        assert (held.token_ids[0], held.statistics.relaxed) == (best, 0)
 
 
 def test_the_drafter_learns_finished_texts_and_which_tokens_were_relaxed(tiny_llama: PreTrainedModel) -> None:

@@ -26,7 +26,7 @@ def test_strict_texts_of_32_real_prompts_equal_greedy_generate(tmp_path) -> None
     tokenizer = models.load_tokenizer(settings)
     encoder = ChatEncoder(tokenizer)
     rows = read_movielens()["items"].to_pylist()[:: 1682 // PROMPTS][:PROMPTS]
-    prompts = [encoder.encode(render(domain, "item", row)) for row in rows]
+    prompts = [encoder.encode(render(domain, "item", row).message) for row in rows]
     groups = [row["genres"][0] for row in rows]
     expected = [greedy(language_model.model, prompt, NEW_TOKENS) for prompt in prompts]
 

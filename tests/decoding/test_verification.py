@@ -10,7 +10,8 @@ from dare_core.decoding.verification import Rule, judge, longest_paths
 from dare_core.drafts import Forest
 from tests.decoding.scripted import tree
 
-EOS = 9
+EOS, BRACE = 9, 8
+NEVER_RELAXED = torch.arange(10) >= BRACE
 ONE_TREE = np.zeros(2, np.int32)
 
 
@@ -32,7 +33,7 @@ def obvious(row: torch.Tensor, token: int, rule: Rule, may_relax: bool) -> bool:
     best = int(row.argmax())
     if token == best:
         return True
-    if rule.mode == "strict" or not may_relax or EOS in (token, best):
+    if rule.mode == "strict" or not may_relax or NEVER_RELAXED[[token, best]].any():
         return False
     probabilities = row.double().softmax(-1)
     probability, ratio = float(probabilities[token]), float(probabilities[token] / probabilities[best])
@@ -59,7 +60,13 @@ def test_nodes_and_paths_agree_with_an_obvious_verifier(data: st.DataObject) -> 
     may_relax = data.draw(st.booleans())
     n = len(drafted)
     judged = judge(
-        logits, drafted.tokens, drafted.parents.astype(np.int64) + 1, drafted.trees, np.full(n, may_relax), rule, {EOS}
+        logits,
+        drafted.tokens,
+        drafted.parents.astype(np.int64) + 1,
+        drafted.trees,
+        np.full(n, may_relax),
+        rule,
+        NEVER_RELAXED,
     )
     rows = [logits[parent + 1] for parent in drafted.parents]
     expected = [obvious(row, int(token), rule, may_relax) for row, token in zip(rows, drafted.tokens, strict=True)]
@@ -100,7 +107,7 @@ def test_a_drafted_end_must_be_the_argmax() -> None:
         ONE_TREE[:1],
         np.array([True]),
         Rule("relaxed", 3, 0.01),
-        {EOS},
+        NEVER_RELAXED,
     )
     assert not judged.passes[0]
 
@@ -114,7 +121,7 @@ def test_nothing_passes_beside_an_end_that_is_the_argmax() -> None:
         ONE_TREE,
         np.array([True, True]),
         Rule("relaxed", 3, 0.01),
-        {EOS},
+        NEVER_RELAXED,
     )
     assert judged.passes.tolist() == [False, True]
 
@@ -125,6 +132,6 @@ def test_rows_that_are_not_finite_are_found_and_masked_tokens_are_not() -> None:
     logits[2, 3] = math.inf
     logits[3, 3] = -math.inf
     judged = judge(
-        logits, np.empty(0, np.int32), np.empty(0, np.int64), ONE_TREE[:0], np.empty(0, np.bool_), Rule(), {EOS}
+        logits, np.empty(0, np.int32), np.empty(0, np.int64), ONE_TREE[:0], np.empty(0, np.bool_), Rule(), NEVER_RELAXED
     )
     assert judged.finite.tolist() == [True, False, False, True]

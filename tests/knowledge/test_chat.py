@@ -18,6 +18,16 @@ def test_harmless_messages_encode_as_the_chat_template_does(
         assert encoder.encode(message) == tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
 
 
+def test_a_system_turn_and_the_beginning_of_the_answer_encode_as_the_chat_template_does(
+    tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder
+) -> None:
+    chat = [{"role": "system", "content": "Answer in JSON."}, {"role": "user", "content": "Heat"}]
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert encoder.encode("Heat", "Answer in JSON.") == asked
+    begun = encoder.encode("Heat", "Answer in JSON.", '{"a": "')
+    assert begun == [*asked, *tokenizer('{"a": "', add_special_tokens=False)["input_ids"]]
+
+
 def test_a_title_with_a_control_token_cannot_forge_a_turn(
     tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder
 ) -> None:
@@ -65,9 +75,16 @@ def test_a_base_model_continues_the_message() -> None:
     assert ChatEncoder(word_tokenizer(None)).encode("hello") == [1]
 
 
+def test_where_the_template_knows_no_system_turn_its_text_begins_the_users() -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    for template in (refusing + "<turn> {{ messages[0]['content'] }}", "<turn> {{ messages[-1]['content'] }}", None):
+        begins = [3] if template else []
+        assert ChatEncoder(word_tokenizer(template)).encode("world", "hello", "hello") == [*begins, 1, 2, 1]
+
+
 def test_a_template_that_repeats_the_message_is_refused() -> None:
     twice = "{{ messages[0]['content'] }} {{ messages[0]['content'] }}"
-    with pytest.raises(ModelError, match="shows a message 2 times"):
+    with pytest.raises(ModelError, match="does not show a message once"):
         ChatEncoder(word_tokenizer(twice))
 
 
