@@ -11,7 +11,7 @@ from dare_core.local_airflow import LocalAirflow
 from dare_core.settings import Settings
 from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 ITEMS, USERS, MAX_NEW_TOKENS = 3, 2, 12
 RUN_ID = "manual__1998-04-01T00:00:00+00:00"

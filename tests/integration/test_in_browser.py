@@ -13,7 +13,7 @@ from dare_core.settings import Settings
 from tests.integration.conftest import REFRESH
 from tests.integration.metrics_receiver import MetricsReceiver
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 ITEMS, USERS, MAX_NEW_TOKENS = 5, 3, 12
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -36,6 +36,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1360, "height": 900})
     context.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
     yield context.new_page()
     context.close()
 
