@@ -39,7 +39,7 @@ class WarehouseError(DareError):
 
 
 class QualityError(DareError):
-    """More texts failed validation than the run may lose."""
+    """Source tables, texts or features are not what they must be, or more texts failed validation than a run may lose."""
 
 
 class OutOfMemoryError(DareError):
