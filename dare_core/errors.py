@@ -39,7 +39,7 @@ class WarehouseError(DareError):
 
 
 class QualityError(DareError):
-    """Source tables, texts or features are not what they must be, or more texts failed validation than a run may lose."""
+    """Source tables, texts or features are not what they must be, or too many texts failed validation."""
 
 
 class OutOfMemoryError(DareError):

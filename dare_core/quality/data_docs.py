@@ -1,7 +1,7 @@
 """Great Expectations, kept in one folder: runs a checkpoint over a frame and renders every run's result as HTML.
 
-The folder holds ``index.html``, a page per suite and run under ``validations/<suite>/<run>/``, and under ``results/`` the JSON results from
-which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
+The folder holds ``index.html``, a page per suite and run under ``validations/<suite>/<run>/``, and under ``results/``
+the JSON results from which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
 """
 
 import fcntl

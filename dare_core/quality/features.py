@@ -126,8 +126,8 @@ def check_coverage(
 def _frames(knowledge: pa.Table, embeddings: pa.Table) -> "dict[str, pd.DataFrame]":
     """By kind, a row for every pair of text and vector: ``request_id``, ``characters``, ``norm``, ``likeness``.
 
-    ``likeness`` is how far a vector reaches in the direction of their mean, so that its mean is the mean's length. A text
-    without a vector has a row without norm and likeness.
+    ``likeness`` is how far a vector reaches in the direction of their mean, so that its mean is the mean's length. A
+    text without a vector has a row without norm and likeness.
     """
     import pandas as pd
 
@@ -142,10 +142,10 @@ def _frames(knowledge: pa.Table, embeddings: pa.Table) -> "dict[str, pd.DataFram
         there = frame["vector"].notna()
         of_kind = vectors[frame.loc[there, "vector"].astype(int)].astype(np.float64)
         mean = of_kind.mean(axis=0) if len(of_kind) else np.zeros(width)
-        frame = frame.drop(columns=["vector", "kind"])
-        frame.loc[there, "norm"] = np.linalg.norm(of_kind, axis=1)
-        frame.loc[there, "likeness"] = of_kind @ mean / (np.linalg.norm(mean) or 1.0)
-        frames[str(kind)] = frame.reset_index(drop=True)
+        measured = frame[["request_id", "characters"]].copy()
+        measured.loc[there, "norm"] = np.linalg.norm(of_kind, axis=1)
+        measured.loc[there, "likeness"] = of_kind @ mean / (np.linalg.norm(mean) or 1.0)
+        frames[str(kind)] = measured.reset_index(drop=True)
     return frames
 
 

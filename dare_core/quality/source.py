@@ -1,7 +1,7 @@
 """Great Expectations over the source tables as a run pulled them: entities with their attributes.
 
-A title that looks like a command to the model stays: it is data, encoded so that it cannot become a control token. It is
-reported, because whoever wrote it tries.
+A title that looks like a command to the model stays: it is data, encoded so that it cannot become a control token. It
+is reported, because somebody tries.
 """
 
 import html

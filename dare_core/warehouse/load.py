@@ -182,7 +182,7 @@ def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) ->
 
 
 def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, embeddings: pa.Table) -> tuple[LoadSummary, int]:
-    """Within a transaction, load texts and vectors as :func:`load_knowledge` does; also returns how many vectors are new.
+    """Within a transaction, load texts and vectors; also returns how many vectors are new.
 
     The first committed text of a request wins. A new text ends the validity of its entity's earlier one at the moment
     its own begins. Vectors of unknown requests are left out.

@@ -211,11 +211,11 @@ def throughput(engine: Engine, domain: str, model: str, max_new_tokens: int) -> 
 
 def attributes(engine: Engine, domain: str, kind: str, entity_ids: Sequence[str]) -> dict[str, str]:
     """The attributes of entities, JSON objects by id; of those that are not known, none."""
-    query = select(ENTITY.c.entity_id, cast(ENTITY.c.attributes, Text)).where(
+    query = select(ENTITY.c.entity_id, cast(ENTITY.c.attributes, Text).label("attributes")).where(
         ENTITY.c.domain == domain, ENTITY.c.kind == kind, ENTITY.c.entity_id == func.any(list(entity_ids))
     )
     with engine.connect() as connection:
-        return {entity_id: found for entity_id, found in connection.execute(query)}
+        return {row.entity_id: row.attributes for row in connection.execute(query)}
 
 
 def feature_profiles(engine: Engine, run_id: str, domain: str, runs: int) -> dict[str, list[dict[str, Any]]]:
