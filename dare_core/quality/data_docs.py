@@ -28,9 +28,9 @@ _one_project = threading.Lock()
 def import_great_expectations() -> Any:
     """The module ``great_expectations``, its telemetry off. Takes seconds the first time."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported, and on by default
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import alone says dozens of things
     import great_expectations
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     return great_expectations
 
 
