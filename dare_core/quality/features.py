@@ -135,7 +135,7 @@ def _frames(knowledge: pa.Table, embeddings: pa.Table) -> "dict[str, pd.DataFram
     texts["characters"] = texts.pop("text").str.len()
     width = embeddings.schema.field("embedding").type.list_size
     vectors = embeddings["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    rows = pd.DataFrame({"request_id": embeddings["request_id"].to_pylist(), "vector": np.arange(len(vectors))})
+    rows = pd.DataFrame({"request_id": embeddings["request_id"].to_pandas(), "vector": np.arange(len(vectors))})
     joined = texts.merge(rows, on="request_id", how="left")
     frames = {}
     for kind, frame in joined.groupby("kind", sort=True):

@@ -17,7 +17,8 @@ def texts(*lengths: int) -> pa.Table:
             "request_id": [f"r{row}" for row in range(len(lengths))],
             "kind": ["item"] * len(lengths),
             "text": ["x" * length for length in lengths],
-        }
+        },
+        schema=pa.schema([(name, pa.string()) for name in ("request_id", "kind", "text")]),
     )
 
 
