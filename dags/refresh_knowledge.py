@@ -4,9 +4,9 @@
 
 Spark pulls what changed since the last run and groups it; *plan* picks the users and items without valid knowledge,
 says why it skips the others, and packs the work into shards; tasks in the Airflow pool `gpu` write them, drafting from
-the current retrieval pool; Great Expectations validates the texts; they are embedded and loaded in one transaction. A
-load updates the asset `dare://<domain>/knowledge`, which starts `rebuild_pools_<domain>`. *report* writes a page on the
-run, which its task and the menu (Browse, Run reports) lead to.
+the current retrieval pool; Great Expectations validates what was pulled, the texts and the features; texts are embedded
+and loaded in one transaction. A load updates the asset `dare://<domain>/knowledge`, which starts
+`rebuild_pools_<domain>`. *report* writes a page on the run, which its task and the menu (Browse, Run reports) lead to.
 
 Re-running any task is safe: what was written stays, what is missing is added. When nothing is to be written, *plan*
 makes no shards, everything after it is skipped, and the run succeeds without updating the asset.

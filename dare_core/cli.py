@@ -34,12 +34,14 @@ source_app = typer.Typer(help="The tables that knowledge is written about.", no_
 warehouse_app = typer.Typer(help="The PostgreSQL that holds knowledge and features.", no_args_is_help=True)
 pipeline_app = typer.Typer(help="The stages of a refresh, without Airflow.", no_args_is_help=True)
 pool_app = typer.Typer(help="Retrieval pools that drafts come from.", no_args_is_help=True)
+quarantine_app = typer.Typer(help="Texts that failed validation, and their review.", no_args_is_help=True)
 airflow_app = typer.Typer(help="The Airflow that runs the platform's DAGs.", no_args_is_help=True)
 bench_app = typer.Typer(help="Benchmarks against what one would run instead.", no_args_is_help=True)
 app.add_typer(source_app, name="source")
 app.add_typer(warehouse_app, name="warehouse")
 app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(pool_app, name="pool")
+app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(airflow_app, name="airflow")
 app.add_typer(bench_app, name="bench")
 
@@ -542,6 +544,82 @@ def pool_export(
     pq.write_table(texts, out)
     facts = {"version": manifest.version, "texts": len(texts), "out": str(out)}
     print(json.dumps(facts) if as_json else f"{len(texts)} texts of version {manifest.version} are in {out}")
+
+
+@quarantine_app.command("list")
+def quarantine_list(
+    domain: Annotated[str | None, typer.Option(help="a file of config/")] = None,
+    rule: Annotated[str | None, typer.Option(help="those that broke it")] = None,
+    run_id: Annotated[str | None, typer.Option(help="those that this run wrote")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 50,
+    as_json: Json = False,
+) -> None:
+    """List texts in quarantine, the newest first, with the rules that each broke."""
+    from dare_core.stores import open_warehouse
+    from dare_core.warehouse import quarantine
+
+    with open_warehouse(_settings()) as (_, engine):
+        found = quarantine.find(engine, domain=domain, rule=rule, run_id=run_id, limit=limit)
+    if as_json:
+        print(json.dumps([vars(row) | {"state": row.state} for row in found], default=str, ensure_ascii=False))
+        return
+    rows = [
+        (row.request_id, f"{row.domain} {row.kind} {row.entity_id}", _broken(row.rules), row.state) for row in found
+    ]
+    console.print(result_table("quarantine", ("request", "about", "broke", "state"), rows))
+
+
+@quarantine_app.command("show")
+def quarantine_show(request_id: Annotated[str, typer.Argument(help="see `dare quarantine list`")]) -> None:
+    """Show a text in quarantine: why, what was asked, and what was written."""
+    from dare_core.stores import open_warehouse
+    from dare_core.warehouse import quarantine
+
+    with open_warehouse(_settings()) as (_, engine):
+        found = quarantine.find(engine, [request_id])
+        asked = quarantine.prompt(engine, request_id)
+    if not found:
+        raise InputError(f"not in quarantine: {request_id}; `dare quarantine list` shows what is")
+    [row] = found
+    by = f" by {row.released_by}" if row.released_by else ""
+    when = f", {row.released_at:%Y-%m-%d %H:%M} UTC{by}" if row.released_at else ""
+    print(f"{row.domain} {row.kind} {row.entity_id}, run {row.run_id}, {row.quarantined_at:%Y-%m-%d %H:%M} UTC")
+    print(f"{row.state}{when}; broke {_broken(row.rules)}")
+    if asked is not None:
+        print(f"\n--- asked\n{asked}\n--- written\n{row.text}")
+
+
+@quarantine_app.command("release")
+def quarantine_release(
+    request_id: Annotated[list[str], typer.Argument(help="see `dare quarantine list`; all are released or none")],
+    by: Annotated[str | None, typer.Option(help="who reviewed them; default: the user of this machine")] = None,
+    as_json: Json = False,
+) -> None:
+    """Load reviewed texts, with their vectors, as knowledge. Releasing one again changes nothing."""
+    import getpass
+
+    from dare_core import pipeline
+    from dare_core.stores import open_warehouse
+    from dare_core.warehouse import quarantine
+
+    settings, reviewer = _settings(), by or getpass.getuser()
+    with open_warehouse(settings) as (_, engine):
+        done = quarantine.release(engine, request_id, reviewer, lambda texts: pipeline.embedded(settings, texts))
+    before = {
+        request: {"at": at.astimezone(UTC).isoformat(timespec="seconds"), "by": who}
+        for request, (at, who) in done.before.items()
+    }
+    if as_json:
+        print(json.dumps({"released": done.released, "by": reviewer, "released_before": before}))
+        return
+    for request in done.released:
+        print(f"{request} is knowledge now, released by {reviewer}")
+    for request, earlier in before.items():
+        print(f"{request} was released before, {earlier['at']} by {earlier['by']}; nothing changed")
+
+
+def _broken(rules: dict[str, str | None]) -> str:
+    return ", ".join(f"{rule} {value}" if value else rule for rule, value in sorted(rules.items()))
 
 
 @bench_app.command("decode")

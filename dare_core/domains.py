@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dare_core.errors import SettingError
 from dare_core.settings import Settings
+from dare_core.wording import REFUSALS, Language
 
 #: How knowledge is asked for; see :mod:`dare_core.knowledge.prompts`.
 Framework = Literal["kar", "trawl", "rlmrec", "once"]
@@ -146,6 +147,68 @@ class Schedule(_Section):
     refresh: str | None = Field(None, description="cron or preset; default: the setting refresh_schedule")
 
 
+class Bound(_Section):
+    """Where a measure of many rows is worth a warning, and where it ends the run; None: nowhere."""
+
+    warn: float | None = Field(None, ge=0)
+    fail: float | None = Field(None, ge=0)
+
+
+class SourceQuality(_Section):
+    """What is expected of the entities that a run pulled. Defaults and what they rest on: docs/quality.md."""
+
+    attribute_coverage: Bound = Field(
+        Bound(warn=0.5), description="share of entities that have a value, at least; of the title and each attribute"
+    )
+    suspicious_titles: Bound = Field(
+        Bound(warn=0), description="share of items whose title holds a prompt-injection marker, at most"
+    )
+
+
+class TextQuality(_Section):
+    """What a text must keep to, or it goes to quarantine."""
+
+    min_characters: int = Field(40, ge=0)
+    max_characters: int = Field(20_000, ge=1)
+    max_repetition: float = Field(0.4, ge=0, le=1, description="share of the opening that was said before")
+    min_printable: float = Field(0.99, ge=0, le=1, description="leaves room for a character that a token limit cut")
+    language: Language = Field("en", description="any: texts may be in any language")
+    min_language: float = Field(0.05, ge=0, le=1, description="share of words that are the language's most frequent")
+    max_echo: float = Field(0.3, ge=0, le=1, description="share of the opening that repeats the prompt")
+    refusals: tuple[str, ...] = Field(REFUSALS, description="phrases that a text may not begin with")
+    min_own_words: int = Field(1, ge=0, description="different words of its entity's attributes that the text says")
+    max_relaxed: float = Field(0.5, ge=0, le=1, description="share of tokens that passed by relaxation alone")
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "TextQuality":
+        if self.max_characters < self.min_characters:
+            raise ValueError(f"max_characters {self.max_characters} is below min_characters {self.min_characters}")
+        return self
+
+
+class FeatureQuality(_Section):
+    """What is expected of texts and vectors as features, by kind."""
+
+    coverage: Bound = Field(Bound(), description="share of entities with valid knowledge and a vector, at least")
+    length_drift: Bound = Field(
+        Bound(warn=0.25), description="relative change of the mean length against the last runs, at most"
+    )
+    norm_drift: Bound = Field(Bound(warn=0.01), description="likewise, of the vectors' mean norm")
+    likeness_drift: Bound = Field(
+        Bound(warn=0.15), description="likewise, of the length of the mean vector: 1 where all texts say the same"
+    )
+    drift_runs: int = Field(5, ge=1, description="runs that are compared with")
+    drift_min_texts: int = Field(50, ge=2, description="with fewer texts, before or now, drift is not looked at")
+
+
+class Quality(_Section):
+    """What is checked, and what follows; see docs/quality.md."""
+
+    source: SourceQuality = SourceQuality()
+    texts: TextQuality = TextQuality()
+    features: FeatureQuality = FeatureQuality()
+
+
 class Domain(_Section):
     """One ``config/<name>.toml``."""
 
@@ -154,6 +217,7 @@ class Domain(_Section):
     source: Source
     grouping: Grouping = Grouping()
     knowledge: Knowledge
+    quality: Quality = Quality()
 
 
 def domain_names(settings: Settings) -> list[str]:

@@ -39,7 +39,7 @@ class WarehouseError(DareError):
 
 
 class QualityError(DareError):
-    """More texts failed validation than the run may lose."""
+    """Source tables, texts or features are not what they must be, or too many texts failed validation."""
 
 
 class OutOfMemoryError(DareError):

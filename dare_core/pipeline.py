@@ -4,6 +4,7 @@ A stage reads what the stage before left under the run's folder and leaves its o
 stage again changes nothing that was right. Stages return small JSON-able summaries; data never goes through them.
 """
 
+import json
 import logging
 import re
 from collections import defaultdict
@@ -20,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 from sqlalchemy import Engine
 
 from dare_core import models, promotion
-from dare_core.domains import Domain, load_domain
+from dare_core.domains import Domain, FeatureQuality, load_domain
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import InputError, QualityError
 from dare_core.knowledge import costs, shards
@@ -31,7 +32,10 @@ from dare_core.knowledge.planning import Choice, Planner
 from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import work_off
-from dare_core.quality.validation import validate as check
+from dare_core.quality import features, findings
+from dare_core.quality.findings import Finding
+from dare_core.quality.source import check_source
+from dare_core.quality.texts import validate as check_texts
 from dare_core.reports.facts import gather
 from dare_core.reports.page import figures, write_report
 from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind
@@ -93,7 +97,13 @@ class PullWindow(BaseModel):
 
 
 def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them."""
+    """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them.
+
+    Great Expectations over what was pulled, where there is any; what it warns of is under ``warnings``.
+
+    Raises:
+        QualityError: what was pulled cannot be used.
+    """
     domain = load_domain(settings, request.domain)
     run_dir = settings.run_dir(request.run_id)
     with open_warehouse(settings) as (url, engine):
@@ -111,7 +121,27 @@ def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
             *("--as-of", window.until.isoformat()),
             *("--out", str(run_dir / "pulled")),
         ]
-        return submit(settings, "pull", arguments, url)
+        summary: dict[str, Any] = submit(settings, "pull", arguments, url)
+    found: list[Finding] = []
+    for kind in window.kinds:
+        pulled = pq.read_table(run_dir / "pulled" / kind, schema=PULLED)
+        if len(pulled):
+            found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
+    return summary | {"warnings": _weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
+
+
+def _weigh(settings: Settings, request: RunRequest, suite: str, found: Sequence[Finding], what: str) -> list[str]:
+    """Log and keep what a suite warns of.
+
+    Raises:
+        QualityError: it found more than that.
+    """
+    sentences = [finding.sentence for finding in found if finding.severity == "warning"]
+    for sentence in sentences:
+        log.warning("%s, %s: %s", what, suite, sentence)
+    shards.write_json(findings.warnings_path(settings.run_dir(request.run_id), suite), json.dumps(sentences))
+    findings.require(found, what, settings.data_docs_dir)
+    return sentences
 
 
 def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWindow:
@@ -298,6 +328,8 @@ def generate(settings: Settings, request: RunRequest, assignment: dict[str, int]
 def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Read the staged answers, Great Expectations over what they say; failing rows go to quarantine, the others on.
 
+    The rules are the domain's ``[quality.texts]``.
+
     Raises:
         QualityError: rows are missing or doubled, or more texts failed than ``settings.max_failing_share`` allows.
     """
@@ -309,7 +341,11 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
     wanted -= set(failed["request_id"].to_pylist())
     answers = read_answers(planned.framework, staged)
     wanted -= set(answers.refused["request_id"].to_pylist())
-    outcome = check(answers.read, sorted(wanted), settings.data_docs_dir, request.run_id)
+    rules = load_domain(settings, request.domain).quality.texts
+    with open_warehouse(settings) as (_, engine):
+        attributes = _attributes(engine, answers.read, request.domain)
+    docs = settings.data_docs_dir
+    outcome = check_texts(answers.read, sorted(wanted), attributes, rules, docs, request.run_id)
     refused = pa.concat_tables([answers.refused, outcome.quarantine, failed])
     counts = {
         "generated": len(staged),
@@ -327,7 +363,7 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
     )
     lost = 1 - len(outcome.passed) / planned.requests if planned.requests else 0.0
     with open_warehouse(settings) as (_, engine):
-        warehouse_load.quarantine(engine, refused)
+        warehouse_load.quarantine(engine, refused, outcome.refused)
         if lost > settings.max_failing_share:
             warehouse_load.record_run(
                 engine, request.run_id, state="failed", finished_at=datetime.now(UTC), measured=measured, **counts
@@ -342,6 +378,17 @@ def validate(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return {**counts, "passed": len(outcome.passed), "data_docs": str(outcome.docs_index)}
 
 
+def _attributes(engine: Engine, staged: pa.Table, domain: str) -> dict[tuple[str, str], str]:
+    """The attributes of the entities that texts are about, by kind and id."""
+    return {
+        (kind, entity_id): found
+        for kind in KINDS
+        for entity_id, found in warehouse_read.attributes(
+            engine, domain, kind, staged.filter(pc.equal(staged["kind"], kind))["entity_id"].to_pylist()
+        ).items()
+    }
+
+
 def _texts_by_kind(staged: pa.Table) -> dict[str, dict[str, int]]:
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"texts": 0, "tokens": 0})
     for kind, tokens in zip(staged["kind"].to_pylist(), staged["new_tokens"].to_pylist(), strict=True):
@@ -354,30 +401,85 @@ def embed(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Embed the texts that passed."""
     run_dir = settings.run_dir(request.run_id)
     passed = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
-    embeddings = KNOWLEDGE_EMBEDDING.empty_table()
-    if len(passed):
-        encoder = Encoder.load(settings)
-        columns = [
-            passed["request_id"],
-            pa.repeat(encoder.name, len(passed)),
-            encoder.encode(passed["text"].to_pylist()),
-        ]
-        embeddings = pa.table(columns, schema=KNOWLEDGE_EMBEDDING)
+    embeddings = embedded(settings, passed) if len(passed) else KNOWLEDGE_EMBEDDING.empty_table()
     shards.write_table(run_dir / "embeddings.parquet", embeddings)
     return {"embedded": len(embeddings)}
 
 
+def embedded(settings: Settings, knowledge: pa.Table) -> pa.Table:
+    """Rows of KNOWLEDGE_EMBEDDING for rows of KNOWLEDGE."""
+    encoder = Encoder.load(settings)
+    vectors = encoder.encode(knowledge["text"].to_pylist())
+    return pa.table(
+        [knowledge["request_id"], pa.repeat(encoder.name, len(knowledge)), vectors], schema=KNOWLEDGE_EMBEDDING
+    )
+
+
 def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Load texts and vectors in one transaction; the first committed result of a request wins."""
+    """Load texts and vectors in one transaction; the first committed result of a request wins.
+
+    Great Expectations over both before, and over the warehouse after, by the domain's ``[quality.features]``; what it
+    warns of is under ``warnings``.
+
+    Raises:
+        QualityError: before, and nothing was loaded; or after, and the texts are there.
+    """
     run_dir = settings.run_dir(request.run_id)
     knowledge = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
     embeddings = pq.read_table(run_dir / "embeddings.parquet", schema=KNOWLEDGE_EMBEDDING)
+    bounds = load_domain(settings, request.domain).quality.features
     with open_warehouse(settings) as (_, engine):
+        warnings = _check_features(settings, engine, request, knowledge, embeddings, bounds)
         summary = warehouse_load.load_knowledge(engine, knowledge, embeddings)
         loaded = summary.loaded + summary.already_there
         warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
         _release_pools(settings, engine, request)
-    return vars(summary) | {"kinds": sorted(set(knowledge["kind"].to_pylist()))}
+        coverage, more = _check_coverage(settings, engine, request, knowledge, bounds)
+    kinds = sorted(set(knowledge["kind"].to_pylist()))
+    return vars(summary) | {"kinds": kinds, "coverage": coverage, "warnings": warnings + more}
+
+
+def _check_features(
+    settings: Settings,
+    engine: Engine,
+    request: RunRequest,
+    knowledge: pa.Table,
+    embeddings: pa.Table,
+    bounds: FeatureQuality,
+) -> list[str]:
+    """Check what is to be loaded against the last runs, and keep its own profile for the next ones."""
+    profiles = features.profile(knowledge, embeddings)
+    last = warehouse_read.feature_profiles(engine, request.run_id, request.domain, bounds.drift_runs)
+    earlier = {
+        kind: features.together([features.FeatureProfile(**each) for each in last[kind]])
+        for kind in profiles
+        if kind in last
+    }
+    found = features.check_features(knowledge, embeddings, earlier, bounds, settings.data_docs_dir, request.run_id)
+    [record] = warehouse_read.generation_runs(engine, request.run_id)
+    measured = (record["measured"] or {}) | {"features": {kind: vars(each) for kind, each in profiles.items()}}
+    warehouse_load.record_run(engine, request.run_id, measured=measured)
+    try:
+        return _weigh(settings, request, "features", found, f"the features of run {request.run_id}")
+    except QualityError:
+        warehouse_load.record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC))
+        _release_pools(settings, engine, request)
+        raise
+
+
+def _check_coverage(
+    settings: Settings, engine: Engine, request: RunRequest, knowledge: pa.Table, bounds: FeatureQuality
+) -> tuple[dict[str, float], list[str]]:
+    """The share of entities that have features by now, by kind; and what is to be warned of."""
+    rows = []
+    for kind in sorted(set(knowledge["kind"].to_pylist())):
+        ids = knowledge.filter(pc.equal(knowledge["kind"], kind))["request_id"].to_pylist()
+        found = warehouse_read.coverage(engine, request.domain, kind, settings.encoder, ids)
+        share = found.covered / found.entities if found.entities else 1.0
+        rows.append({"kind": kind, "loaded": found.loaded / len(ids), "coverage": round(share, 4)})
+    checked = features.check_coverage(rows, bounds, settings.data_docs_dir, request.run_id) if rows else []
+    what = f"what run {request.run_id} loaded"
+    return {row["kind"]: row["coverage"] for row in rows}, _weigh(settings, request, "coverage", checked, what)
 
 
 def rebuild_pools(settings: Settings, domain: str, kinds: Sequence[Kind] = KINDS) -> dict[str, Any]:

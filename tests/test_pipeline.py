@@ -14,7 +14,8 @@ from dare_core.knowledge.shards import Shard, read_plan
 from dare_core.pipeline import RunRequest
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY
-from dare_core.settings import Settings
+from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.warehouse import quarantine
 from dare_core.warehouse.load import upsert_entities
 from dare_core.warehouse.pool_register import WarehouseRegister
 from tests.tiny_model import save_tiny_model
@@ -165,3 +166,66 @@ def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empt
 def test_a_run_id_that_names_no_folder_is_refused(run_id: str) -> None:
     with pytest.raises(ValueError, match="a run id has letters"):
         RunRequest(run_id=run_id)
+
+
+#: Nonsense passes.
+LAX = """
+[quality.texts]
+min_characters = 0
+max_repetition = 1
+min_printable = 0
+language = "any"
+min_own_words = 0
+max_relaxed = 1
+
+[quality.features]
+drift_min_texts = 2
+coverage = { warn = 1 }
+"""
+
+
+def judged_by(settings: Settings, folder: Path, rules: str) -> Settings:
+    """Settings whose domain ``movies`` has these thresholds."""
+    folder.mkdir(exist_ok=True)
+    (folder / "movies.toml").write_text((PROJECT_DIR / "config" / "movies.toml").read_text() + rules)
+    return settings.model_copy(update={"config_dir": folder, "max_failing_share": 1.0})
+
+
+def through(settings: Settings, request: RunRequest) -> dict[str, object]:
+    generate_all(settings, request)
+    pipeline.validate(settings, request)
+    pipeline.embed(settings, request)
+    return pipeline.load(settings, request)
+
+
+def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the_report(
+    settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    lax = judged_by(settings, tmp_path / "config", LAX)
+    loaded = through(lax, RunRequest(run_id="first", kinds=("item",), item_limit=2))
+    assert loaded["coverage"] == {"item": 0.4}
+    assert loaded["warnings"] == ["share of entities with features: 1 of 1 (item 0.4), bound 1"]
+    page = Path(pipeline.report(lax, RunRequest(run_id="first"))["report"]).read_text()
+    assert "warning: share of entities with features: 1 of 1 (item 0.4), bound 1" in page
+    strict = judged_by(settings, tmp_path / "config", LAX + "length_drift = { fail = 0 }\n")
+    second = RunRequest(run_id="second", kinds=("item",))
+    with pytest.raises(QualityError, match="features of run second cannot be used: mean characters of item texts"):
+        through(strict, second)
+    assert rows(engine, "SELECT run_id, state FROM knowledge.generation_run ORDER BY 1") == [
+        ("first", "loaded"),
+        ("second", "failed"),
+    ]
+    assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(2,)]
+    assert pipeline.load(lax, second)["loaded"] == 3, "the same texts, by other bounds"
+
+
+def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: Settings, engine: Engine) -> None:
+    lenient = settings.model_copy(update={"max_failing_share": 1.0})
+    request = RunRequest(run_id="r", kinds=("user",))
+    through(lenient, request)
+    [first, _] = quarantine.find(engine)
+    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, texts))
+    assert done.released == [first.request_id]
+    assert rows(engine, "SELECT entity_id FROM features.user_features") == [(first.entity_id,)]
+    again = pipeline.plan(lenient, RunRequest(run_id="next", kinds=("user",)))
+    assert again["funnel"]["user"]["skipped"] == {"quarantined": 1, "valid": 1}

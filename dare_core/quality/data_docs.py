@@ -1,7 +1,7 @@
-"""Great Expectations, kept in one folder: runs a suite over a frame and renders every run's result as HTML.
+"""Great Expectations, kept in one folder: runs a checkpoint over a frame and renders every run's result as HTML.
 
-The folder holds ``index.html``, a page per run under ``validations/``, and under ``results/`` the JSON results from
-which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
+The folder holds ``index.html``, a page per suite and run under ``validations/<suite>/<run>/``, and under ``results/``
+the JSON results from which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
 """
 
 import fcntl
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from great_expectations.data_context import AbstractDataContext
     from great_expectations.expectations.expectation import Expectation
 
-_SUITE: Final = "knowledge"
 #: Runs that the index lists, newest first; it is rebuilt with every run and reads each listed run's result.
 _LISTED_RUNS: Final = 200
 #: Great Expectations keeps one current project per process.
@@ -29,22 +28,28 @@ _one_project = threading.Lock()
 def import_great_expectations() -> Any:
     """The module ``great_expectations``, its telemetry off. Takes seconds the first time."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when it is imported, and on by default
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import alone says dozens of things
     import great_expectations
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     return great_expectations
 
 
 def check(
+    suite: str,
     frame: "pd.DataFrame",
     expectations: "Sequence[Expectation]",
     docs_dir: Path,
     run_id: str,
     index_columns: Sequence[str],
 ) -> "ExpectationSuiteValidationResult":
-    """Check a frame, store the result as that of ``run_id`` (replacing an earlier one) and render it.
+    """Check a frame, store the result as that of the suite and run (replacing an earlier one) and render it.
 
     Args:
+        suite: its name, which names a folder.
+        frame: what is checked.
+        expectations: the suite's.
+        docs_dir: the folder.
+        run_id: of the pipeline.
         index_columns: columns that name a failing row, in the result and in the HTML. Great Expectations writes their
             values into the page as they are: they must hold no markup.
 
@@ -59,25 +64,28 @@ def check(
         context = _context(docs_dir)
         results = context.validation_results_store
         for key in results.list_keys():
-            if key.run_id.run_name == run_id:
+            if key.run_id.run_name == run_id and key.expectation_suite_identifier.name == suite:
                 results.remove_key(key)  # its page goes when the site is built
-        source = context.data_sources.add_pandas("staged").add_dataframe_asset("texts")
         definition = context.validation_definitions.add(
             gx.ValidationDefinition(
-                name=_SUITE,
-                data=source.add_batch_definition_whole_dataframe("all"),
-                suite=context.suites.add(gx.ExpectationSuite(name=_SUITE, expectations=list(expectations))),
+                name=suite,
+                data=context.data_sources.add_pandas("pandas")
+                .add_dataframe_asset(suite)
+                .add_batch_definition_whole_dataframe("all"),
+                suite=context.suites.add(gx.ExpectationSuite(name=suite, expectations=list(expectations))),
             )
         )
-        outcome = definition.run(
-            batch_parameters={"dataframe": frame},
+        checkpoint = gx.Checkpoint(
+            name=suite,
+            validation_definitions=[definition],
+            actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs")],
             result_format={"result_format": "COMPLETE", "unexpected_index_column_names": list(index_columns)},
-            run_id=RunIdentifier(run_name=run_id),
         )
-        of_this_run = [key for key in results.list_keys() if key.run_id.run_name == run_id]
-        suites = context.expectations_store.list_keys()
-        context.build_data_docs(resource_identifiers=[*of_this_run, *suites])
-    return outcome
+        outcome = context.checkpoints.add(checkpoint).run(
+            batch_parameters={"dataframe": frame}, run_id=RunIdentifier(run_name=run_id)
+        )
+        [result] = outcome.run_results.values()
+    return result
 
 
 def index(docs_dir: Path) -> Path:

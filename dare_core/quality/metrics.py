@@ -1,15 +1,22 @@
 """Measures of one text: pure functions, str in, number out."""
 
+import json
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
+
+from dare_core.wording import FREQUENT_WORDS, INJECTIONS
 
 #: Words that :func:`repeated_ngram_share` looks at. A small model that decodes greedily falls into a loop sooner or
 #: later and never leaves it, so over a whole text the share says how long the text was allowed to grow. Of 1757 texts
 #: of SmolLM2-135M-Instruct (192 tokens, about 143 words) the median was 0.53, and 0.09 when each was cut to about 96
 #: tokens; over the first 64 words it was 0.07 and 0.05.
 OPENING_WORDS: Final = 64
+
+_WORD: Final = re.compile(r"\w+")
 
 #: Letters, marks, numbers, punctuation, symbols and separators print; so do format characters (Cf), which join emoji
 #: and order right-to-left text. Controls, surrogates, private-use and unassigned code points do not.
@@ -40,7 +47,7 @@ def repeated_ngram_share(text: str, n: int = 4, opening: int = OPENING_WORDS) ->
         words and measures 0.
     """
     opening_words = list(islice(text.casefold().split(), opening))
-    ngrams = list(zip(*(opening_words[start:] for start in range(n)), strict=False))
+    ngrams = list(_ngrams(opening_words, n))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
@@ -53,6 +60,81 @@ def printable_share(text: str) -> float:
         return 1.0
     printable = sum(count for character, count in Counter(text).items() if _prints(character))
     return printable / len(text)
+
+
+def language_share(text: str, language: str) -> float:
+    """How much of a text is made of a language's most frequent words: 0 to 1; 0 for a text without words.
+
+    Of English prose about 0.4. A text in another language shares a few of them by chance; one that is a list of names,
+    a table or a loop of symbols has none, and is no prose either.
+    """
+    found = _words(text)
+    frequent = FREQUENT_WORDS[language]
+    return sum(word in frequent for word in found) / len(found) if found else 0.0
+
+
+def echo_share(text: str, prompt: str, n: int = 5, opening: int = OPENING_WORDS) -> float:
+    """How much of a text's opening is the prompt said again.
+
+    The share of word n-grams of the first ``opening`` words that the prompt holds too, case and punctuation aside.
+
+    Returns:
+        0 (none, or fewer than ``n`` words) to 1.
+    """
+    said, asked = _words(text)[:opening], _words(prompt)
+    known = set(_ngrams(asked, n))
+    echoed = [ngram in known for ngram in _ngrams(said, n)]
+    return sum(echoed) / len(echoed) if echoed else 0.0
+
+
+def refusal(text: str, phrases: Iterable[str], beginning: int = 200) -> str:
+    """The first of the phrases that a text's first ``beginning`` characters hold; empty where they hold none."""
+    start = text[:beginning].casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return next((phrase for phrase in phrases if phrase.casefold() in start), "")
+
+
+def own_words(text: str, attributes: str, language: str) -> int:
+    """How many different words of an entity's attributes its text says; see :func:`attribute_words`.
+
+    Returns:
+        At least 1 where the attributes have no words, since then nothing could be said of them.
+    """
+    own = attribute_words(attributes, language)
+    return len(own.intersection(_words(text))) if own else 1
+
+
+def attribute_words(attributes: str, language: str) -> set[str]:
+    """The words of an entity's attributes, a JSON object: its values, and the titles and attributes in its history.
+
+    Ratings and times of a history are left out, and so are a language's most frequent words.
+    """
+    return set(_words(" ".join(_values(json.loads(attributes))))) - FREQUENT_WORDS.get(language, frozenset())
+
+
+def injection(title: str) -> str:
+    """Which marker of :data:`~dare_core.wording.INJECTIONS` a title holds; empty where it holds none."""
+    return next((name for name, pattern in INJECTIONS.items() if pattern.search(title)), "")
+
+
+def _values(value: Any) -> Iterator[str]:
+    match value:
+        case dict():
+            for name, inner in value.items():
+                if name not in ("value", "time"):
+                    yield from _values(inner)
+        case list():
+            for inner in value:
+                yield from _values(inner)
+        case str() | int() | float():
+            yield str(value)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _ngrams(sequence: list[str], n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(sequence[start:] for start in range(n)), strict=False)
 
 
 def _prints(character: str) -> bool:

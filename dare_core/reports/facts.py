@@ -15,6 +15,8 @@ from dare_core.errors import InputError
 from dare_core.knowledge import shards
 from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
+from dare_core.quality.findings import read_warnings
+from dare_core.quality.texts import SUITE
 from dare_core.settings import Settings
 from dare_core.warehouse import read as warehouse_read
 
@@ -106,7 +108,8 @@ class RunFacts:
         probes: by kind.
         pools: rows of POOL_VERSION that were drafted from.
         samples: rows of KNOWLEDGE.
-        data_docs: Great Expectations' page on this run, relative to ``data_dir``; None where there is none.
+        data_docs: Great Expectations' page on this run's texts, relative to ``data_dir``; None where there is none.
+        warnings: what the checks of source, features and coverage found worth a look, in sentences.
     """
 
     run_id: str
@@ -125,6 +128,7 @@ class RunFacts:
     pools: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     data_docs: Path | None
+    warnings: list[str]
 
     @property
     def speedup(self) -> float | None:
@@ -192,6 +196,7 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
         pools=warehouse_read.pool_versions(engine, domain, versions) if versions else [],
         samples=_samples(run_dir, plan),
         data_docs=_data_docs(settings, run_id),
+        warnings=read_warnings(run_dir),
     )
 
 
@@ -288,6 +293,6 @@ def _samples(run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
 
 
 def _data_docs(settings: Settings, run_id: str) -> Path | None:
-    pages = list((settings.data_docs_dir / "validations").glob(f"*/{run_id}/*/*.html"))
+    pages = list((settings.data_docs_dir / "validations").glob(f"{SUITE}/{run_id}/*/*.html"))
     newest = max(pages, key=lambda page: page.stat().st_mtime, default=None)
     return None if newest is None else newest.relative_to(settings.data_dir)

@@ -80,7 +80,7 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
     with transaction(engine) as cursor:
         stage(cursor, "staged_entity", entities, schemas.ENTITY)
         _refuse_duplicates(cursor, "staged_entity")
-        _lock(cursor, "entity")
+        lock(cursor, "entity")
         latest = pulled is None or _move_watermark(cursor, pulled)
         cursor.execute(
             f"""
@@ -153,7 +153,7 @@ def record_renderings(engine: Engine, rows: pa.Table) -> None:
     """
     with transaction(engine) as cursor:
         stage(cursor, "staged_rendering", rows, schemas.RENDERING)
-        _lock(cursor, "rendering")
+        lock(cursor, "rendering")
         cursor.execute("""
             INSERT INTO knowledge.rendering (domain, kind, entity_id, request_id, settings, content, profile, events)
             SELECT domain, kind, entity_id, request_id, settings, content, profile, events FROM staged_rendering
@@ -167,14 +167,25 @@ def record_renderings(engine: Engine, rows: pa.Table) -> None:
 
 
 def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) -> LoadSummary:
-    """Load texts of schema KNOWLEDGE and their vectors of schema KNOWLEDGE_EMBEDDING.
-
-    The first committed text of a request wins. A new text ends the validity of its entity's earlier one at the moment
-    its own begins. Vectors of unknown requests are left out.
+    """Load texts of schema KNOWLEDGE and their vectors of schema KNOWLEDGE_EMBEDDING; see :func:`merge_knowledge`.
 
     Raises:
         InputError: the rows do not fit the schemas, the vectors have another width, or one entity has two new texts.
         WarehouseError: the warehouse has no tables.
+    """
+    with transaction(engine) as cursor:
+        summary, embedded = merge_knowledge(cursor, knowledge, embeddings)
+    if summary.loaded or embedded:
+        with transaction(engine) as cursor:
+            cursor.execute("ANALYZE knowledge.knowledge, knowledge.knowledge_embedding")
+    return summary
+
+
+def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, embeddings: pa.Table) -> tuple[LoadSummary, int]:
+    """Within a transaction, load texts and vectors; also returns how many vectors are new.
+
+    The first committed text of a request wins. A new text ends the validity of its entity's earlier one at the moment
+    its own begins. Vectors of unknown requests are left out.
     """
     width = embeddings.schema.field("embedding").type
     if pa.types.is_fixed_size_list(width) and width.list_size != schemas.EMBEDDING_WIDTH:
@@ -182,51 +193,49 @@ def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) ->
             f"the embeddings have {width.list_size} dimensions and the warehouse stores {schemas.EMBEDDING_WIDTH}; "
             "set DARE_ENCODER to an encoder of that width"
         )
-    with transaction(engine) as cursor:
-        stage(cursor, "staged_knowledge", knowledge, schemas.KNOWLEDGE)
-        stage(cursor, "staged_embedding", embeddings, schemas.KNOWLEDGE_EMBEDDING)
-        _lock(cursor, "knowledge")
-        # Under the lock nobody else inserts, so what is not there now is new.
-        cursor.execute(
-            "DELETE FROM staged_knowledge AS s USING knowledge.knowledge AS k WHERE k.request_id = s.request_id"
-        )
-        already_there = cursor.rowcount
-        _refuse_duplicates(cursor, "staged_knowledge")
-        # The clock, not now(): a transaction that began earlier may get the lock later.
-        moment = cursor.execute("SELECT clock_timestamp()").fetchone()
-        cursor.execute(
-            """
-            UPDATE knowledge.knowledge AS k SET valid_to = %s FROM staged_knowledge AS s
-            WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
-            """,
-            moment,
-        )
-        superseded = cursor.rowcount
-        columns = sql.SQL(", ").join(map(sql.Identifier, schemas.KNOWLEDGE.names))
-        cursor.execute(
-            sql.SQL("INSERT INTO knowledge.knowledge ({0}, valid_from) SELECT {0}, %s FROM staged_knowledge").format(
-                columns
-            ),
-            moment,
-        )
-        loaded = cursor.rowcount
-        cursor.execute("""
-            INSERT INTO knowledge.knowledge_embedding (request_id, encoder, embedding)
-            SELECT request_id, encoder, embedding FROM staged_embedding
-            WHERE request_id IN (SELECT request_id FROM knowledge.knowledge)
-            ON CONFLICT DO NOTHING
-        """)
-        embedded = cursor.rowcount
-    if loaded or embedded:
-        with transaction(engine) as cursor:
-            cursor.execute("ANALYZE knowledge.knowledge, knowledge.knowledge_embedding")
-    return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded)
+    stage(cursor, "staged_knowledge", knowledge, schemas.KNOWLEDGE)
+    stage(cursor, "staged_embedding", embeddings, schemas.KNOWLEDGE_EMBEDDING)
+    lock(cursor, "knowledge")
+    # Under the lock nobody else inserts, so what is not there now is new.
+    cursor.execute("DELETE FROM staged_knowledge AS s USING knowledge.knowledge AS k WHERE k.request_id = s.request_id")
+    already_there = cursor.rowcount
+    _refuse_duplicates(cursor, "staged_knowledge")
+    # The clock, not now(): a transaction that began earlier may get the lock later.
+    moment = cursor.execute("SELECT clock_timestamp()").fetchone()
+    cursor.execute(
+        """
+        UPDATE knowledge.knowledge AS k SET valid_to = %s FROM staged_knowledge AS s
+        WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
+        """,
+        moment,
+    )
+    superseded = cursor.rowcount
+    columns = sql.SQL(", ").join(map(sql.Identifier, schemas.KNOWLEDGE.names))
+    cursor.execute(
+        sql.SQL("INSERT INTO knowledge.knowledge ({0}, valid_from) SELECT {0}, %s FROM staged_knowledge").format(
+            columns
+        ),
+        moment,
+    )
+    loaded = cursor.rowcount
+    cursor.execute("""
+        INSERT INTO knowledge.knowledge_embedding (request_id, encoder, embedding)
+        SELECT request_id, encoder, embedding FROM staged_embedding
+        WHERE request_id IN (SELECT request_id FROM knowledge.knowledge)
+        ON CONFLICT DO NOTHING
+    """)
+    return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded), cursor.rowcount
 
 
-def quarantine(engine: Engine, rows: pa.Table) -> int:
+def quarantine(engine: Engine, rows: pa.Table, texts: pa.Table | None = None) -> int:
     """Keep rows of schema QUARANTINE; what is there under the same (request_id, rule) stays.
 
     NUL characters, which PostgreSQL cannot store and which a text may be quarantined for, become U+FFFD.
+
+    Args:
+        engine: the warehouse.
+        rows: what was refused, and why.
+        texts: those of them that were written, whole, in schema KNOWLEDGE; what is needed to release one.
 
     Returns:
         The number of rows that are new.
@@ -235,20 +244,32 @@ def quarantine(engine: Engine, rows: pa.Table) -> int:
         InputError: the rows do not fit the schema.
         WarehouseError: the warehouse has no tables.
     """
-    for name in ("value", "text"):
+    kept = schemas.KNOWLEDGE.empty_table() if texts is None else texts
+    with transaction(engine) as cursor:
+        stage(cursor, "staged_text", _without_nul(kept, schemas.KNOWLEDGE, ("text", "prompt")), schemas.KNOWLEDGE)
+        stage(
+            cursor, "staged_quarantine", _without_nul(rows, schemas.QUARANTINE, ("value", "text")), schemas.QUARANTINE
+        )
+        for target, staged, schema in (
+            ("quarantined_text", "staged_text", schemas.KNOWLEDGE),
+            ("quarantine", "staged_quarantine", schemas.QUARANTINE),
+        ):
+            columns = sql.SQL(", ").join(map(sql.Identifier, schema.names))
+            cursor.execute(
+                sql.SQL("INSERT INTO knowledge.{1} ({0}) SELECT {0} FROM {2} ON CONFLICT DO NOTHING").format(
+                    columns, sql.Identifier(target), sql.Identifier(staged)
+                )
+            )
+        return cursor.rowcount
+
+
+def _without_nul(rows: pa.Table, schema: pa.Schema, names: Sequence[str]) -> pa.Table:
+    for name in names:
         column = pc.replace_substring(
             rows[name].cast(pa.string()), pattern="\0", replacement="\N{REPLACEMENT CHARACTER}"
         )
-        rows = rows.set_column(rows.schema.get_field_index(name), schemas.QUARANTINE.field(name), column)
-    with transaction(engine) as cursor:
-        stage(cursor, "staged_quarantine", rows, schemas.QUARANTINE)
-        columns = sql.SQL(", ").join(map(sql.Identifier, schemas.QUARANTINE.names))
-        cursor.execute(
-            sql.SQL(
-                "INSERT INTO knowledge.quarantine ({0}) SELECT {0} FROM staged_quarantine ON CONFLICT DO NOTHING"
-            ).format(columns)
-        )
-        return cursor.rowcount
+        rows = rows.set_column(rows.schema.get_field_index(name), schema.field(name), column)
+    return rows
 
 
 def record_run(engine: Engine, run_id: str, **columns: object) -> None:
@@ -338,6 +359,6 @@ def _refuse_duplicates(cursor: psycopg.Cursor[Any], staged: str) -> None:
         raise InputError(f"the rows to load hold {' '.join(twice)} more than once")
 
 
-def _lock(cursor: psycopg.Cursor[Any], what: str) -> None:
+def lock(cursor: psycopg.Cursor[Any], what: str) -> None:
     """Loads of one kind take turns; the lock goes with the transaction."""
     cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"dare load {what}"])

@@ -209,6 +209,67 @@ def throughput(engine: Engine, domain: str, model: str, max_new_tokens: int) -> 
         return Throughput(runs, tokens_per_second, means)
 
 
+def attributes(engine: Engine, domain: str, kind: str, entity_ids: Sequence[str]) -> dict[str, str]:
+    """The attributes of entities, JSON objects by id; of those that are not known, none."""
+    query = select(ENTITY.c.entity_id, cast(ENTITY.c.attributes, Text).label("attributes")).where(
+        ENTITY.c.domain == domain, ENTITY.c.kind == kind, ENTITY.c.entity_id == func.any(list(entity_ids))
+    )
+    with engine.connect() as connection:
+        return {row.entity_id: row.attributes for row in connection.execute(query)}
+
+
+def feature_profiles(engine: Engine, run_id: str, domain: str, runs: int) -> dict[str, list[dict[str, Any]]]:
+    """What the last runs of a domain that were loaded before ``run_id`` measured of their features, by kind."""
+    query = text("""
+        SELECT measured -> 'features' AS features FROM knowledge.generation_run
+        WHERE domain = :domain AND state = 'loaded' AND run_id <> :run_id AND jsonb_exists(measured, 'features')
+            AND started_at < coalesce(
+                (SELECT started_at FROM knowledge.generation_run WHERE run_id = :run_id), 'infinity'
+            )
+        ORDER BY started_at DESC LIMIT :runs
+    """)
+    found: dict[str, list[dict[str, Any]]] = {}
+    with engine.connect() as connection:
+        for of_run in connection.execute(query, {"domain": domain, "run_id": run_id, "runs": runs}).scalars():
+            for kind, measured in of_run.items():
+                found.setdefault(kind, []).append(measured)
+    return found
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What there is of one kind's features.
+
+    Attributes:
+        loaded: of some requests, those that are in the warehouse with a vector.
+        entities: that are there.
+        covered: entities with valid knowledge and a vector.
+    """
+
+    loaded: int
+    entities: int
+    covered: int
+
+
+def coverage(engine: Engine, domain: str, kind: str, encoder: str, request_ids: Sequence[str]) -> Coverage:
+    """Count the features of one kind, and those of some requests."""
+    query = text("""
+        SELECT
+            (SELECT count(*) FROM knowledge.knowledge AS k JOIN knowledge.knowledge_embedding USING (request_id)
+                WHERE k.request_id = ANY(:ids) AND encoder = :encoder),
+            (SELECT count(*) FROM knowledge.entity
+                WHERE domain = :domain AND kind = :kind AND deleted_at IS NULL),
+            (SELECT count(*) FROM knowledge.knowledge AS k
+                JOIN knowledge.knowledge_embedding USING (request_id)
+                JOIN knowledge.entity AS e USING (domain, kind, entity_id)
+                WHERE domain = :domain AND kind = :kind AND encoder = :encoder
+                    AND k.valid_to IS NULL AND e.deleted_at IS NULL)
+    """)
+    bound = {"domain": domain, "kind": kind, "encoder": encoder, "ids": list(request_ids)}
+    with engine.connect() as connection:
+        return Coverage(*connection.execute(query, bound).one())
+
+
 @dataclass(frozen=True)
 class PoolLoads:
     """Texts that were loaded since a moment.

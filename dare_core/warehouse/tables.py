@@ -139,4 +139,9 @@ QUARANTINE: Final = Table(
     metadata,
     *_columns(schemas.QUARANTINE, key=("request_id", "rule")),
     Column("released_at", TIMESTAMP(timezone=True)),
+    Column("released_by", Text),
+    Index("quarantine_entity", *_OF_ENTITY),
+    Index("quarantine_newest", "quarantined_at"),
 )
+
+QUARANTINED_TEXT: Final = Table("quarantined_text", metadata, *_columns(schemas.KNOWLEDGE, key=("request_id",)))

@@ -92,7 +92,7 @@ def release_quarantined(engine: Engine, retries: int) -> int:
             SELECT q.request_id, (
                 SELECT count(DISTINCT earlier.request_id) FROM knowledge.quarantine AS earlier
                 WHERE (earlier.domain, earlier.kind, earlier.entity_id) = (q.domain, q.kind, q.entity_id)
-                    AND earlier.released_at IS NOT NULL
+                    AND earlier.released_at IS NOT NULL AND earlier.released_by IS NULL
                     AND earlier.quarantined_at > coalesce((
                         SELECT max(available_at) FROM knowledge.knowledge AS k
                         WHERE (k.domain, k.kind, k.entity_id) = (q.domain, q.kind, q.entity_id)

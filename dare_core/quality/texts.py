@@ -6,7 +6,7 @@ how many rows a run may lose so is the caller's to say.
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dare_core.domains import TextQuality
 from dare_core.errors import QualityError
-from dare_core.quality import data_docs
-from dare_core.quality.metrics import characters, printable_share, repeated_ngram_share, words
+from dare_core.quality import data_docs, metrics
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
 
 if TYPE_CHECKING:
@@ -25,40 +25,25 @@ if TYPE_CHECKING:
     from great_expectations.core import ExpectationValidationResult
     from great_expectations.expectations.expectation import Expectation
 
-#: Columns that are measured from the text.
-_METRICS: Final[dict[str, Callable[[str], float]]] = {
-    "characters": characters,
-    "words": words,
-    "repeated_ngram_share": repeated_ngram_share,
-    "printable_share": printable_share,
-}
+SUITE: Final = "texts"
+
 _PLANNED: Final = "planned"
 _ABSENT: Final = "absent"
+#: Columns that are measured; :func:`_measure` says how.
+_MEASURED: Final = (
+    "characters",
+    "words",
+    "repeated_ngram_share",
+    "printable_share",
+    "language_share",
+    "echo_share",
+    "refusal",
+    "own_words",
+    "relaxed_share",
+)
 #: What a failing row is shown by. The text and the entity's id came from outside and are escaped before they get there.
 _SHOWN: Final = ("request_id", "entity_id", "text")
 _NAMED: Final = 3
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a text must keep to.
-
-    Attributes:
-        min_characters, max_characters: of a text.
-        max_repeated_ngram_share: see :func:`~dare_core.quality.metrics.repeated_ngram_share`. Of 1757 texts that
-            SmolLM2-135M-Instruct wrote about MovieLens items and users, 0.4 refuses 13%, and 10% when each is cut to
-            about 96 of its 192 tokens: the ones that say one sentence over and over.
-        min_printable_share: see :func:`~dare_core.quality.metrics.printable_share`; leaves room for a character that
-            the token limit cut in two.
-    """
-
-    min_characters: int = 40
-    max_characters: int = 20_000
-    max_repeated_ngram_share: float = 0.4
-    min_printable_share: float = 0.99
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True)
@@ -68,23 +53,33 @@ class Validation:
     Attributes:
         passed: the rows that broke no rule, in schema ``KNOWLEDGE``.
         quarantine: one row per broken rule and text, in schema ``QUARANTINE``.
+        refused: the rows that broke one, in schema ``KNOWLEDGE``.
         docs_index: the HTML page that lists this run and earlier ones.
     """
 
     passed: pa.Table
     quarantine: pa.Table
+    refused: pa.Table
     docs_index: Path
 
 
 def validate(
-    staged: pa.Table, planned_ids: Sequence[str], docs_dir: Path, run_id: str, limits: Limits = DEFAULT_LIMITS
+    staged: pa.Table,
+    planned_ids: Sequence[str],
+    attributes: Mapping[tuple[str, str], str],
+    rules: TextQuality,
+    docs_dir: Path,
+    run_id: str,
 ) -> Validation:
     """Check a run's staged texts and write the result as Data Docs; validating a run again replaces its result.
 
     Args:
         staged: the texts, in schema ``KNOWLEDGE``.
         planned_ids: request ids of which each must have one row: all that were planned and did not fail in generation.
+        attributes: JSON objects by kind and entity id; of an entity without, nothing is asked of its text.
+        rules: what a text must keep to.
         docs_dir: where the HTML goes; shared by all runs, several may validate at once.
+        run_id: whose texts they are.
 
     Raises:
         QualityError: columns or values are missing, or the rows are not those of the plan. Says which; the Data Docs
@@ -93,11 +88,11 @@ def validate(
     _require_types(staged)
     docs_index = data_docs.index(docs_dir)
     planned = frozenset(planned_ids)
-    frame = _frame(staged, planned)
+    frame = _frame(staged, planned, attributes, rules)
     table_rules = _table_rules(frame, len(planned))
-    row_rules = _row_rules(limits) if set(KNOWLEDGE.names) == set(staged.column_names) else {}
-    rules = [*table_rules, *(expectation for expectation, _ in row_rules.values())]
-    results = data_docs.check(frame, rules, docs_dir, run_id, _SHOWN if row_rules else ()).results
+    row_rules = _row_rules(rules) if set(KNOWLEDGE.names) == set(staged.column_names) else {}
+    expectations = [*table_rules, *(expectation for expectation, _ in row_rules.values())]
+    results = data_docs.check(SUITE, frame, expectations, docs_dir, run_id, _SHOWN if row_rules else ()).results
     by_rule = {result.expectation_config.meta["rule"]: result for result in results}
 
     problems = [
@@ -114,9 +109,11 @@ def validate(
         for rule, (_, column) in row_rules.items()
         for row in by_rule[rule].result.get("unexpected_index_list", ())
     ]
-    failing = {request_id for request_id, _, _ in broken}
+    failing = pa.array({request_id for request_id, _, _ in broken}, pa.string())
+    is_failing = pc.is_in(staged["request_id"], failing)
     return Validation(
-        passed=staged.filter(pc.invert(pc.is_in(staged["request_id"], pa.array(failing, pa.string())))),
+        passed=staged.filter(pc.invert(is_failing)),
+        refused=staged.filter(is_failing),
         quarantine=_quarantine(staged, frame, broken, run_id),
         docs_index=docs_index,
     )
@@ -132,14 +129,24 @@ def _require_types(staged: pa.Table) -> None:
         raise QualityError(f"the staged texts have columns of another type: {'; '.join(wrong)}")
 
 
-def _frame(staged: pa.Table, planned: frozenset[str]) -> "pd.DataFrame":
+def _frame(
+    staged: pa.Table, planned: frozenset[str], attributes: Mapping[tuple[str, str], str], rules: TextQuality
+) -> "pd.DataFrame":
     """The staged rows with what is measured of them; a table with other columns is left as it is."""
     frame = staged.to_pandas()
     if set(staged.column_names) != set(KNOWLEDGE.names):
         return frame
-    texts = staged["text"].to_pylist()
-    for name, metric in _METRICS.items():
-        frame[name] = [metric(text or "") for text in texts]
+    columns = ("kind", "entity_id", "text", "prompt", "relaxed", "new_tokens")
+    measured = [
+        _measure(text or "", prompt or "", attributes.get((kind, entity_id), "{}"), relaxed or 0, tokens or 0, rules)
+        for kind, entity_id, text, prompt, relaxed, tokens in zip(
+            *(staged[name].to_pylist() for name in columns), strict=True
+        )
+    ]
+    for name, values in zip(
+        _MEASURED, zip(*measured, strict=True) if measured else ([],) * len(_MEASURED), strict=True
+    ):
+        frame[name] = list(values)
     frame[_PLANNED] = [request_id in planned for request_id in staged["request_id"].to_pylist()]
     frame[_ABSENT] = ""
     for field in KNOWLEDGE:
@@ -150,11 +157,28 @@ def _frame(staged: pa.Table, planned: frozenset[str]) -> "pd.DataFrame":
     return frame
 
 
+def _measure(
+    text: str, prompt: str, attributes: str, relaxed: int, tokens: int, rules: TextQuality
+) -> tuple[float | str, ...]:
+    """What the columns of ``_MEASURED`` hold of one text."""
+    return (
+        metrics.characters(text),
+        metrics.words(text),
+        metrics.repeated_ngram_share(text),
+        metrics.printable_share(text),
+        1.0 if rules.language == "any" else metrics.language_share(text, rules.language),
+        metrics.echo_share(text, prompt),
+        metrics.refusal(text, rules.refusals),
+        metrics.own_words(text, attributes, rules.language),
+        relaxed / tokens if tokens else 0.0,
+    )
+
+
 def _table_rules(frame: "pd.DataFrame", planned: int) -> "list[Expectation]":
     data_docs.import_great_expectations()
     import great_expectations.expectations as gxe
 
-    derived = [name for name in (*_METRICS, _PLANNED, _ABSENT) if name in frame]
+    derived = [name for name in (*_MEASURED, _PLANNED, _ABSENT) if name in frame]
     columns = gxe.ExpectTableColumnsToMatchSet(
         column_set=[*KNOWLEDGE.names, *derived], exact_match=True, meta={"rule": "columns"}
     )
@@ -171,7 +195,7 @@ def _table_rules(frame: "pd.DataFrame", planned: int) -> "list[Expectation]":
     ]
 
 
-def _row_rules(limits: Limits) -> "dict[str, tuple[Expectation, str]]":
+def _row_rules(rules: TextQuality) -> "dict[str, tuple[Expectation, str]]":
     """By the name that quarantine stores: the expectation, and the column that holds what it measured."""
     data_docs.import_great_expectations()
     import great_expectations.expectations as gxe
@@ -189,12 +213,20 @@ def _row_rules(limits: Limits) -> "dict[str, tuple[Expectation, str]]":
         severity="warning",
         meta={"rule": "token_budget"},
     )
+    refusal = gxe.ExpectColumnValuesToBeInSet(
+        column="refusal", value_set=[""], severity="warning", meta={"rule": "refusal"}
+    )
     return {
         "blank": between("blank", "words", 1, None),
-        "length": between("length", "characters", limits.min_characters, limits.max_characters),
+        "length": between("length", "characters", rules.min_characters, rules.max_characters),
         "token_budget": (budget, "new_tokens"),
-        "repetition": between("repetition", "repeated_ngram_share", None, limits.max_repeated_ngram_share),
-        "unprintable": between("unprintable", "printable_share", limits.min_printable_share, None),
+        "repetition": between("repetition", "repeated_ngram_share", None, rules.max_repetition),
+        "unprintable": between("unprintable", "printable_share", rules.min_printable, None),
+        "language": between("language", "language_share", rules.min_language, None),
+        "echo": between("echo", "echo_share", None, rules.max_echo),
+        "refusal": (refusal, "refusal"),
+        "off_topic": between("off_topic", "own_words", rules.min_own_words, None),
+        "relaxed": between("relaxed", "relaxed_share", None, rules.max_relaxed),
     }
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from dare_core.domains import TextQuality
 from dare_core.errors import QualityError
-from dare_core.quality.validation import Limits, Validation, validate
+from dare_core.quality.texts import Validation, validate
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
 
 GOOD = "A quiet drama about two brothers who come home, and about what neither of them says."
@@ -37,8 +39,16 @@ def staged(*texts: str, **columns: list[object]) -> pa.Table:
     return pa.table(values, schema=KNOWLEDGE)
 
 
-def check(table: pa.Table, docs: Path, run_id: str = "run") -> Validation:
-    return validate(table, table["request_id"].to_pylist(), docs, run_id)
+def check(
+    table: pa.Table,
+    docs: Path,
+    run_id: str = "run",
+    planned: list[str] | None = None,
+    attributes: dict[tuple[str, str], str] | None = None,
+    **rules: object,
+) -> Validation:
+    ids = table["request_id"].to_pylist() if planned is None else planned
+    return validate(table, ids, attributes or {}, TextQuality.model_validate(rules), docs, run_id)
 
 
 def broken(outcome: Validation) -> set[tuple[str, str]]:
@@ -63,11 +73,13 @@ def test_good_texts_pass_and_the_docs_are_written(tmp_path: Path) -> None:
 
 def test_each_rule_names_the_row_that_breaks_it(tmp_path: Path) -> None:
     texts = ["", "Too short.", GOOD * 300, LOOP, GOOD + "\x00" * 5, GOOD, GOOD]
-    outcome = check(staged(*texts, new_tokens=[1, 1, 1, 1, 1, 97, 96]), tmp_path)
+    outcome = check(staged(*texts, new_tokens=[9, 9, 9, 9, 9, 97, 96]), tmp_path)
     assert broken(outcome) == {
         ("r0", "blank"),
         ("r0", "length"),
+        ("r0", "language"),
         ("r1", "length"),
+        ("r1", "language"),
         ("r2", "length"),
         ("r2", "repetition"),
         ("r3", "repetition"),
@@ -79,7 +91,8 @@ def test_each_rule_names_the_row_that_breaks_it(tmp_path: Path) -> None:
 
 def test_a_quarantined_row_says_what_was_measured_and_keeps_its_text(tmp_path: Path) -> None:
     outcome = check(staged(GOOD, "<b>short</b>", entity_id=["1", "A&B"]), tmp_path)
-    row = outcome.quarantine.to_pylist()[0]
+    [row] = [row for row in outcome.quarantine.to_pylist() if row["rule"] == "length"]
+    assert outcome.refused["text"].to_pylist() == ["<b>short</b>"]
     moment = row.pop("quarantined_at")
     assert abs((datetime.now(UTC) - moment).total_seconds()) < 60
     assert row == {
@@ -101,10 +114,49 @@ def test_a_share_is_stored_with_three_digits(tmp_path: Path) -> None:
     assert outcome.quarantine["value"].to_pylist() == ["0.885"]
 
 
+def test_what_a_text_says_is_judged_by_its_prompt_its_language_and_its_entity(tmp_path: Path) -> None:
+    prompt = "Introduce the movie Heat and describe its attributes, including genre, director, plot and theme."
+    texts = [
+        GOOD,
+        "Stille Nacht ist der Film über zwei Brüder, die nach Hause kommen und nicht reden.",
+        "Sure! Introduce the movie Heat and describe its attributes, including genre, director, plot.",
+        "I\N{RIGHT SINGLE QUOTATION MARK}m sorry, but the film Heat is one that I can say nothing about at all.",
+        "It is a story about a family and the house in which they live, and of what is lost.",
+        "Heat is the story of a thief who is about to retire and of the policeman at his heels.",
+    ]
+    about = {("x", "film"): json.dumps({"title": "Heat", "genres": ["Crime"], "history": []})}
+    entities = ["?", "?", "film", "film", "film", "film"]
+    table = staged(*texts, prompt=[prompt] * 6, entity_id=entities, relaxed=[0, 0, 0, 0, 0, 60])
+    outcome = check(table, tmp_path, attributes=about)
+    assert broken(outcome) == {
+        ("r1", "language"),
+        ("r2", "echo"),
+        ("r3", "refusal"),
+        ("r4", "off_topic"),
+        ("r5", "relaxed"),
+    }
+    values = {row["rule"]: row["value"] for row in outcome.quarantine.to_pylist()}
+    assert (values["refusal"], values["off_topic"], values["relaxed"]) == ("i'm sorry", "0", "0.667")
+    assert (
+        len(
+            check(
+                table,
+                tmp_path,
+                attributes=about,
+                language="any",
+                max_echo=1,
+                refusals=[],
+                min_own_words=0,
+                max_relaxed=1,
+            ).passed
+        )
+        == 6
+    )
+
+
 def test_limits_can_be_set(tmp_path: Path) -> None:
     table = staged("short", "brief", GOOD)
-    outcome = validate(table, table["request_id"].to_pylist(), tmp_path, "run", Limits(min_characters=5))
-    assert len(outcome.passed) == 3
+    assert len(check(table, tmp_path, min_characters=5, language="any").passed) == 3
 
 
 def test_nothing_planned_passes(tmp_path: Path) -> None:
@@ -117,28 +169,28 @@ def test_a_planned_request_without_a_row_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         QualityError, match=r"run run .*every planned request: 1 rows, not 3.*missing: r1, r2; see .*index"
     ):
-        validate(staged(GOOD), ["r0", "r1", "r2"], tmp_path, "run")
+        check(staged(GOOD), tmp_path, planned=["r0", "r1", "r2"])
     assert pages(tmp_path, "run")
 
 
 def test_no_rows_at_all_where_some_were_planned_fail_the_run(tmp_path: Path) -> None:
     with pytest.raises(QualityError, match="missing: r0"):
-        validate(KNOWLEDGE.empty_table(), ["r0"], tmp_path, "run")
+        check(KNOWLEDGE.empty_table(), tmp_path, planned=["r0"])
 
 
 def test_a_row_that_nobody_planned_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(QualityError, match="planned requests only: r1"):
-        validate(staged(GOOD, GOOD), ["r0"], tmp_path, "run")
+        check(staged(GOOD, GOOD), tmp_path, planned=["r0"])
 
 
 def test_a_doubled_request_fails_the_run_even_when_the_count_is_right(tmp_path: Path) -> None:
     with pytest.raises(QualityError, match=r"one row per request: r0;.*missing: r1"):
-        validate(staged(GOOD, GOOD, request_id=["r0", "r0"]), ["r0", "r1"], tmp_path, "run")
+        check(staged(GOOD, GOOD, request_id=["r0", "r0"]), tmp_path, planned=["r0", "r1"])
 
 
 def test_many_ids_are_counted_not_listed(tmp_path: Path) -> None:
     with pytest.raises(QualityError, match="missing: r1, r2, r3 and 5 more;"):
-        validate(staged(GOOD), [f"r{row}" for row in range(9)], tmp_path, "run")
+        check(staged(GOOD), tmp_path, planned=[f"r{row}" for row in range(9)])
 
 
 def test_a_column_too_few_or_too_many_fails_the_run(tmp_path: Path) -> None:
@@ -162,7 +214,7 @@ def test_a_missing_value_where_one_is_required_fails_the_run(tmp_path: Path) -> 
     with pytest.raises(QualityError, match="required values: r0"):
         check(staged(GOOD, GOOD, text=[None, GOOD]), tmp_path)
     with pytest.raises(QualityError, match="required values: r1"):
-        check(staged(GOOD, GOOD, new_tokens=[1, None]), tmp_path)
+        check(staged(GOOD, GOOD, new_tokens=[9, None]), tmp_path)
 
 
 def test_an_optional_value_may_be_missing(tmp_path: Path) -> None:
@@ -205,7 +257,7 @@ def test_processes_validate_into_one_folder_quietly_and_write_nowhere_else(tmp_p
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_validation import GOOD, check, staged
+from test_texts import GOOD, check, staged
 assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
 assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
 """
@@ -231,5 +283,5 @@ assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
 
 
 def test_great_expectations_is_imported_only_when_it_is_used() -> None:
-    program = "import sys, dare_core.quality.validation; assert 'great_expectations' not in sys.modules"
+    program = "import sys, dare_core.quality.texts; assert 'great_expectations' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

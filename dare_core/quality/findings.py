@@ -1,0 +1,122 @@
+"""Suites over many rows at once: each expectation has a bound that warns, one that ends the run, or both."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from dare_core.domains import Bound
+from dare_core.errors import QualityError
+from dare_core.quality import data_docs
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+    from great_expectations.core import ExpectationValidationResult
+    from great_expectations.expectations.expectation import Expectation
+
+#: Makes an expectation of a bound: called with the bound, and with ``severity`` and ``meta`` by name.
+Maker = Callable[..., "Expectation"]
+Severity = Literal["warning", "critical"]
+
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An expectation that was not met: which one, how much it weighs, and what was found instead, in words."""
+
+    rule: str
+    severity: Severity
+    found: str
+
+    @property
+    def sentence(self) -> str:
+        """For a log or a report."""
+        return f"{self.rule}: {self.found}"
+
+
+def bounded(rule: str, bound: Bound, make: Maker) -> "list[Expectation]":
+    """The expectations of a bound: of those that it sets, the one that ends the run first."""
+    severities: list[tuple[Severity, float | None]] = [("critical", bound.fail), ("warning", bound.warn)]
+    return [
+        make(value, severity=severity, meta={"rule": rule, "bound": value})
+        for severity, value in severities
+        if value is not None
+    ]
+
+
+def judge(
+    suite: str,
+    frame: "pd.DataFrame",
+    expectations: "Sequence[Expectation]",
+    docs_dir: Path,
+    run_id: str,
+    index_columns: Sequence[str],
+) -> list[Finding]:
+    """Check a frame, write the result as Data Docs, and say what was not met: each rule once, by its worst.
+
+    Every expectation has ``rule`` in its ``meta``; arguments are those of :func:`dare_core.quality.data_docs.check`.
+    """
+    results = data_docs.check(suite, frame, expectations, docs_dir, run_id, index_columns).results
+    worst: dict[str, Finding] = {}
+    for result in results:
+        config = result.expectation_config
+        if not result.success:
+            found = Finding(config.meta["rule"], _severity(config.severity), _found(result, index_columns))
+            if worst.get(found.rule, found).severity != "critical" or found.severity == "critical":
+                worst[found.rule] = found
+    return list(worst.values())
+
+
+def require(findings: Iterable[Finding], what: str, docs_dir: Path) -> list[str]:
+    """The warnings, in words.
+
+    Args:
+        findings: of a suite.
+        what: was checked, for the error.
+        docs_dir: where it can be looked at.
+
+    Raises:
+        QualityError: one of the findings is critical.
+    """
+    findings = list(findings)
+    if critical := [finding.sentence for finding in findings if finding.severity == "critical"]:
+        raise QualityError(f"{what} cannot be used: {'; '.join(critical)}; see {data_docs.index(docs_dir)}")
+    return [finding.sentence for finding in findings]
+
+
+def warnings_path(run_dir: Path, suite: str) -> Path:
+    """Where a run keeps what a suite's checks warned of, a JSON list of sentences."""
+    return run_dir / f"warnings-{suite}.json"
+
+
+def read_warnings(run_dir: Path) -> list[str]:
+    """What the checks of a run warned of so far."""
+    return [sentence for path in sorted(run_dir.glob("warnings-*.json")) for sentence in json.loads(path.read_bytes())]
+
+
+def _severity(severity: Any) -> Severity:
+    return "critical" if getattr(severity, "value", severity) == "critical" else "warning"
+
+
+def _found(result: "ExpectationValidationResult", index_columns: Sequence[str]) -> str:
+    found: dict[str, Any] = result.result
+    bound = result.expectation_config.meta.get("bound")
+    limit = "" if bound is None else f", bound {bound:g}"
+    if "mismatched" in found.get("details", {}):
+        return str(found["details"]["mismatched"])
+    if "unexpected_index_list" in found:
+        rows = found["unexpected_index_list"]
+        named = dict.fromkeys(" ".join(str(row[name]) for name in index_columns) for row in rows)
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return f"{len(rows)} of {found['element_count']} ({', '.join(list(named)[:_NAMED])}{more}){limit}"
+    if "observed_value" in found:
+        kwargs = result.expectation_config.kwargs
+        low, high = kwargs.get("min_value"), kwargs.get("max_value")
+        return f"{_number(found['observed_value'])}, expected {_number(low)} to {_number(high)}{limit}"
+    return "could not be evaluated"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
