@@ -83,6 +83,7 @@ def test_the_bare_engine_writes_what_a_worker_writes_of_a_plan(settings: Setting
     assert seconds > 0
 
 
+@pytest.mark.bench
 @pytest.mark.integration
 def test_a_run_without_a_change_sees_all_of_movielens_and_calls_no_model(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -103,6 +104,7 @@ def test_every_shard_is_finished_by_no_more_tasks_than_the_settings_allow(
     assert figures["shards_s"] > 0
 
 
+@pytest.mark.bench
 @pytest.mark.integration
 def test_of_a_killed_worker_s_texts_none_is_missing_and_none_written_twice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -112,6 +114,7 @@ def test_of_a_killed_worker_s_texts_none_is_missing_and_none_written_twice(
     assert figures["kill_resumed"] > 0
 
 
+@pytest.mark.bench
 @pytest.mark.integration
 def test_airflow_and_the_bare_engine_write_the_same_texts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
