@@ -10,7 +10,7 @@ import pytest
 
 from dare_core.settings import PROJECT_DIR, Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 
 def steps(section: str) -> str:

@@ -38,7 +38,7 @@ _REFRESH: Final = "refresh_knowledge_movies"
 _RUN_ID: Final = "bench"
 
 #: Each kill wants a part that was not there before it; these make parts quickly, of few texts.
-_KILLED: Final[dict[str, Any]] = {"batch_size": 4, "checkpoint_seconds": 1, "shard_size": 16}
+_KILLED: Final[dict[str, Any]] = {"batch_size": 4, "checkpoint_seconds": 1, "shard_size": 16, "draft_budget": "fixed"}
 _KILLED_TOKENS: Final = 96
 _ITEMS_PER_KILL: Final = 10
 
