@@ -171,7 +171,7 @@ class TextQuality(_Section):
     min_characters: int = Field(40, ge=0)
     max_characters: int = Field(20_000, ge=1)
     max_repetition: float = Field(0.4, ge=0, le=1, description="share of the opening that was said before")
-    min_printable: float = Field(0.99, ge=0, le=1, description="leaves room for a character that a token limit cut")
+    min_printable: float = Field(0.99, gt=0, le=1, description="leaves room for a character that a token limit cut")
     language: Language = Field("en", description="any: texts may be in any language")
     min_language: float = Field(0.05, ge=0, le=1, description="share of words that are the language's most frequent")
     max_echo: float = Field(0.3, ge=0, le=1, description="share of the opening that repeats the prompt")

@@ -173,7 +173,7 @@ LAX = """
 [quality.texts]
 min_characters = 0
 max_repetition = 1
-min_printable = 0
+min_printable = 0.01
 language = "any"
 min_own_words = 0
 max_relaxed = 1
@@ -216,7 +216,8 @@ def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the
         ("second", "failed"),
     ]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(2,)]
-    assert pipeline.load(lax, second)["loaded"] == 3, "the same texts, by other bounds"
+    lax = judged_by(settings, tmp_path / "config", LAX)
+    assert pipeline.load(lax, second)["loaded"] > 0, "the same texts, by other bounds"
 
 
 def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: Settings, engine: Engine) -> None:

@@ -165,7 +165,7 @@ def _measure(
         metrics.characters(text),
         metrics.words(text),
         metrics.repeated_ngram_share(text),
-        metrics.printable_share(text),
+        0.0 if "\0" in text else metrics.printable_share(text),  # a NUL can be stored by no warehouse
         1.0 if rules.language == "any" else metrics.language_share(text, rules.language),
         metrics.echo_share(text, prompt),
         metrics.refusal(text, rules.refusals),

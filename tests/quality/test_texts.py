@@ -224,7 +224,7 @@ def test_an_optional_value_may_be_missing(tmp_path: Path) -> None:
 def test_markup_in_texts_and_ids_is_shown_not_run(tmp_path: Path) -> None:
     attack = "<script>alert(1)</script>"
     outcome = check(staged(attack, GOOD, entity_id=["<img src=x onerror=alert(2)>", "1"]), tmp_path)
-    assert outcome.quarantine["text"].to_pylist() == [attack]
+    assert set(outcome.quarantine["text"].to_pylist()) == {attack}
     html = "".join(page.read_text() for page in tmp_path.rglob("*.html"))
     assert attack not in html
     assert "<img src=x" not in html
@@ -247,7 +247,7 @@ def test_runs_that_validate_at_the_same_time_all_reach_the_index(tmp_path: Path)
     names = ["one", "two", "three"]
     with ThreadPoolExecutor() as threads:
         outcomes = list(threads.map(lambda name: check(staged(GOOD, "short"), tmp_path, name), names))
-    assert all(broken(outcome) == {("r1", "length")} for outcome in outcomes)
+    assert all({request for request, _ in broken(outcome)} == {"r1"} for outcome in outcomes)
     index = (tmp_path / "index.html").read_text()
     assert all(f"'run_name': '{name}'" in index for name in names)
 
