@@ -124,8 +124,8 @@ def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
         summary: dict[str, Any] = submit(settings, "pull", arguments, url)
     found: list[Finding] = []
     for kind in window.kinds:
-        pulled = pq.read_table(run_dir / "pulled" / kind, schema=PULLED)
-        if len(pulled):
+        if summary.get(kind):
+            pulled = pq.read_table(run_dir / "pulled" / kind, schema=PULLED)
             found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
     return summary | {"warnings": _weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
 
