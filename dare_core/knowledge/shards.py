@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dare_core.errors import InputError
+from dare_core.files import write_atomically
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
@@ -67,10 +68,7 @@ class Plan(BaseModel):
 
 def write_json(path: Path, content: str) -> None:
     """Write a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    scratch.write_text(content, "utf-8")
-    scratch.replace(path)
+    write_atomically(path, content.encode(), durable=False)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
