@@ -2,8 +2,8 @@
 
 Every day, each task by itself; what it did is its XCom:
 
-- *expire_pools*: retrieval pools and group models but the latest versions (setting `keep_pool_versions`), candidates
-  that were rejected, and pins of runs that are long over.
+- *expire_pools*: retrieval pools but the latest versions (setting `keep_pool_versions`), candidates that were rejected,
+  and pins of runs that are long over.
 - *expire_runs*: staged files of runs that ended, or were given up, `keep_run_days` ago.
 - *retry_quarantine*: texts that failed validation are asked for again by the next run, `quarantine_retries` times.
 - *analyse_tables*: fresh statistics for PostgreSQL's planner.

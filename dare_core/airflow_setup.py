@@ -19,7 +19,7 @@ def set_up(api: AirflowApi, settings: Settings) -> dict[str, Any]:
     ``dare_warehouse`` does too, for tasks on machines whose own settings do not, and for other teams' DAGs.
 
     Returns:
-        ``pools`` and ``connections``: their names.
+        ``pools``: slots by name. ``connections``: their names.
 
     Raises:
         AirflowError: Airflow cannot be reached, or refuses.

@@ -730,17 +730,17 @@ def _pool_store(root: str) -> "PoolStore":
     from dare_core.pools import PoolStore
 
     settings = load_settings()
-    cache, pools = settings.pool_cache_dir, settings.data_dir.resolve() / "pools"
+    pools = settings.data_dir.resolve() / "pools"
     for kind in KINDS:
         for path in (pools / root, Path(root).resolve()):  # movies/item, or the folder
             if path.name == kind and path.parent.parent == pools and path.is_dir():
+                from dare_core.stores import pool_store
                 from dare_core.warehouse.connection import connect
-                from dare_core.warehouse.pool_register import WarehouseRegister
                 from dare_core.warehouse.server import serving
 
                 engine = connect(_held.enter_context(serving(settings)))
-                return PoolStore(path, WarehouseRegister(engine, path.parent.name, kind, str(path)), cache)
-    return PoolStore(root, cache=cache)
+                return pool_store(settings, engine, path.parent.name, kind)
+    return PoolStore(root, cache=settings.pool_cache_dir)
 
 
 def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, str, str, int]":

@@ -160,6 +160,7 @@ class SourceQuality(_Section):
     attribute_coverage: Bound = Field(
         Bound(warn=0.5), description="share of entities that have a value, at least; of the title and each attribute"
     )
+    coverage_min_rows: int = Field(50, ge=1, description="with fewer entities pulled, coverage is not looked at")
     suspicious_titles: Bound = Field(
         Bound(warn=0), description="share of items whose title holds a prompt-injection marker, at most"
     )

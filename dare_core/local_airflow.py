@@ -362,9 +362,7 @@ class LocalAirflow:
         return self.home / "logs" / f"{component}.log"
 
     def _failure(self, what: str, component: str) -> AirflowError:
-        log = self._log_file(component)
-        tail = log.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-        return AirflowError("\n".join([f"{what}; the end of {log}:", *tail]))
+        return AirflowError(with_log(what, self._log_file(component)))
 
     def _stop(self) -> None:
         try:
@@ -408,6 +406,12 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def with_log(what: str, log: Path) -> str:
+    """What happened, and the end of a process's log."""
+    tail = log.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n".join([f"{what}; the end of {log}:", *tail])
 
 
 def end(*generations: Sequence[subprocess.Popen[bytes]]) -> None:

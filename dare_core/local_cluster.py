@@ -22,7 +22,7 @@ import redis
 
 from dare_core.cluster_secrets import make_secrets
 from dare_core.errors import DareError, ProgramMissingError
-from dare_core.local_airflow import COMPONENTS, Components, LocalAirflow, end, free_port
+from dare_core.local_airflow import COMPONENTS, Components, LocalAirflow, end, free_port, with_log
 from dare_core.settings import PROJECT_DIR, Settings
 from dare_core.spark_submit import require_java
 from dare_core.warehouse.roles import create_roles
@@ -41,7 +41,6 @@ _SPARK_WORKERS: Final = 2
 _SPARK_ENV: Final = {"SPARK_LOCAL_IP": HOST, "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1"}
 _START_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.2
-_LOG_LINES: Final = 25
 
 
 class ClusterError(DareError):
@@ -71,9 +70,8 @@ class LocalCluster:
     spark_ui: str
 
     def spark_status(self) -> dict[str, Any]:
-        """What Spark's master says of itself: workers, applications."""
-        status: dict[str, Any] = httpx.get(f"{self.spark_ui}/json/", timeout=5, trust_env=False).json()
-        return status
+        """See :func:`spark_status`."""
+        return spark_status(self.spark_ui)
 
 
 @contextmanager
@@ -101,7 +99,7 @@ def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterato
         create_roles(secrets)
         running.enter_context(_redis(home, secrets))
         spark_conf = _spark_conf(home, secrets)
-        master, spark_ui = running.enter_context(_spark(home, spark_conf))
+        master, spark_ui = running.enter_context(spark_cluster(home, spark_conf))
         settings = settings.model_copy(update={"spark_master": master})
         variables = {
             **_cluster_env(secrets),
@@ -149,8 +147,19 @@ def _spark_conf(home: Path, secrets: Path) -> Path:
 
 
 @contextmanager
-def _spark(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
-    """Master and workers; the master's URL and that of its page."""
+def spark_cluster(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
+    """Spark's master and two workers for as long as the block lasts.
+
+    Args:
+        home: folder for their logs; ``spark_worker_0`` and ``spark_worker_1`` there are the workers' own.
+        conf: folder of Spark's settings.
+
+    Yields:
+        The master's URL, and that of its page.
+
+    Raises:
+        ClusterError: they did not start; ends with the master's log.
+    """
     port, web_port = free_port(), free_port()
     url, page = f"spark://{HOST}:{port}", f"http://{HOST}:{web_port}"
     programs = sysconfig.get_path("scripts")
@@ -165,10 +174,9 @@ def _spark(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
 
         def workers_are_there() -> bool:
             try:
-                status = httpx.get(f"{page}/json/", timeout=5, trust_env=False).json()
+                return bool(spark_status(page)["aliveworkers"] == _SPARK_WORKERS)
             except httpx.HTTPError:
                 return False
-            return bool(status["aliveworkers"] == _SPARK_WORKERS)
 
         master = start(
             "spark_master",
@@ -183,6 +191,12 @@ def _spark(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
             )
         _await("spark_master", *master, workers_are_there)
         yield url, page
+
+
+def spark_status(page: str) -> dict[str, Any]:
+    """What a Spark master's page says of it: workers, applications."""
+    status: dict[str, Any] = httpx.get(f"{page}/json/", timeout=5, trust_env=False).json()
+    return status
 
 
 @contextmanager
@@ -214,6 +228,5 @@ def _await(name: str, process: "subprocess.Popen[bytes]", log: Path, ready: Call
         ended = process.poll() is not None
         if ended or time.monotonic() > deadline:
             what = f"ended with status {process.returncode}" if ended else f"was not ready in {_START_SECONDS:.0f} s"
-            tail = log.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-            raise ClusterError("\n".join([f"{name} {what}; the end of {log}:", *tail]))
+            raise ClusterError(with_log(f"{name} {what}", log))
         time.sleep(_POLL_SECONDS)

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dare_core.errors import ModelError
+from dare_core.files import write_atomically
 from dare_core.settings import BUNDLED_MODEL, Settings
 
 if TYPE_CHECKING:
@@ -144,10 +144,7 @@ def prompt_format(settings: Settings) -> PromptFormat:
     files = files or _format_files(locate(settings))  # a model of the hub is there now
     found = PromptFormat(files, tokenizer_hash(tokenizer), context_length(settings))
     if files:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        scratch = kept.with_name(f".{kept.name}-{os.getpid()}")
-        scratch.write_text(json.dumps(asdict(found)), "utf-8")
-        scratch.replace(kept)
+        write_atomically(kept, json.dumps(asdict(found)).encode(), durable=False)
     return found
 
 

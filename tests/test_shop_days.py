@@ -20,6 +20,7 @@ CLUSTERS = "[grouping.users.clusters]"
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(1200)
 def test_a_day_in_the_shop_costs_what_it_changed(
     settings: Settings, warehouse_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def kill_workers(
         on_progress: told of every kill.
 
     Returns:
-        ``kills``; ``entities`` asked for; ``kill_missing``: those of which there is neither a text nor a failure;
+        ``kills``; ``kill_entities`` asked for; ``kill_missing``: those of which there is neither a text nor a failure;
         ``kill_doubled``: texts written more than once; ``kill_resumed``: requests that a later try found answered.
 
     Raises:
@@ -58,7 +58,7 @@ def kill_workers(
     manifests = [shards.read_manifest(run_dir / "staged" / name) or {} for name in names]
     return {
         "kills": kills,
-        "entities": len(asked),
+        "kill_entities": len(asked),
         "kill_missing": len(asked - set(times) - set(failed["request_id"].to_pylist())),
         "kill_doubled": sum(count - 1 for count in times.values()),
         "kill_resumed": sum(manifest.get("resumed", 0) for manifest in manifests),

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dare_core import models, pipeline
 from dare_core.embedding.encoder import Encoder
+from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.schemas import KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.settings import Settings, load_settings
@@ -39,6 +40,9 @@ def bench_no_change(settings: Settings) -> dict[str, Any]:
     Returns:
         ``no_change_entities`` seen, ``no_change_s`` from the process's start to its end with Java's and the embedded
         server's, ``no_change_model_calls`` (models, encoders, tokenizers loaded) and ``no_change_planned``.
+
+    Raises:
+        DareError: the run failed; ends with what it said.
     """
     _prepare(settings)
     kept = settings.model_dump(mode="json", exclude_defaults=True)
@@ -52,7 +56,7 @@ def bench_no_change(settings: Settings) -> dict[str, Any]:
     )
     seconds = time.monotonic() - started
     if ended.returncode:
-        raise RuntimeError(f"the run without a change ended with status {ended.returncode}:\n{ended.stderr}")
+        raise DareError(f"the run without a change ended with status {ended.returncode}:\n{ended.stderr}")
     watched = json.loads(ended.stdout.splitlines()[-1])
     return {f"no_change_{name}": value for name, value in watched.items()} | {"no_change_s": round(seconds, 1)}
 

@@ -121,8 +121,7 @@ def _measure_kills(settings: Settings, size: Size, on_progress: OnProgress) -> d
     items = (size.kills + 1) * _ITEMS_PER_KILL
     conf = {"kinds": ["item"], "item_limit": items, "max_new_tokens": _KILLED_TOKENS}
     with _own_folder(settings, **_KILLED) as here, _airflow(here) as airflow:
-        figures = kill_workers(airflow, here, _REFRESH, _RUN_ID, conf, size.kills, on_progress)
-    return {name if name.startswith("kill") else f"kill_{name}": value for name, value in figures.items()}
+        return kill_workers(airflow, here, _REFRESH, _RUN_ID, conf, size.kills, on_progress)
 
 
 def _measure_dag_import(settings: Settings, size: Size, on_progress: OnProgress) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dare_core.domains import Framework
 from dare_core.errors import InputError
+from dare_core.files import write_atomically
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
@@ -68,10 +69,7 @@ class Plan(BaseModel):
 
 def write_json(path: Path, content: str) -> None:
     """Write a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    scratch.write_text(content, "utf-8")
-    scratch.replace(path)
+    write_atomically(path, content.encode(), durable=False)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -234,22 +234,20 @@ def _funnels(
         return []
     validated = run_dir / "validated.parquet"
     passed = Counter(pq.read_table(validated, columns=["kind"])["kind"].to_pylist()) if validated.exists() else None
-    funnels = []
-    for kind, told in plan.funnel.items():
-        funnels.append(
-            Funnel(
-                kind=kind,
-                seen=told.seen,
-                changed=told.changed,
-                expired=told.expired,
-                skipped={reason: count for reason, count in told.skipped.items() if count},
-                planned=sum(shard.requests for shard in plan.shards if shard.kind == kind),
-                generated=generated[kind],
-                passed=None if passed is None else passed[kind],
-                loaded=loaded.get(kind, 0) if record.get("state") == "loaded" else None,
-            )
+    return [
+        Funnel(
+            kind=kind,
+            seen=told.seen,
+            changed=told.changed,
+            expired=told.expired,
+            skipped={reason: count for reason, count in told.skipped.items() if count},
+            planned=sum(shard.requests for shard in plan.shards if shard.kind == kind),
+            generated=generated[kind],
+            passed=None if passed is None else passed[kind],
+            loaded=loaded.get(kind, 0) if record.get("state") == "loaded" else None,
         )
-    return funnels
+        for kind, told in plan.funnel.items()
+    ]
 
 
 def _throughput(spans: list[tuple[datetime, float, int]]) -> Throughput | None:

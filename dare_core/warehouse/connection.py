@@ -36,7 +36,7 @@ def connect(url: str) -> Engine:
 
 
 def driver_cursor(connection: Connection) -> psycopg.Cursor[Any]:
-    """A cursor of psycopg's own, for COPY, in the transaction of a SQLAlchemy connection."""
+    """A cursor of psycopg's own, for COPY and composed SQL, in the transaction of a SQLAlchemy connection."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     return driver.cursor()

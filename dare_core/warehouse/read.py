@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func, select, text
+from sqlalchemy import ColumnElement, Engine, Executable, Row, func, select, text
 
 from dare_core import schemas
 from dare_core.warehouse.load import differs, stage, transaction
-from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, QUARANTINE, WATERMARK
+from dare_core.warehouse.tables import GENERATION_RUN, KNOWLEDGE, POOL_VERSION, QUARANTINE, WATERMARK
 
 #: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
 #: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
@@ -87,20 +87,6 @@ def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
     query = select(WATERMARK.c.pulled_to).where(WATERMARK.c.domain == domain, WATERMARK.c.kind == kind)
     with engine.connect() as connection:
         return connection.execute(query).scalar_one_or_none()
-
-
-def entities(engine: Engine, domain: str, kind: str) -> Iterator[pa.RecordBatch]:
-    """Stream the entities that are there in schema ENTITY, in a fixed order that is spread over groups.
-
-    ``attributes`` comes as PostgreSQL keeps JSON: with the same content, but with its own spacing and order of keys.
-    """
-    columns = [cast(ENTITY.c[name], Text) if name == "attributes" else ENTITY.c[name] for name in schemas.ENTITY.names]
-    query = (
-        select(*columns)
-        .where(ENTITY.c.domain == domain, ENTITY.c.kind == kind, ENTITY.c.deleted_at.is_(None))
-        .order_by(func.md5(ENTITY.c.entity_id), ENTITY.c.entity_id)
-    )
-    return _stream(engine, query, schemas.ENTITY)
 
 
 def differing(engine: Engine, pulled: pa.Table) -> int:
@@ -270,6 +256,15 @@ def coverage(engine: Engine, domain: str, kind: str, encoder: str, request_ids: 
         return Coverage(*connection.execute(query, bound).one())
 
 
+#: In the order of POOL_KNOWLEDGE.
+_POOLED_COLUMNS: Final = (
+    KNOWLEDGE.c.group_name,
+    KNOWLEDGE.c.token_ids,
+    KNOWLEDGE.c.entity_id,
+    KNOWLEDGE.c.available_at,
+)
+
+
 @dataclass(frozen=True)
 class PoolLoads:
     """Texts that were loaded since a moment.
@@ -302,9 +297,8 @@ def pool_texts(
     until: datetime | None = None,
 ) -> pa.Table:
     """Texts loaded after ``since`` and up to ``until``, closed ones too, in schema POOL_KNOWLEDGE, oldest first."""
-    columns = (KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids, KNOWLEDGE.c.entity_id, KNOWLEDGE.c.available_at)
     query = (
-        select(*columns)
+        select(*_POOLED_COLUMNS)
         .where(*_pooled(domain, kind, tokenizer_hash, since, until))
         .order_by(KNOWLEDGE.c.available_at, KNOWLEDGE.c.request_id)
     )
@@ -313,9 +307,8 @@ def pool_texts(
 
 def newest_texts(engine: Engine, domain: str, kind: str, tokenizer_hash: str, limit: int) -> pa.Table:
     """The valid texts that were written last, in schema POOL_KNOWLEDGE, the newest first."""
-    columns = (KNOWLEDGE.c.group_name, KNOWLEDGE.c.token_ids, KNOWLEDGE.c.entity_id, KNOWLEDGE.c.available_at)
     query = (
-        select(*columns)
+        select(*_POOLED_COLUMNS)
         .where(*_pooled(domain, kind, tokenizer_hash, None, None), KNOWLEDGE.c.valid_to.is_(None))
         .order_by(KNOWLEDGE.c.available_at.desc(), KNOWLEDGE.c.request_id)
         .limit(limit)
@@ -402,7 +395,7 @@ def pool_versions(engine: Engine, domain: str, versions: Sequence[str]) -> list[
 def _stream(engine: Engine, query: Executable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Read through a server-side cursor: memory holds a batch, whatever the number of rows."""
     with engine.connect().execution_options(yield_per=_ROWS_PER_BATCH) as connection:
-        for rows in connection.execute(query).partitions():
+        for rows in connection.execute(query).partitions(_ROWS_PER_BATCH):  # of textual SQL, all rows without
             yield _batch(rows, schema)
 
 

@@ -7,7 +7,7 @@ from psycopg import sql
 from sqlalchemy import URL, make_url
 
 from dare_core.errors import SettingError
-from dare_core.warehouse.connection import connect
+from dare_core.warehouse.connection import connect, driver_cursor
 from dare_core.warehouse.server import database_url
 
 _ADMINISTRATOR: Final = "postgres"
@@ -44,14 +44,14 @@ def create_roles(secrets: Path) -> list[str]:
 def _create_owner(server: URL, owner: URL) -> None:
     role, password = sql.Identifier(str(owner.username)), str(owner.password)
     engine = connect(_text(server))
-    with engine.begin() as connection:
-        known = connection.exec_driver_sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (owner.username,)).first()
+    with engine.begin() as connection, driver_cursor(connection) as cursor:
+        known = cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (owner.username,)).fetchone()
         make = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
-        connection.exec_driver_sql(make.format(role, password).as_string().replace("%", "%%"))
+        cursor.execute(make.format(role, password))
     database_url(_text(server), str(owner.database))
-    with engine.begin() as connection:
-        give = sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(str(owner.database)), role)
-        connection.exec_driver_sql(give.as_string().replace("%", "%%"))
+    with engine.begin() as connection, driver_cursor(connection) as cursor:
+        give = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+        cursor.execute(give.format(sql.Identifier(str(owner.database)), role))
     engine.dispose()
 
 

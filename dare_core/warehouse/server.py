@@ -33,7 +33,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dare_core.errors import WarehouseError
 from dare_core.settings import Settings
-from dare_core.warehouse.connection import connect, reason
+from dare_core.warehouse.connection import connect, driver_cursor, reason
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which nothing here uses
@@ -126,9 +126,8 @@ def serving_on_loopback(settings: Settings, port: int, password: str) -> Iterato
         with server.locked():
             url = server.ensure_running()
         engine = connect(url)
-        with engine.begin() as connection:
-            set_password = sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password)
-            connection.exec_driver_sql(set_password.as_string().replace("%", "%%"))
+        with engine.begin() as connection, driver_cursor(connection) as cursor:
+            cursor.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
         engine.dispose()
         yield f"postgresql://postgres:{quote(password, safe='')}@{_LOOPBACK}:{port}/postgres"
 
