@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 
 from dare_core import pipeline, schemas
 from dare_core.embedding.encoder import Encoder
@@ -43,6 +43,7 @@ from dare_core.warehouse.load import (
 )
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving
+from dare_core.warehouse.tables import KNOWLEDGE, KNOWLEDGE_EMBEDDING
 
 OnProgress = Callable[[str], None]
 
@@ -60,7 +61,7 @@ def bench_load(settings: Settings, rows: int, repeats: int, on_progress: OnProgr
         ``load_vs_copy``: seconds of the load, ANALYZE included, over those of a bare COPY of the same rows into tables
         without key, index or constraint. ``index_build_s``: of the vectors' index, which the load left for afterwards.
         ``rows_per_s`` by contender: ``load`` with its index, ``to_sql`` and ``executemany`` (pandas and SQLAlchemy,
-        vectors as text, into bare tables, ``slow_rows`` rows).
+        into bare tables, ``slow_rows`` rows).
     """
     with _scratch(settings) as scratch:
         made = _Made(scratch, seed=0)
@@ -240,23 +241,20 @@ def _make_bare(engine: Engine) -> None:
 
 
 def _frames(texts: pa.Table, vectors: pa.Table) -> dict[str, pd.DataFrame]:
-    embedding = vectors.to_pandas()
-    embedding["embedding"] = [str(vector.tolist()) for vector in embedding["embedding"]]
-    return {"knowledge": pd.DataFrame(texts.to_pylist()), "embedding": embedding}
+    return {"knowledge": pd.DataFrame(texts.to_pylist()), "embedding": vectors.to_pandas()}
 
 
 def _timed_to_sql(url: str, frames: dict[str, pd.DataFrame], method: Any) -> float:
     engine = connect(url)
     _make_bare(engine)
-    # SQLAlchemy would send its vectors and arrays one way only: psycopg's own adaptation is what one gets.
-    plain = create_engine(engine.url)
+    types = {column.name: column.type for table in (KNOWLEDGE, KNOWLEDGE_EMBEDDING) for column in table.columns}
 
     def write() -> None:
         for name, frame in frames.items():
-            frame.to_sql(name, plain, schema="bench", if_exists="append", index=False, method=method)
+            of_frame = {column: types[column] for column in frame.columns}
+            frame.to_sql(name, engine, schema="bench", if_exists="append", index=False, dtype=of_frame, method=method)
 
     seconds = _timed(engine, write)
-    plain.dispose()
     engine.dispose()
     return seconds
 
