@@ -36,6 +36,7 @@ pipeline_app = typer.Typer(help="The stages of a refresh, without Airflow.", no_
 pool_app = typer.Typer(help="Retrieval pools that drafts come from.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Texts that failed validation, and their review.", no_args_is_help=True)
 airflow_app = typer.Typer(help="The Airflow that runs the platform's DAGs.", no_args_is_help=True)
+features_app = typer.Typer(help="Knowledge as features for training.", no_args_is_help=True)
 bench_app = typer.Typer(help="Benchmarks against what one would run instead.", no_args_is_help=True)
 app.add_typer(source_app, name="source")
 app.add_typer(warehouse_app, name="warehouse")
@@ -43,6 +44,7 @@ app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(pool_app, name="pool")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(airflow_app, name="airflow")
+app.add_typer(features_app, name="features")
 app.add_typer(bench_app, name="bench")
 
 #: What a command opens and :func:`main` closes.
@@ -252,6 +254,39 @@ def warehouse_upgrade() -> None:
     with serving(_settings()) as url:
         upgrade(connect(url))
     print("the warehouse is at the current schema")
+
+
+EncoderName = Annotated[str, typer.Argument(help="a sentence-transformers model: hub id, folder, or the bundled one")]
+
+
+@warehouse_app.command("add-encoder")
+def warehouse_add_encoder(name: EncoderName) -> None:
+    """Keep vectors of another encoder, of any width, beside those in force: embeds every text; new ones by each run."""
+    from dare_core import pipeline
+
+    print(json.dumps(pipeline.add_encoder(_settings(), name)))
+
+
+@warehouse_app.command("switch-encoder")
+def warehouse_switch_encoder(name: EncoderName) -> None:
+    """Serve another encoder's vectors from now on; set DARE_ENCODER to it as well."""
+    from dare_core.stores import open_warehouse
+    from dare_core.warehouse import encoders
+
+    with open_warehouse(_settings()) as (_, engine):
+        encoders.switch(engine, name)
+    print(f"{name} is in force")
+
+
+@warehouse_app.command("drop-encoder")
+def warehouse_drop_encoder(name: EncoderName) -> None:
+    """Remove the vectors of an encoder that is not in force."""
+    from dare_core.stores import open_warehouse
+    from dare_core.warehouse import encoders
+
+    with open_warehouse(_settings()) as (_, engine):
+        encoders.drop(engine, name)
+    print(f"the vectors of {name} are removed")
 
 
 @warehouse_app.command("query")
@@ -604,7 +639,9 @@ def quarantine_release(
 
     settings, reviewer = _settings(), by or getpass.getuser()
     with open_warehouse(settings) as (_, engine):
-        done = quarantine.release(engine, request_id, reviewer, lambda texts: pipeline.embedded(settings, texts))
+        done = quarantine.release(
+            engine, request_id, reviewer, lambda texts: pipeline.embedded(settings, engine, texts)
+        )
     before = {
         request: {"at": at.astimezone(UTC).isoformat(timespec="seconds"), "by": who}
         for request, (at, who) in done.before.items()
@@ -620,6 +657,50 @@ def quarantine_release(
 
 def _broken(rules: dict[str, str | None]) -> str:
     return ", ".join(f"{rule} {value}" if value else rule for rule, value in sorted(rules.items()))
+
+
+@features_app.command("export")
+def features_export(
+    out: Annotated[Path, typer.Option(help="folder for item.parquet and user.parquet")],
+    domain: Annotated[str, typer.Option(help="a file of config/")] = "movies",
+) -> None:
+    """Write every version of a domain's features to Parquet, with entity keys and event times, for feature stores."""
+    from dare_core.features.history import export_features
+    from dare_core.stores import open_warehouse
+
+    with open_warehouse(_settings()) as (_, engine):
+        print(json.dumps(export_features(engine, domain, out)))
+
+
+@bench_app.command("load")
+def bench_load(
+    rows: Annotated[int, typer.Option(min=1000, help="texts with a vector each")] = 200_000,
+    repeats: Annotated[int, typer.Option(min=1, help="of each contender; medians are reported")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Rows into the warehouse, against a bare COPY of the same bytes, pandas' to_sql and executemany."""
+    from dare_core.bench.warehouse import bench_load as measure
+
+    _show_figures("load", measure(_settings(), rows, repeats, on_progress=stderr.print), as_json)
+
+
+@bench_app.command("query")
+def bench_query(
+    rows: Annotated[int, typer.Option(min=1000, help="items with a vector each")] = 200_000,
+    interactions: Annotated[int, typer.Option(min=1, help="to join point in time")] = 100_000,
+    as_json: Json = False,
+) -> None:
+    """Nearest neighbours, the point-in-time join, and whether a run's texts are all accounted for."""
+    from dare_core.bench.warehouse import bench_query as measure
+
+    _show_figures("query", measure(_settings(), rows, interactions, on_progress=stderr.print), as_json)
+
+
+def _show_figures(title: str, figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(result_table(title, ("figure", "value"), figures.items()))
 
 
 @bench_app.command("decode")

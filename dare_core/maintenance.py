@@ -76,12 +76,18 @@ def check_indexes(settings: Settings) -> dict[str, Any]:
     """
     with open_warehouse(settings) as (_, engine):
         health = upkeep.index_health(engine)
-    remedies = [f"index {name} is missing: create it as sql/migrations does" for name in health.missing]
+    remedies = [f"index {name} is missing: {_remedy(name)}" for name in health.missing]
     for what, names in (("invalid", health.invalid), ("bloated", health.bloated)):
-        remedies += [f"index {name} is {what}: REINDEX INDEX CONCURRENTLY knowledge.{name}" for name in names]
+        remedies += [f"index {name} is {what}: REINDEX INDEX CONCURRENTLY {name}" for name in names]
     if remedies:
         raise WarehouseError("; ".join(remedies))
     return {"indexes": health.indexes}
+
+
+def _remedy(index: str) -> str:
+    if index.endswith("_nearest"):  # of vectors
+        return "SELECT knowledge.index_vectors(), as the next load does"
+    return "create it as sql/migrations does"
 
 
 def _remove_candidates(settings: Settings, store: PoolStore) -> int:

@@ -7,6 +7,7 @@ stage again changes nothing that was right. Stages return small JSON-able summar
 import json
 import logging
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -38,10 +39,11 @@ from dare_core.quality.source import check_source
 from dare_core.quality.texts import validate as check_texts
 from dare_core.reports.facts import gather
 from dare_core.reports.page import figures, write_report
-from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind
+from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind, knowledge_embedding
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
 from dare_core.stores import open_warehouse, pool_store
+from dare_core.warehouse import encoders
 from dare_core.warehouse import load as warehouse_load
 from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.server import serving
@@ -398,21 +400,55 @@ def _texts_by_kind(staged: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def embed(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Embed the texts that passed."""
+    """Embed the texts that passed, with each encoder that the warehouse keeps vectors of."""
     run_dir = settings.run_dir(request.run_id)
     passed = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
-    embeddings = embedded(settings, passed) if len(passed) else KNOWLEDGE_EMBEDDING.empty_table()
-    shards.write_table(run_dir / "embeddings.parquet", embeddings)
-    return {"embedded": len(embeddings)}
+    with open_warehouse(settings) as (_, engine):
+        embeddings = embedded(settings, engine, passed) if len(passed) else []
+    folder = run_dir / "embeddings"
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, vectors in enumerate(embeddings):
+        shards.write_table(folder / f"{number}.parquet", vectors)
+    return {"embedded": sum(map(len, embeddings))}
 
 
-def embedded(settings: Settings, knowledge: pa.Table) -> pa.Table:
-    """Rows of KNOWLEDGE_EMBEDDING for rows of KNOWLEDGE."""
-    encoder = Encoder.load(settings)
-    vectors = encoder.encode(knowledge["text"].to_pylist())
-    return pa.table(
-        [knowledge["request_id"], pa.repeat(encoder.name, len(knowledge)), vectors], schema=KNOWLEDGE_EMBEDDING
-    )
+def embedded(settings: Settings, engine: Engine, knowledge: pa.Table) -> list[pa.Table]:
+    """Vectors of texts, a table for each encoder that the warehouse keeps; that of the encoder in force comes first.
+
+    Raises:
+        SettingError: see :func:`dare_core.warehouse.encoders.to_embed_with`.
+    """
+    return [
+        _vectors(
+            Encoder.load(settings.model_copy(update={"encoder": name})),
+            knowledge["request_id"].to_pylist(),
+            knowledge["text"].to_pylist(),
+        )
+        for name in encoders.to_embed_with(engine, settings.encoder)
+    ]
+
+
+def _vectors(encoder: Encoder, request_ids: Sequence[str], texts: Sequence[str]) -> pa.Table:
+    columns = [request_ids, pa.repeat(encoder.name, len(texts)), encoder.encode(texts)]
+    return pa.table(columns, schema=knowledge_embedding(encoder.width))
+
+
+def add_encoder(settings: Settings, name: str) -> dict[str, Any]:
+    """Have vectors of another encoder beside those in force: of every text now, and of new ones from each run.
+
+    Broken off, it goes on where it was. What is served stays what it was.
+
+    Returns:
+        How many vectors were ``embedded``, and the encoder's ``width``.
+    """
+    encoder = Encoder.load(settings.model_copy(update={"encoder": name}))
+    count = 0
+    with open_warehouse(settings) as (_, engine):
+        encoders.add(engine, name, encoder.width)
+        for request_ids, texts in encoders.texts_without(engine, name):
+            count += warehouse_load.load_vectors(engine, _vectors(encoder, request_ids, texts))
+        warehouse_load.index_vectors(engine)
+    return {"encoder": name, "width": encoder.width, "embedded": count}
 
 
 def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -426,11 +462,12 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """
     run_dir = settings.run_dir(request.run_id)
     knowledge = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
-    embeddings = pq.read_table(run_dir / "embeddings.parquet", schema=KNOWLEDGE_EMBEDDING)
+    embeddings = [pq.read_table(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
+    served = embeddings[0] if embeddings else KNOWLEDGE_EMBEDDING.empty_table()
     bounds = load_domain(settings, request.domain).quality.features
     with open_warehouse(settings) as (_, engine):
-        warnings = _check_features(settings, engine, request, knowledge, embeddings, bounds)
-        summary = warehouse_load.load_knowledge(engine, knowledge, embeddings)
+        warnings = _check_features(settings, engine, request, knowledge, served, bounds)
+        summary = warehouse_load.load_knowledge(engine, knowledge, *embeddings)
         loaded = summary.loaded + summary.already_there
         warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
         _release_pools(settings, engine, request)

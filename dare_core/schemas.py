@@ -233,15 +233,19 @@ POOL_TEXT: Final = pa.schema([_required("group", pa.string()), _required("token_
 #: What a pool is built of where whom a text is about and when it was written are known: enough to forget and to evict.
 POOL_KNOWLEDGE: Final = POOL_TEXT.append(_required("entity_id", pa.string())).append(_required("available_at", TIME))
 
-#: The width of a stored embedding; another encoder width is a migration.
+#: The width of the bundled encoder's vectors; the warehouse takes those of any encoder, each in its own width.
 EMBEDDING_WIDTH: Final = 384
 
 
-#: A text's vector. Key: (request_id, encoder).
-KNOWLEDGE_EMBEDDING: Final = pa.schema(
-    [
-        _required("request_id", pa.string()),
-        _required("encoder", pa.string()),
-        _required("embedding", pa.list_(pa.float32(), EMBEDDING_WIDTH)),
-    ]
-)
+def knowledge_embedding(width: int) -> pa.Schema:
+    """Texts' vectors of an encoder. Key: (request_id, encoder)."""
+    return pa.schema(
+        [
+            _required("request_id", pa.string()),
+            _required("encoder", pa.string()),
+            _required("embedding", pa.list_(pa.float32(), width)),
+        ]
+    )
+
+
+KNOWLEDGE_EMBEDDING: Final = knowledge_embedding(EMBEDDING_WIDTH)

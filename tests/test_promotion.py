@@ -195,11 +195,11 @@ def test_tables_are_analysed_and_a_missing_or_invalid_index_is_named_with_its_re
     assert maintenance.analyse_tables(settings)["rows"]["knowledge"] == 3
     assert maintenance.check_indexes(settings)["indexes"] > 5
     with engine.begin() as connection:
-        connection.exec_driver_sql("DROP INDEX knowledge.knowledge_embedding_nearest")
+        connection.exec_driver_sql("DROP INDEX knowledge.pool_version_one_current")
         connection.exec_driver_sql(
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'knowledge.knowledge_point_in_time'::regclass"
         )
     with pytest.raises(WarehouseError) as failure:
         maintenance.check_indexes(settings)
-    assert "knowledge_embedding_nearest is missing" in str(failure.value)
+    assert "knowledge.pool_version_one_current is missing: create it as sql/migrations does" in str(failure.value)
     assert "REINDEX INDEX CONCURRENTLY knowledge.knowledge_point_in_time" in str(failure.value)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from dare_core.errors import ModelError
-from dare_core.schemas import EMBEDDING_WIDTH
 from dare_core.settings import BUNDLED_ENCODER, Settings
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Encoder:
         """Load ``settings.encoder``; the bundled one needs no network.
 
         Raises:
-            ModelError: it is not there, cannot be loaded, or has another width than the warehouse's column.
+            ModelError: it is not there or cannot be loaded.
         """
         source, local = _locate(settings.encoder)
         import transformers
@@ -54,13 +53,12 @@ class Encoder:
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ModelError(f"encoder {settings.encoder!r} could not be loaded: {reason}") from error
-        width = model.get_embedding_dimension()
-        if width != EMBEDDING_WIDTH:
-            raise ModelError(
-                f"encoder {settings.encoder!r} makes vectors of width {width}, but the warehouse stores "
-                f"{EMBEDDING_WIDTH}; another width is a migration of knowledge_embedding"
-            )
         return cls(settings.encoder, model)
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+        return int(self.model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> pa.FixedSizeListArray:
         """Embed texts.
@@ -71,7 +69,7 @@ class Encoder:
         Raises:
             ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
         """
-        vectors = np.zeros((0, EMBEDDING_WIDTH), np.float32)
+        vectors = np.zeros((0, self.width), np.float32)
         if texts:
             vectors = self.model.encode(
                 list(texts),
@@ -85,7 +83,7 @@ class Encoder:
             raise ModelError(
                 f"encoder {self.name!r} made {bad.size} vectors that are not finite, first for text {bad[0]}"
             )
-        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), EMBEDDING_WIDTH)
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
 
 
 def _locate(encoder: str) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from dare_core.errors import InputError, SourceError
 from dare_core.warehouse.connection import driver_cursor, reason
-from dare_core.warehouse.load import copy_rows, sql_type
+from dare_core.warehouse.copy import copy_rows, sql_type
 
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DESCRIPTION: Final = b"source_table"

@@ -1,4 +1,4 @@
-"""Loading into the warehouse: COPY to a temporary table, then one transaction that merges it.
+"""Loading into the warehouse: COPY into an unlogged table, merged from there, in one transaction.
 
 Loading the same rows again changes nothing, a load that dies leaves nothing, and loads at once wait for each other.
 """
@@ -22,8 +22,10 @@ from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
 from dare_core.warehouse import tables
 from dare_core.warehouse.connection import driver_cursor, reason
+from dare_core.warehouse.copy import copy_rows, sql_type
 
-_ROWS_PER_BATCH: Final = 1000
+#: Memory for building the index of vectors: 1.5 million of 384 dimensions fit into it.
+_INDEX_MEMORY: Final = "2GB"
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,15 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
         InputError: the rows do not fit the schema, or hold one entity twice.
         WarehouseError: the warehouse has no tables.
     """
-    with transaction(engine) as cursor:
-        stage(cursor, "staged_entity", entities, schemas.ENTITY)
-        _refuse_duplicates(cursor, "staged_entity")
+    with transaction(engine) as cursor, staged(cursor, "entity", entities, schemas.ENTITY) as rows:
+        _refuse_duplicates(cursor, rows)
         lock(cursor, "entity")
         latest = pulled is None or _move_watermark(cursor, pulled)
         cursor.execute(
             f"""
             INSERT INTO knowledge.entity AS present
                 (domain, kind, entity_id, group_name, attributes, data_as_of, events)
-            SELECT domain, kind, entity_id, group_name, attributes::jsonb, data_as_of, events FROM staged_entity
+            SELECT domain, kind, entity_id, group_name, attributes::jsonb, data_as_of, events FROM {rows}
             ON CONFLICT (domain, kind, entity_id) DO UPDATE SET
                 group_name = excluded.group_name,
                 attributes = excluded.attributes,
@@ -151,80 +152,149 @@ def record_renderings(engine: Engine, rows: pa.Table) -> None:
         InputError: the rows do not fit the schema, or name an entity that is not there.
         WarehouseError: the warehouse has no tables.
     """
-    with transaction(engine) as cursor:
-        stage(cursor, "staged_rendering", rows, schemas.RENDERING)
+    with transaction(engine) as cursor, staged(cursor, "rendering", rows, schemas.RENDERING) as new:
         lock(cursor, "rendering")
-        cursor.execute("""
+        cursor.execute(f"""
             INSERT INTO knowledge.rendering (domain, kind, entity_id, request_id, settings, content, profile, events)
-            SELECT domain, kind, entity_id, request_id, settings, content, profile, events FROM staged_rendering
+            SELECT domain, kind, entity_id, request_id, settings, content, profile, events FROM {new}
             ON CONFLICT (domain, kind, entity_id) DO UPDATE SET
                 request_id = excluded.request_id,
                 settings = excluded.settings,
                 content = excluded.content,
                 profile = excluded.profile,
                 events = excluded.events
-        """)
+        """)  # noqa: S608 - names of ours
 
 
-def load_knowledge(engine: Engine, knowledge: pa.Table, embeddings: pa.Table) -> LoadSummary:
-    """Load texts of schema KNOWLEDGE and their vectors of schema KNOWLEDGE_EMBEDDING; see :func:`merge_knowledge`.
-
-    Raises:
-        InputError: the rows do not fit the schemas, the vectors have another width, or one entity has two new texts.
-        WarehouseError: the warehouse has no tables.
-    """
+def load_knowledge(engine: Engine, knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
+    """Load texts of schema KNOWLEDGE and their vectors; see :func:`merge_knowledge` and :func:`index_vectors`."""
     with transaction(engine) as cursor:
-        summary, embedded = merge_knowledge(cursor, knowledge, embeddings)
-    if summary.loaded or embedded:
-        with transaction(engine) as cursor:
-            cursor.execute("ANALYZE knowledge.knowledge, knowledge.knowledge_embedding")
+        summary = merge_knowledge(cursor, knowledge, *embeddings)
+    index_vectors(engine)
     return summary
 
 
-def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, embeddings: pa.Table) -> tuple[LoadSummary, int]:
-    """Within a transaction, load texts and vectors; also returns how many vectors are new.
+def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
+    """Within a transaction, load texts and vectors, one table of schema KNOWLEDGE_EMBEDDING for each encoder.
 
     The first committed text of a request wins. A new text ends the validity of its entity's earlier one at the moment
-    its own begins. Vectors of unknown requests are left out.
+    its own begins. Vectors of requests that are not among the texts are left out. The first encoder ever is put in
+    force. A load of more items than its domain holds takes away the index of vectors: to build it afterwards is quicker
+    than to keep it up.
+
+    Raises:
+        InputError: the rows do not fit the schemas, the vectors are of an encoder or width that the warehouse does not
+            have, or one entity has two new texts.
+        WarehouseError: the warehouse has no tables.
     """
-    width = embeddings.schema.field("embedding").type
-    if pa.types.is_fixed_size_list(width) and width.list_size != schemas.EMBEDDING_WIDTH:
-        raise InputError(
-            f"the embeddings have {width.list_size} dimensions and the warehouse stores {schemas.EMBEDDING_WIDTH}; "
-            "set DARE_ENCODER to an encoder of that width"
+    columns = ", ".join(schemas.KNOWLEDGE.names)
+    with (
+        staged(cursor, "knowledge", knowledge, schemas.KNOWLEDGE) as texts,
+        _staged_vectors(cursor, embeddings) as vectors,
+    ):
+        lock(cursor, "knowledge")
+        _admit_encoders(cursor, embeddings)
+        # Under the lock nobody else inserts, so what is not there now is new.
+        cursor.execute(f"""
+            WITH known AS (
+                DELETE FROM {texts} AS s USING knowledge.knowledge AS k
+                WHERE k.request_id = s.request_id AND k.domain = s.domain
+                RETURNING k.request_id, k.domain, k.kind, k.valid_to IS NULL AS is_valid
+            ), embedded AS ({_insert_vectors("known", vectors, "ON CONFLICT DO NOTHING")} RETURNING 1)
+            SELECT (SELECT count(*) FROM known), (SELECT count(*) FROM embedded)
+        """)  # noqa: S608 - names of ours
+        already_there, embedded = cursor.fetchone() or (0, 0)
+        _refuse_duplicates(cursor, texts)
+        cursor.execute(f"""
+            SELECT knowledge.prepare_load(domain, count(*) FILTER (WHERE kind = 'item')) FROM {texts} GROUP BY domain
+        """)  # noqa: S608 - names of ours
+        # The clock, not now(): a transaction that began earlier may get the lock later.
+        moment = cursor.execute("SELECT clock_timestamp()").fetchone()
+        cursor.execute(
+            f"""
+            UPDATE knowledge.knowledge AS k SET valid_to = %s FROM {texts} AS s
+            WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
+            """,  # noqa: S608 - names of ours
+            moment,
         )
-    stage(cursor, "staged_knowledge", knowledge, schemas.KNOWLEDGE)
-    stage(cursor, "staged_embedding", embeddings, schemas.KNOWLEDGE_EMBEDDING)
-    lock(cursor, "knowledge")
-    # Under the lock nobody else inserts, so what is not there now is new.
-    cursor.execute("DELETE FROM staged_knowledge AS s USING knowledge.knowledge AS k WHERE k.request_id = s.request_id")
-    already_there = cursor.rowcount
-    _refuse_duplicates(cursor, "staged_knowledge")
-    # The clock, not now(): a transaction that began earlier may get the lock later.
-    moment = cursor.execute("SELECT clock_timestamp()").fetchone()
-    cursor.execute(
-        """
-        UPDATE knowledge.knowledge AS k SET valid_to = %s FROM staged_knowledge AS s
-        WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
-        """,
-        moment,
-    )
-    superseded = cursor.rowcount
-    columns = sql.SQL(", ").join(map(sql.Identifier, schemas.KNOWLEDGE.names))
-    cursor.execute(
-        sql.SQL("INSERT INTO knowledge.knowledge ({0}, valid_from) SELECT {0}, %s FROM staged_knowledge").format(
-            columns
-        ),
-        moment,
-    )
-    loaded = cursor.rowcount
-    cursor.execute("""
-        INSERT INTO knowledge.knowledge_embedding (request_id, encoder, embedding)
-        SELECT request_id, encoder, embedding FROM staged_embedding
-        WHERE request_id IN (SELECT request_id FROM knowledge.knowledge)
-        ON CONFLICT DO NOTHING
-    """)
-    return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded), cursor.rowcount
+        superseded = cursor.rowcount
+        cursor.execute(
+            f"INSERT INTO knowledge.knowledge ({columns}, valid_from) SELECT {columns}, %s FROM {texts}",  # noqa: S608
+            moment,
+        )
+        loaded = cursor.rowcount
+        cursor.execute(_insert_vectors(f"(SELECT *, true AS is_valid FROM {texts})", vectors))  # noqa: S608
+        if loaded or embedded:
+            cursor.execute("SELECT knowledge.analyse_knowledge()")
+    return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded)
+
+
+def load_vectors(engine: Engine, embeddings: pa.Table) -> int:
+    """Load vectors of texts that are there, of a known encoder; those that are there stay. Returns how many are new.
+
+    Raises:
+        InputError: the rows do not fit the schema, or their encoder or its width is not known.
+    """
+    with transaction(engine) as cursor, _staged_vectors(cursor, [embeddings]) as vectors:
+        lock(cursor, "knowledge")
+        _admit_encoders(cursor, [embeddings])
+        of_texts = "(SELECT *, valid_to IS NULL AS is_valid FROM knowledge.knowledge)"
+        cursor.execute(_insert_vectors(of_texts, vectors, "ON CONFLICT DO NOTHING"))
+        return cursor.rowcount
+
+
+def index_vectors(engine: Engine) -> int:
+    """Build the indexes of vectors that are not there; returns how many. Vectors can be read meanwhile."""
+    with transaction(engine) as cursor:
+        lock(cursor, "knowledge")
+        cursor.execute("SELECT count(*) FROM knowledge.vector_partition WHERE NOT is_indexed")
+        if cursor.fetchone() == (0,):
+            return 0
+        cursor.execute(f"SET LOCAL maintenance_work_mem = '{_INDEX_MEMORY}'")
+        # Workers would need that memory as shared memory, of which containers have little.
+        cursor.execute("SET LOCAL max_parallel_maintenance_workers = 0")
+        [built] = cursor.execute("SELECT knowledge.index_vectors()").fetchone() or (0,)
+        return int(built)
+
+
+def _insert_vectors(texts: str, vectors: str, otherwise: str = "") -> str:
+    return f"""
+        INSERT INTO knowledge.knowledge_embedding (request_id, encoder, embedding, domain, kind, is_valid)
+        SELECT v.request_id, v.encoder, v.embedding, t.domain, t.kind, t.is_valid
+        FROM {vectors} AS v JOIN {texts} AS t USING (request_id)
+        {otherwise}
+    """  # noqa: S608 - names of ours
+
+
+def _admit_encoders(cursor: psycopg.Cursor[Any], embeddings: Sequence[pa.Table]) -> None:
+    """Refuse vectors of strangers; where there is no encoder yet, the first is put in force."""
+    cursor.execute("SELECT name, width FROM knowledge.encoder")
+    known = dict(cursor.fetchall())
+    for table in embeddings:
+        for name in pc.unique(table["encoder"]).to_pylist():
+            width = table.schema.field("embedding").type.list_size
+            if not known:
+                cursor.execute("INSERT INTO knowledge.encoder VALUES (%s, %s, true, 1)", [name, width])
+                known = {name: width}
+            if name not in known:
+                raise InputError(
+                    f"the vectors are of encoder {name!r}, and the warehouse has {', '.join(sorted(known))}; "
+                    f"run `dare warehouse add-encoder` first"
+                )
+            if known[name] != width:
+                raise InputError(f"the embeddings have {width} dimensions, and those of {name!r} have {known[name]}")
+
+
+@contextmanager
+def _staged_vectors(cursor: psycopg.Cursor[Any], embeddings: Sequence[pa.Table]) -> Iterator[str]:
+    """All encoders' vectors in one staging table, whose column takes any width."""
+    empty = schemas.KNOWLEDGE_EMBEDDING.empty_table()
+    with staged(cursor, "embedding", empty, schemas.KNOWLEDGE_EMBEDDING) as name:
+        cursor.execute(f"ALTER TABLE {name} ALTER COLUMN embedding TYPE vector")
+        for table in embeddings:
+            copy_rows(cursor, sql.SQL(name), _fit(table, schemas.KNOWLEDGE_EMBEDDING, but="embedding"))
+        cursor.execute(f"ANALYZE {name}")
+        yield name
 
 
 def quarantine(engine: Engine, rows: pa.Table, texts: pa.Table | None = None) -> int:
@@ -245,20 +315,20 @@ def quarantine(engine: Engine, rows: pa.Table, texts: pa.Table | None = None) ->
         WarehouseError: the warehouse has no tables.
     """
     kept = schemas.KNOWLEDGE.empty_table() if texts is None else texts
-    with transaction(engine) as cursor:
-        stage(cursor, "staged_text", _without_nul(kept, schemas.KNOWLEDGE, ("text", "prompt")), schemas.KNOWLEDGE)
-        stage(
-            cursor, "staged_quarantine", _without_nul(rows, schemas.QUARANTINE, ("value", "text")), schemas.QUARANTINE
-        )
-        for target, staged, schema in (
-            ("quarantined_text", "staged_text", schemas.KNOWLEDGE),
-            ("quarantine", "staged_quarantine", schemas.QUARANTINE),
+    written = _without_nul(kept, schemas.KNOWLEDGE, ("text", "prompt"))
+    refused = _without_nul(rows, schemas.QUARANTINE, ("value", "text"))
+    with (
+        transaction(engine) as cursor,
+        staged(cursor, "text", written, schemas.KNOWLEDGE) as new,
+        staged(cursor, "quarantine", refused, schemas.QUARANTINE) as why,
+    ):
+        for target, source, schema in (
+            ("quarantined_text", new, schemas.KNOWLEDGE),
+            ("quarantine", why, schemas.QUARANTINE),
         ):
-            columns = sql.SQL(", ").join(map(sql.Identifier, schema.names))
+            columns = ", ".join(schema.names)
             cursor.execute(
-                sql.SQL("INSERT INTO knowledge.{1} ({0}) SELECT {0} FROM {2} ON CONFLICT DO NOTHING").format(
-                    columns, sql.Identifier(target), sql.Identifier(staged)
-                )
+                f"INSERT INTO knowledge.{target} ({columns}) SELECT {columns} FROM {source} ON CONFLICT DO NOTHING"  # noqa: S608 - names of ours
             )
         return cursor.rowcount
 
@@ -292,27 +362,6 @@ def record_run(engine: Engine, run_id: str, **columns: object) -> None:
         raise WarehouseError(f"run {run_id} cannot be recorded: {reason(error)}") from error
 
 
-def copy_rows(cursor: psycopg.Cursor[Any], target: sql.Composable, table: pa.Table) -> None:
-    """COPY an Arrow table, in binary, into a database table that has columns of its names and types."""
-    columns = sql.SQL(", ").join(map(sql.Identifier, table.column_names))
-    with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, columns)) as copy:
-        copy.set_types([sql_type(field.type).partition("(")[0] for field in table.schema])
-        for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
-            for row in zip(*map(_values, batch.columns), strict=True):
-                copy.write_row(row)
-
-
-def sql_type(arrow: pa.DataType) -> str:
-    """The SQL name of :func:`dare_core.warehouse.tables.column_type`."""
-    return tables.column_type(arrow).compile(postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
-
-
-def _values(column: pa.Array) -> Any:
-    if pa.types.is_fixed_size_list(column.type):  # vectors: numpy rows, many times faster than lists of floats
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
-    return column.to_pylist()
-
-
 @contextmanager
 def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
     """A psycopg cursor in a transaction that is committed when the block ends well."""
@@ -320,7 +369,7 @@ def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
         try:
             with driver_cursor(connection) as cursor:
                 yield cursor
-        except psycopg.errors.UndefinedTable as error:
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise WarehouseError(f"{reason(error)}; run `dare warehouse upgrade`") from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise InputError(f"the warehouse does not accept these rows: {reason(error)}") from error
@@ -331,29 +380,43 @@ def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
             ) from error
 
 
-def stage(cursor: psycopg.Cursor[Any], name: str, table: pa.Table, schema: pa.Schema) -> None:
-    """COPY a table into a temporary one that goes with the transaction."""
-    try:
-        table = table.select(schema.names).cast(schema)
-    except (KeyError, ValueError) as error:  # pyarrow's errors derive from these
-        raise InputError(f"the rows to load do not fit {', '.join(schema.names)}: {error}") from error
+@contextmanager
+def staged(cursor: psycopg.Cursor[Any], name: str, table: pa.Table, schema: pa.Schema) -> Iterator[str]:
+    """COPY a table into an unlogged one that nobody else sees; yields its name. It goes when the block ends.
+
+    Raises:
+        InputError: the rows do not fit the schema.
+    """
+    table = _fit(table, schema)
     columns = sql.SQL(", ").join(
         sql.SQL("{} {} {}").format(
             sql.Identifier(field.name), sql.SQL(sql_type(field.type)), sql.SQL("" if field.nullable else "NOT NULL")
         )
         for field in schema
     )
-    target = sql.Identifier(name)
-    cursor.execute(sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(target, columns))
-    copy_rows(cursor, target, table)
-    cursor.execute(sql.SQL("ANALYZE {}").format(target))
+    target = f"staging.{name}_{cursor.connection.info.backend_pid}"
+    cursor.execute(sql.SQL("CREATE UNLOGGED TABLE {} ({})").format(sql.SQL(target), columns))
+    copy_rows(cursor, sql.SQL(target), table)
+    cursor.execute(f"ANALYZE {target}")
+    yield target
+    cursor.execute(f"DROP TABLE {target}")  # where the block fails, the transaction leaves nothing
 
 
-def _refuse_duplicates(cursor: psycopg.Cursor[Any], staged: str) -> None:
+def _fit(table: pa.Table, schema: pa.Schema, but: str | None = None) -> pa.Table:
+    """The table's columns of a schema, in its types; column ``but`` keeps the type that it has."""
+    try:
+        table = table.select(schema.names)
+        if but is not None:
+            at = schema.get_field_index(but)
+            schema = schema.set(at, table.schema.field(at).with_nullable(False))
+        return table.cast(schema)
+    except (KeyError, ValueError) as error:  # pyarrow's errors derive from these
+        raise InputError(f"the rows to load do not fit {', '.join(schema.names)}: {error}") from error
+
+
+def _refuse_duplicates(cursor: psycopg.Cursor[Any], rows: str) -> None:
     cursor.execute(
-        sql.SQL(
-            "SELECT domain, kind, entity_id FROM {} GROUP BY 1, 2, 3 HAVING count(*) > 1 ORDER BY 1, 2, 3 LIMIT 1"
-        ).format(sql.Identifier(staged))
+        f"SELECT domain, kind, entity_id FROM {rows} GROUP BY 1, 2, 3 HAVING count(*) > 1 ORDER BY 1, 2, 3 LIMIT 1"  # noqa: S608
     )
     if twice := cursor.fetchone():
         raise InputError(f"the rows to load hold {' '.join(twice)} more than once")

@@ -1,5 +1,6 @@
 """The warehouse's schema version: brought up to date by the migrations and views in ``sql/``."""
 
+from pathlib import Path
 from typing import Final
 
 from alembic import command
@@ -37,8 +38,9 @@ def upgrade(engine: Engine) -> None:
             config.attributes["connection"] = connection
             config.attributes["version_table"] = {"version_table": _VERSION_TABLE, "version_table_schema": SCHEMA}
             command.upgrade(config, "head")
-            for view in sorted((_SQL_DIR / "views").glob("*.sql")):
-                connection.exec_driver_sql(view.read_text("utf-8"))
+            connection.execute(text("SET LOCAL check_function_bodies = off"))  # they may call each other in any order
+            for script in (*_scripts("views"), *_scripts("functions"), _SQL_DIR / "access.sql"):
+                connection.exec_driver_sql(script.read_text("utf-8").replace("%", "%%"))
     except DBAPIError as error:
         raise explain(error) from error
     engine.dispose()  # sessions from before the extension do not know its types
@@ -66,6 +68,11 @@ def explain(error: DBAPIError) -> WarehouseError:
                 f"the role may not create the extension vector ({said}); "
                 "ask an administrator to run `CREATE EXTENSION vector` in this database"
             )
+        case errors.InsufficientPrivilege() if "role" in said:
+            return WarehouseError(
+                f"the role may not create the roles dare_loader and dare_reader ({said}); "
+                "ask an administrator to run `CREATE ROLE dare_loader; CREATE ROLE dare_reader`"
+            )
         case errors.InsufficientPrivilege():
             return WarehouseError(
                 f"the role may not create the warehouse's tables ({said}); ask for CREATE on the database"
@@ -80,6 +87,7 @@ def explain(error: DBAPIError) -> WarehouseError:
 
 def _ensure_vector(connection: Connection) -> None:
     connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+    connection.execute(text("SELECT '[1]'::vector"))  # loads it: before that, nobody may set its parameters
     version: str = connection.execute(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")).scalar_one()
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
         raise WarehouseError(
@@ -99,6 +107,10 @@ def _require_known(connection: Connection) -> str | None:
             f"the warehouse has schema version {found}, which is newer than this code; update the code"
         )
     return found
+
+
+def _scripts(folder: str) -> list[Path]:
+    return sorted((_SQL_DIR / folder).glob("*.sql"))
 
 
 def _config() -> Config:

@@ -94,7 +94,9 @@ def prompt(engine: Engine, request_id: str) -> str | None:
         return connection.execute(query).scalar_one_or_none()
 
 
-def release(engine: Engine, request_ids: Sequence[str], by: str, embed: Callable[[pa.Table], pa.Table]) -> Release:
+def release(
+    engine: Engine, request_ids: Sequence[str], by: str, embed: Callable[[pa.Table], list[pa.Table]]
+) -> Release:
     """Make quarantined texts knowledge, in one transaction, by the rules of a load; all of them or none.
 
     Releasing a text again changes nothing.
@@ -103,7 +105,7 @@ def release(engine: Engine, request_ids: Sequence[str], by: str, embed: Callable
         engine: the warehouse.
         request_ids: of the texts.
         by: who reviewed them.
-        embed: makes rows of KNOWLEDGE_EMBEDDING for rows of KNOWLEDGE.
+        embed: makes vectors for rows of KNOWLEDGE, a table for each encoder.
 
     Raises:
         InputError: a request is not in quarantine, has no text, or its entity is gone or has newer knowledge; or two of
@@ -119,7 +121,7 @@ def release(engine: Engine, request_ids: Sequence[str], by: str, embed: Callable
         rules = ", ".join(f"{request_id} ({', '.join(found[request_id].rules)})" for request_id in sorted(without))
         raise InputError(f"there is no text to release: {rules}; nothing was released")
     # Takes a while, and needs no lock.
-    embeddings = embed(texts) if waiting else schemas.KNOWLEDGE_EMBEDDING.empty_table()
+    embeddings = embed(texts) if waiting else []
     with transaction(engine) as cursor:
         lock(cursor, "knowledge")
         before = _released(cursor, asked)  # someone else may have been quicker
@@ -127,7 +129,7 @@ def release(engine: Engine, request_ids: Sequence[str], by: str, embed: Callable
         _refuse_outdated(cursor, waiting)
         if waiting:
             chosen = pa.array(waiting, pa.string())
-            merge_knowledge(cursor, _of(texts, chosen), _of(embeddings, chosen))
+            merge_knowledge(cursor, _of(texts, chosen), *[_of(vectors, chosen) for vectors in embeddings])
             cursor.execute(
                 "UPDATE knowledge.quarantine SET released_at = clock_timestamp(), released_by = %s "
                 "WHERE request_id = ANY(%s)",

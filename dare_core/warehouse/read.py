@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Engine, Executable, Row, func, select, text
+from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func, select, text
 
 from dare_core import schemas
-from dare_core.warehouse.load import differs, stage, transaction
-from dare_core.warehouse.tables import GENERATION_RUN, KNOWLEDGE, POOL_VERSION, QUARANTINE, WATERMARK
+from dare_core.warehouse.load import differs, staged, transaction
+from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, QUARANTINE, WATERMARK
 
 #: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
 #: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
@@ -64,7 +64,7 @@ _VERDICTS: Final = """
     FROM knowledge.entity AS e
     LEFT JOIN knowledge.rendering AS r
         ON (r.domain, r.kind, r.entity_id) = (e.domain, e.kind, e.entity_id)
-    LEFT JOIN knowledge.knowledge AS k ON k.request_id = r.request_id
+    LEFT JOIN knowledge.knowledge AS k ON (k.request_id, k.domain) = (r.request_id, r.domain)
     LEFT JOIN LATERAL (
         SELECT count(*) > 0 AS at_all, coalesce(bool_or(rule = 'prompt'), false) AS unfit
         FROM knowledge.quarantine WHERE request_id = r.request_id AND k.request_id IS NULL AND released_at IS NULL
@@ -91,10 +91,9 @@ def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
 
 def differing(engine: Engine, pulled: pa.Table) -> int:
     """How many entities of schema PULLED are not in the warehouse as they are."""
-    with transaction(engine) as cursor:
-        stage(cursor, "pulled", pulled, schemas.PULLED)
+    with transaction(engine) as cursor, staged(cursor, "pulled", pulled, schemas.PULLED) as rows:
         cursor.execute(f"""
-            SELECT count(*) FROM pulled LEFT JOIN knowledge.entity AS e USING (domain, kind, entity_id)
+            SELECT count(*) FROM {rows} AS pulled LEFT JOIN knowledge.entity AS e USING (domain, kind, entity_id)
             WHERE e.entity_id IS NULL OR {differs("e", "pulled")}
         """)  # noqa: S608 - names of ours
         [count] = cursor.fetchone() or (0,)

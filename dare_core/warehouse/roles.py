@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Final
 
 from psycopg import sql
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url
 
 from dare_core.errors import SettingError
 from dare_core.warehouse.connection import connect, driver_cursor
 from dare_core.warehouse.server import database_url
+
+#: What logins are members of: who loads, and who reads views. ``sql/access.sql`` says what they may.
+ACCESS_ROLES: Final = ("dare_loader", "dare_reader")
 
 _ADMINISTRATOR: Final = "postgres"
 
@@ -16,7 +19,8 @@ _ADMINISTRATOR: Final = "postgres"
 def create_roles(secrets: Path) -> list[str]:
     """Create the roles of Airflow and of the warehouse, each with a database of its own; set their passwords anew.
 
-    The warehouse's gets the ``vector`` extension, which its own role may not be allowed to create.
+    The warehouse's gets the ``vector`` extension and the roles of loaders and readers, which its own role may not be
+    allowed to create.
 
     Args:
         secrets: the folder that ``dare_core.cluster_secrets`` made.
@@ -37,6 +41,9 @@ def create_roles(secrets: Path) -> list[str]:
     engine = connect(_text(server.set(database=warehouse.database)))
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector")
+        for role in ACCESS_ROLES:
+            if not _is_role(connection, role):
+                connection.exec_driver_sql(f"CREATE ROLE {role} NOLOGIN")
     engine.dispose()
     return [str(owner.username) for owner in owners]
 
@@ -45,7 +52,7 @@ def _create_owner(server: URL, owner: URL) -> None:
     role, password = sql.Identifier(str(owner.username)), str(owner.password)
     engine = connect(_text(server))
     with engine.begin() as connection, driver_cursor(connection) as cursor:
-        known = cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (owner.username,)).fetchone()
+        known = _is_role(connection, str(owner.username))
         make = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
         cursor.execute(make.format(role, password))
     database_url(_text(server), str(owner.database))
@@ -53,6 +60,10 @@ def _create_owner(server: URL, owner: URL) -> None:
         give = sql.SQL("ALTER DATABASE {} OWNER TO {}")
         cursor.execute(give.format(sql.Identifier(str(owner.database)), role))
     engine.dispose()
+
+
+def _is_role(connection: Connection, name: str) -> bool:
+    return connection.exec_driver_sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).first() is not None
 
 
 def _url(secrets: Path, name: str) -> URL:

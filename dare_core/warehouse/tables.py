@@ -29,6 +29,8 @@ from sqlalchemy.types import TypeEngine
 from dare_core import schemas
 
 SCHEMA: Final = "knowledge"
+#: Where the parts of KNOWLEDGE and KNOWLEDGE_EMBEDDING lie.
+PARTITIONS: Final = "partitions"
 
 _SCALARS: Final[dict[pa.DataType, TypeEngine[Any]]] = {
     pa.string(): Text(),
@@ -92,24 +94,36 @@ RENDERING: Final = Table(
 KNOWLEDGE: Final = Table(
     "knowledge",
     metadata,
-    *_columns(schemas.KNOWLEDGE, key=("request_id",)),
+    *_columns(schemas.KNOWLEDGE, key=("request_id", "domain")),
     Column("valid_from", TIMESTAMP(timezone=True), nullable=False),
     Column("valid_to", TIMESTAMP(timezone=True)),
     Index("knowledge_one_valid", *_OF_ENTITY, unique=True, postgresql_where=text("valid_to IS NULL")),
     Index("knowledge_point_in_time", *_OF_ENTITY, desc("data_as_of")),
+    postgresql_partition_by="LIST (domain)",
 )
 
+ENCODER: Final = Table(
+    "encoder",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("width", Integer, nullable=False),
+    Column("in_force", Boolean, nullable=False),
+    Column("number", Integer, nullable=False, unique=True),
+    Index("encoder_one_in_force", "in_force", unique=True, postgresql_where=text("in_force")),
+)
+
+#: Vectors of any width: those of one domain and encoder have a partition, with an index, to themselves.
 KNOWLEDGE_EMBEDDING: Final = Table(
     "knowledge_embedding",
     metadata,
-    *_columns(schemas.KNOWLEDGE_EMBEDDING, key=("request_id", "encoder")),
-    ForeignKeyConstraint(["request_id"], [KNOWLEDGE.c.request_id], ondelete="CASCADE"),
-    Index(
-        "knowledge_embedding_nearest",
-        "embedding",
-        postgresql_using="hnsw",
-        postgresql_ops={"embedding": "vector_cosine_ops"},
-    ),
+    Column("request_id", Text, primary_key=True),
+    Column("encoder", Text, primary_key=True),
+    Column("embedding", VECTOR(), nullable=False),
+    Column("domain", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("is_valid", Boolean, nullable=False),
+    ForeignKeyConstraint(["request_id", "domain"], [KNOWLEDGE.c.request_id, KNOWLEDGE.c.domain], ondelete="CASCADE"),
+    postgresql_partition_by="LIST (domain)",
 )
 
 POOL_VERSION: Final = Table(

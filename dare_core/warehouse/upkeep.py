@@ -5,7 +5,7 @@ from typing import Final
 
 from sqlalchemy import Engine, text
 
-from dare_core.warehouse.tables import SCHEMA, metadata
+from dare_core.warehouse.tables import PARTITIONS, SCHEMA, metadata
 
 #: The prompt itself does not fit: asked again, it would not fit either.
 _LASTING_RULES: Final = ("prompt",)
@@ -32,7 +32,7 @@ def analyse(engine: Engine) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class IndexHealth:
-    """What is wrong with indexes, by name.
+    """What is wrong with indexes, by name with schema.
 
     Attributes:
         indexes: how many there are.
@@ -49,35 +49,41 @@ class IndexHealth:
 
 def index_health(engine: Engine) -> IndexHealth:
     """Look at every index of the warehouse; sizes are judged by the statistics of the last ANALYZE."""
-    wanted = {str(index.name) for table in metadata.sorted_tables for index in table.indexes}
-    wanted |= {f"{table.name}_pkey" for table in metadata.sorted_tables}
+    wanted = {f"{SCHEMA}.{index.name}" for table in metadata.sorted_tables for index in table.indexes}
+    wanted |= {f"{SCHEMA}.{table.name}_pkey" for table in metadata.sorted_tables}
     query = text("""
-        SELECT index.relname, pg_index.indisvalid AND pg_index.indisready AS usable,
+        SELECT format('%I.%I', nspname, index.relname) AS name, pg_index.indisvalid AND pg_index.indisready AS usable,
             pg_relation_size(index.oid) AS bytes,
             greatest(index.reltuples, 0) * (
-                -- 20: a btree entry's own bytes; 400: an HNSW entry's neighbours
-                CASE method.amname WHEN 'hnsw' THEN 400 ELSE 20 END + coalesce(sum(statistics.avg_width), 0)
+                -- 20: a btree entry's own bytes; 400: an HNSW entry's neighbours, and 2 of each dimension
+                CASE method.amname
+                    WHEN 'hnsw' THEN 400 + 2 * (SELECT atttypmod FROM pg_attribute WHERE attrelid = index.oid)
+                    ELSE 20
+                END + coalesce(sum(statistics.avg_width), 0)
             ) AS explained
         FROM pg_index
         JOIN pg_class AS index ON index.oid = pg_index.indexrelid
         JOIN pg_am AS method ON method.oid = index.relam
         JOIN pg_class AS indexed ON indexed.oid = pg_index.indrelid
+        JOIN pg_namespace AS namespace ON namespace.oid = indexed.relnamespace
         LEFT JOIN pg_attribute AS attribute
             ON attribute.attrelid = indexed.oid AND attribute.attnum = ANY(pg_index.indkey)
         LEFT JOIN pg_stats AS statistics
-            ON statistics.schemaname = :schema AND statistics.tablename = indexed.relname
+            ON statistics.schemaname = nspname AND statistics.tablename = indexed.relname
             AND statistics.attname = attribute.attname
-        WHERE indexed.relnamespace = to_regnamespace(:schema)
-        GROUP BY index.oid, index.relname, usable, index.reltuples, method.amname
-        ORDER BY index.relname
+        WHERE nspname = ANY(:schemas)
+        GROUP BY index.oid, nspname, index.relname, usable, index.reltuples, method.amname
+        ORDER BY name
     """)
     with engine.connect() as connection:
-        found = connection.execute(query, {"schema": SCHEMA}).all()
+        found = connection.execute(query, {"schemas": [SCHEMA, PARTITIONS]}).all()
+        vectors = connection.exec_driver_sql("SELECT index_name FROM knowledge.vector_partition").scalars()
+        wanted |= {f"{PARTITIONS}.{index}" for index in vectors}
     return IndexHealth(
         indexes=len(found),
-        missing=sorted(wanted - {row.relname for row in found}),
-        invalid=[row.relname for row in found if not row.usable],
-        bloated=[row.relname for row in found if row.bytes > max(_BLOAT_BYTES, _BLOAT * row.explained)],
+        missing=sorted(wanted - {row.name for row in found}),
+        invalid=[row.name for row in found if not row.usable],
+        bloated=[row.name for row in found if row.bytes > max(_BLOAT_BYTES, _BLOAT * row.explained)],
     )
 
 

@@ -1,28 +1,15 @@
 -- The items whose knowledge is closest to that of one item, by cosine distance.
--- Filters are applied while the index is scanned, so that k rows come back whatever the filters drop.
 --
 -- :domain text = movies  the domain
 -- :item text = null  the item's id; the first that has knowledge when it is not given
 -- :k int = 10  how many
 
-SET LOCAL hnsw.iterative_scan = strict_order;
-
-WITH asked AS MATERIALIZED (
-    SELECT entity_id, encoder, embedding
-    FROM features.item_features
-    WHERE domain = :domain AND (:item IS NULL OR entity_id = :item)
-    ORDER BY entity_id, encoder
+WITH asked AS (
+    SELECT item_id FROM features.item
+    WHERE domain = :domain AND (:item IS NULL OR item_id = :item)
+    ORDER BY item_id
     LIMIT 1
 )
-SELECT
-    (SELECT entity_id FROM asked) AS item,
-    entity_id AS neighbour,
-    attributes ->> 'title' AS title,
-    group_name,
-    embedding <=> (SELECT embedding FROM asked) AS distance
-FROM features.item_features
-WHERE domain = :domain
-    AND encoder = (SELECT encoder FROM asked)
-    AND entity_id <> (SELECT entity_id FROM asked)
-ORDER BY embedding <=> (SELECT embedding FROM asked)
-LIMIT :k;
+SELECT asked.item_id AS item, near.item AS neighbour, near.title, near.item_group AS group_name, near.distance
+FROM asked CROSS JOIN LATERAL features.similar_items(asked.item_id, CAST(:k AS integer), :domain) AS near
+ORDER BY near.distance;

@@ -7,11 +7,11 @@
 SELECT
     kind,
     group_name,
-    count(*) AS texts,
-    sum(new_tokens) AS tokens,
-    round(sum(new_tokens)::numeric / nullif(sum(steps), 0), 3) AS tokens_per_step,
-    round(sum(relaxed)::numeric / nullif(sum(new_tokens), 0), 4) AS relaxed_token_rate
-FROM knowledge.knowledge
+    sum(texts)::bigint AS texts,
+    sum(tokens)::bigint AS tokens,
+    round(sum(tokens) / nullif(sum(steps), 0), 3) AS tokens_per_step,
+    round(sum(relaxed)::numeric / nullif(sum(tokens), 0), 4) AS relaxed_token_rate
+FROM features.decoding_efficiency
 WHERE domain = :domain AND (:run_id IS NULL OR run_id = :run_id)
 GROUP BY kind, group_name
 ORDER BY kind, tokens_per_step DESC, group_name;

@@ -12,15 +12,8 @@
 -- similarity is one feature made of both vectors; select u.embedding and i.embedding to train on them.
 --
 -- :domain text = movies  the domain
--- :encoder text = null  the vectors' encoder; any when it is not given
 -- :limit int = 20  rows at most
 
-WITH feature AS (
-    SELECT k.kind, k.entity_id, k.group_name, k.data_as_of, k.available_at, e.encoder, e.embedding
-    FROM knowledge.knowledge AS k
-    JOIN knowledge.knowledge_embedding AS e USING (request_id)
-    WHERE k.domain = :domain AND (:encoder IS NULL OR e.encoder = :encoder)
-)
 SELECT
     r.user_id,
     r.item_id,
@@ -33,17 +26,19 @@ SELECT
     1 - (u.embedding <=> i.embedding) AS similarity
 FROM source.ratings AS r
 LEFT JOIN LATERAL (
-    SELECT * FROM feature
-    WHERE kind = 'user' AND entity_id = r.user_id AND data_as_of < r.rated_at
-    ORDER BY data_as_of DESC, available_at DESC, encoder
+    SELECT * FROM features.user_history
+    WHERE domain = :domain AND user_id = r.user_id
+        AND data_as_of < r.rated_at AND (valid_to IS NULL OR valid_to > r.rated_at)
+    ORDER BY data_as_of DESC, available_at DESC, request_id
     LIMIT 1
 ) AS u ON true
 LEFT JOIN LATERAL (
-    SELECT * FROM feature
-    WHERE kind = 'item' AND entity_id = r.item_id AND data_as_of < r.rated_at
-    ORDER BY data_as_of DESC, available_at DESC, encoder
+    SELECT * FROM features.item_history
+    WHERE domain = :domain AND item_id = r.item_id
+        AND data_as_of < r.rated_at AND (valid_to IS NULL OR valid_to > r.rated_at)
+    ORDER BY data_as_of DESC, available_at DESC, request_id
     LIMIT 1
 ) AS i ON true
-WHERE u.entity_id IS NOT NULL OR i.entity_id IS NOT NULL
+WHERE u.user_id IS NOT NULL OR i.item_id IS NOT NULL
 ORDER BY r.rated_at DESC, r.user_id, r.item_id
 LIMIT :limit;

@@ -1,26 +1,15 @@
 -- The items whose knowledge is closest to that of one user, by cosine distance; what the user already knows is among them.
--- Filters are applied while the index is scanned, so that k rows come back whatever the filters drop.
 --
 -- :domain text = movies  the domain
 -- :user text = null  the user's id; the first that has knowledge when it is not given
 -- :k int = 10  how many
 
-SET LOCAL hnsw.iterative_scan = strict_order;
-
-WITH asked AS MATERIALIZED (
-    SELECT entity_id, encoder, embedding
-    FROM features.user_features
-    WHERE domain = :domain AND (:user IS NULL OR entity_id = :user)
-    ORDER BY entity_id, encoder
+WITH asked AS (
+    SELECT user_id FROM features.user
+    WHERE domain = :domain AND (:user IS NULL OR user_id = :user)
+    ORDER BY user_id
     LIMIT 1
 )
-SELECT
-    (SELECT entity_id FROM asked) AS "user",
-    entity_id AS item,
-    attributes ->> 'title' AS title,
-    group_name,
-    embedding <=> (SELECT embedding FROM asked) AS distance
-FROM features.item_features
-WHERE domain = :domain AND encoder = (SELECT encoder FROM asked)
-ORDER BY embedding <=> (SELECT embedding FROM asked)
-LIMIT :k;
+SELECT asked.user_id AS "user", near.item, near.title, near.item_group AS group_name, near.distance
+FROM asked CROSS JOIN LATERAL features.match(asked.user_id, CAST(:k AS integer), :domain) AS near
+ORDER BY near.distance;

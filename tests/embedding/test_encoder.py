@@ -12,7 +12,7 @@ import pytest
 from dare_core.embedding import encoder as encoder_module
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import ModelError
-from dare_core.schemas import KNOWLEDGE_EMBEDDING
+from dare_core.schemas import KNOWLEDGE_EMBEDDING, knowledge_embedding
 from dare_core.settings import BUNDLED_ENCODER, Settings
 
 TEXTS = [
@@ -95,7 +95,7 @@ def test_a_bundled_encoder_that_is_not_installed_says_what_to_install(monkeypatc
         Encoder.load(Settings())
 
 
-def test_another_width_is_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_width_is_the_encoders_own(tmp_path: Path) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -111,8 +111,10 @@ def test_another_width_is_a_migration(tmp_path: Path, monkeypatch: pytest.Monkey
         shutil.copy(bundled / name, tmp_path / "bert")
     bert = Transformer(str(tmp_path / "bert"))
     SentenceTransformer(modules=[bert, Pooling(32)], device="cpu").save(str(tmp_path / "narrow"))
-    with pytest.raises(ModelError, match="width 32, but the warehouse stores 384; another width is a migration"):
-        Encoder.load(Settings(encoder=str(tmp_path / "narrow"), device="cpu"))
+    encoder = Encoder.load(Settings(encoder=str(tmp_path / "narrow"), device="cpu"))
+    assert encoder.width == 32
+    for texts in ([], ["a film"]):
+        assert encoder.encode(texts).type == knowledge_embedding(32).field("embedding").type
 
 
 def test_a_hub_encoder_gets_the_setting_for_remote_code(monkeypatch: pytest.MonkeyPatch) -> None:

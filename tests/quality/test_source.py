@@ -12,6 +12,7 @@ from dare_core.quality.source import check_source
 from dare_core.schemas import PULLED
 from dare_core.settings import PROJECT_DIR
 
+STRICT = "\n[quality.source]\nattribute_coverage = { warn = 0.9, fail = 0.6 }\n"
 MOVIES = PROJECT_DIR / "config" / "movies.toml"
 
 
@@ -46,7 +47,7 @@ def test_missing_attributes_and_titles_that_command_are_warned_of(tmp_path: Path
 
 
 def test_a_bound_that_fails_ends_the_run_and_is_named_once(tmp_path: Path) -> None:
-    strict = domain(tmp_path, "\n[quality.source]\nattribute_coverage = { warn = 0.9, fail = 0.6 }\ncoverage_min_rows = 1\n")
+    strict = domain(tmp_path, STRICT + "coverage_min_rows = 1\n")
     found = check_source(items({"title": "Heat"}), strict, "item", tmp_path / "docs", "run")
     assert {finding.severity for finding in found} == {"critical"}
     assert len(found) == 2  # one for each attribute
@@ -55,7 +56,7 @@ def test_a_bound_that_fails_ends_the_run_and_is_named_once(tmp_path: Path) -> No
 
 
 def test_coverage_of_few_changed_entities_is_not_looked_at(tmp_path: Path) -> None:
-    strict = domain(tmp_path, "\n[quality.source]\nattribute_coverage = { warn = 0.9, fail = 0.6 }\n")
+    strict = domain(tmp_path, STRICT)
     assert check_source(items(*[{"title": "Heat"}] * 49), strict, "item", tmp_path / "docs", "run") == []
 
 

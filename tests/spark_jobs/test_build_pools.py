@@ -182,6 +182,7 @@ def test_the_warehouse_s_texts_are_those_of_the_kind_that_were_loaded_in_the_win
         ("books", "item", "hash", "Drama", "6", [7], day, day + timedelta(days=1)),
     ]
     with psycopg.connect(warehouse_url) as connection:
+        connection.execute("SELECT knowledge.add_domain(domain) FROM unnest(ARRAY['movies', 'books']) AS domain")
         for number, row in enumerate(rows):
             connection.execute(
                 f"INSERT INTO knowledge.knowledge ({', '.join(columns)}, {defaults}) VALUES ({placeholders}, {values})",

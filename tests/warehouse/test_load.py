@@ -109,16 +109,21 @@ def test_one_entity_with_two_new_texts_is_refused(engine: Engine, knowledge_rows
         load_knowledge(engine, rows, embedding_rows([]))
 
 
-def test_vectors_of_another_width_are_refused(engine: Engine, knowledge_rows: Rows) -> None:
-    vectors = pa.table(
-        {
-            "request_id": ["r1"],
-            "encoder": ["big"],
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 768, pa.float32()), 768),
-        }
-    )
-    with pytest.raises(InputError, match="have 768 dimensions and the warehouse stores 384"):
-        load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), vectors)
+def test_vectors_of_another_width_or_a_stranger_are_refused(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    load_knowledge(engine, knowledge_rows([{"request_id": "r0", "entity_id": "0"}]), embedding_rows(["r0"]))
+
+    def vectors(encoder: str, width: int) -> pa.Table:
+        values = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * width, pa.float32()), width)
+        return pa.table({"request_id": ["r1"], "encoder": [encoder], "embedding": values})
+
+    rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}])
+    with pytest.raises(InputError, match="have 768 dimensions, and those of 'minilm' have 384"):
+        load_knowledge(engine, rows, vectors("minilm", 768))
+    with pytest.raises(InputError, match="of encoder 'stranger', and the warehouse has minilm; run"):
+        load_knowledge(engine, rows, vectors("stranger", 384))
+    assert _all(engine, "SELECT count(*) FROM knowledge.knowledge") == [(1,)]
 
 
 @pytest.mark.parametrize(

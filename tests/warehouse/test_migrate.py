@@ -82,6 +82,7 @@ def test_a_newer_database_says_so(engine: Engine) -> None:
             act(engine)
 
 
+@pytest.mark.usefixtures("template_url")  # whose migration created the roles of the server
 def test_a_role_without_rights_is_told_what_to_ask_for(empty_database_url: str) -> None:
     administrator = connect(empty_database_url)
     with administrator.begin() as connection:
@@ -100,6 +101,9 @@ def test_a_role_without_rights_is_told_what_to_ask_for(empty_database_url: str) 
         )
     upgrade(engine)
     require_current(engine)
+    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
+        connection.exec_driver_sql("CREATE ROLE another_role")
+    assert "ask an administrator to run `CREATE ROLE dare_loader" in str(explain(raised.value))
     engine.dispose()
     administrator.dispose()
 
@@ -116,7 +120,7 @@ def test_a_server_without_pgvector_is_told_what_to_install(empty_database_url: s
 def test_a_failed_upgrade_leaves_nothing(empty_database_url: str) -> None:
     engine = connect(empty_database_url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE SCHEMA features; CREATE TABLE features.user_features (x int)")
+        connection.exec_driver_sql("CREATE SCHEMA features; CREATE TABLE features.item (x int)")
     with pytest.raises(WarehouseError, match="cannot be upgraded"):
         upgrade(engine)
     with engine.connect() as connection:

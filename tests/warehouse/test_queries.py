@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from dare_core.errors import InputError, WarehouseError
-from dare_core.settings import PROJECT_DIR
 from dare_core.sources.importer import described, import_tables
 from dare_core.warehouse import queries
 from dare_core.warehouse.load import load_knowledge, upsert_entities
@@ -68,6 +67,11 @@ def test_nearest_items_are_the_neighbours(loaded: Engine) -> None:
     assert [row[:2] for row in by_default.rows] == [("00", f"{n:02}") for n in range(1, 11)]
 
 
+def test_a_negative_number_of_neighbours_is_refused(loaded: Engine) -> None:
+    with pytest.raises(InputError, match="LIMIT must not be negative"):
+        queries.run(loaded, "nearest_items", {"k": "-1"})
+
+
 def test_a_users_nearest_items_are_those_of_its_vector(loaded: Engine) -> None:
     answer = queries.run(loaded, "user_nearest_items", {"k": "3"})
     assert [row[:3] for row in answer.rows] == [("u", f"{n:02}", f"Film {n:02}") for n in range(3)]
@@ -120,41 +124,6 @@ def test_the_training_join_takes_the_text_of_the_time(
     assert groups["01"] == "Drama", "the closed text was the one in force"
 
 
-@pytest.mark.parametrize("name", ["nearest_items", "user_nearest_items"])
-def test_the_nearest_neighbour_queries_can_use_the_index(loaded: Engine, name: str) -> None:
-    parts = (PROJECT_DIR / "sql" / "queries" / f"{name}.sql").read_text().split(";\n\n")
-    values = {"domain": "movies", "item": "10", "user": "u", "k": 5}
-    with loaded.begin() as connection:
-        for switch in ("enable_seqscan", "enable_sort"):  # the rows are too few for the planner to want an index
-            connection.exec_driver_sql(f"SET LOCAL {switch} = off")
-        query = parts[-1].replace(":item IS NULL OR", "false OR").replace(":user IS NULL OR", "false OR")
-        names = {key: value for key, value in values.items() if f":{key}" in query}
-        plan = "\n".join(connection.execute(text(f"EXPLAIN {query}"), names).scalars())
-    assert "Index Scan using knowledge_embedding_nearest" in plan
-    assert "Order By: (embedding <=> " in plan
-
-
-def test_filters_do_not_shorten_the_answer_of_an_index_scan(
-    loaded: Engine, entity_rows: Rows, knowledge_rows: Rows, embedding_rows: Rows
-) -> None:
-    """The index yields hnsw.ef_search (40) rows at first; here the nearest 300 are of another domain."""
-    books = [f"b{n:03}" for n in range(300)]
-    upsert_entities(loaded, entity_rows([{"entity_id": book, "domain": "books"} for book in books]))
-    rows = knowledge_rows([{"request_id": book, "entity_id": book, "domain": "books"} for book in books])
-    same_place = embedding_rows(["r00"])["embedding"].combine_chunks().take([0] * 300)
-    vectors = pa.table([books, ["minilm"] * 300, same_place], schema=embedding_rows([]).schema)
-    load_knowledge(loaded, rows, vectors)
-    with loaded.begin() as connection:
-        connection.exec_driver_sql(
-            "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET enable_seqscan = off'; END $$"
-        )
-        connection.exec_driver_sql(
-            "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET enable_sort = off'; END $$"
-        )
-    loaded.dispose()
-    assert len(queries.run(loaded, "nearest_items", {"item": "00", "k": "10"}).rows) == 10
-
-
 def test_every_query_runs_without_parameters_on_an_empty_warehouse(engine: Engine) -> None:
     import_tables(engine, {"ratings": _ratings()["ratings"].slice(0, 0)})
     assert len(queries.names()) == 5
@@ -169,8 +138,6 @@ def test_mistakes_are_answered_with_what_there_is(engine: Engine) -> None:
         queries.run(engine, "nearest_items", {"size": "3"})
     with pytest.raises(InputError, match="parameter k is 'many', which is no int"):
         queries.run(engine, "nearest_items", {"k": "many"})
-    with pytest.raises(InputError, match="LIMIT must not be negative"):
-        queries.run(engine, "nearest_items", {"k": "-1"})
     with pytest.raises(WarehouseError, match=r"source.ratings.*run .*`dare source import`"):
         queries.run(engine, "training_join", {})
 

@@ -11,6 +11,8 @@ from dare_core.cluster_secrets import make_secrets
 from dare_core.errors import SettingError
 from dare_core.local_airflow import free_port
 from dare_core.settings import Settings
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.migrate import require_current, upgrade
 from dare_core.warehouse.roles import create_roles
 from dare_core.warehouse.server import serving_on_loopback
 
@@ -53,6 +55,16 @@ def test_each_role_owns_its_database_and_the_warehouse_has_vectors(secrets: Path
             connection.rollback()
     with psycopg.connect(owner(secrets, "dare_warehouse_url")) as connection:
         assert connection.execute("SELECT '[1,2]'::vector <-> '[1,3]'::vector").fetchone() == (1.0,)
+        access = connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'dare_%' ORDER BY 1").fetchall()
+        assert access == [("dare_loader",), ("dare_reader",)]
+
+
+def test_the_warehouses_role_upgrades_without_being_an_administrator(secrets: Path) -> None:
+    create_roles(secrets)
+    engine = connect(owner(secrets, "dare_warehouse_url"))
+    upgrade(engine)
+    require_current(engine)
+    engine.dispose()
 
 
 def test_no_role_is_an_administrator(secrets: Path, administrator: str) -> None:
