@@ -137,6 +137,12 @@ class Knowledge(_Section):
     )
 
 
+class Evaluation(_Section):
+    """How interactions become examples of a click model; a domain without is not evaluated."""
+
+    positive_from: float = Field(description="an interaction with this value or a larger one is a like")
+
+
 class Schedule(_Section):
     """When the domain's DAGs run by themselves."""
 
@@ -151,6 +157,7 @@ class Domain(_Section):
     source: Source
     grouping: Grouping = Grouping()
     knowledge: Knowledge
+    evaluation: Evaluation | None = None
 
 
 def domain_names(settings: Settings) -> list[str]:

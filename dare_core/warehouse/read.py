@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func,
 
 from dare_core import schemas
 from dare_core.warehouse.load import differs, stage, transaction
-from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, WATERMARK
+from dare_core.warehouse.tables import ENTITY, EVALUATION, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, WATERMARK
 
 #: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
 #: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
@@ -294,6 +294,14 @@ def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | Non
     query = select(POOL_VERSION).where(
         POOL_VERSION.c.domain == domain, POOL_VERSION.c.kind == kind, POOL_VERSION.c.is_current
     )
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+        return dict(row) if row else None
+
+
+def newest_evaluation(engine: Engine, domain: str) -> dict[str, Any] | None:
+    """The newest row of EVALUATION; None where the domain was never evaluated."""
+    query = select(EVALUATION).where(EVALUATION.c.domain == domain).order_by(EVALUATION.c.evaluated_at.desc()).limit(1)
     with engine.connect() as connection:
         row = connection.execute(query).mappings().one_or_none()
         return dict(row) if row else None

@@ -140,3 +140,7 @@ QUARANTINE: Final = Table(
     *_columns(schemas.QUARANTINE, key=("request_id", "rule")),
     Column("released_at", TIMESTAMP(timezone=True)),
 )
+
+EVALUATION: Final = Table(
+    "evaluation", metadata, *_columns(schemas.EVALUATION, key=("domain", "evaluated_at"), json=("result",))
+)
