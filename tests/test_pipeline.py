@@ -15,7 +15,7 @@ from dare_core.pipeline import RunRequest
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY
 from dare_core.settings import Settings
-from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.load import record_evaluation, upsert_entities
 from dare_core.warehouse.pool_register import WarehouseRegister
 from tests.tiny_model import save_tiny_model
 
@@ -148,3 +148,14 @@ def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empt
 def test_a_run_id_that_names_no_folder_is_refused(run_id: str) -> None:
     with pytest.raises(ValueError, match="a run id has letters"):
         RunRequest(run_id=run_id)
+
+
+def test_a_relaxed_plan_falls_back_to_strict_where_the_newest_evaluation_speaks_against_it(
+    settings: Settings, engine: Engine
+) -> None:
+    figures = dict.fromkeys(("auc_delta_high", "auc_gain", "auc_gain_low", "auc_gain_high"), 0.0)
+    facts = {"domain": "movies", "evaluated_at": NOW, "model": "m", "entities": 2, "seeds": 2, "result": {}}
+    record_evaluation(engine, {**facts, **figures, "auc_delta_low": -1.0})
+    request = RunRequest(run_id="gated", verification="relaxed")
+    pipeline.plan(settings, request)
+    assert read_plan(settings.run_dir("gated")).decoding.verification == "strict"

@@ -81,7 +81,7 @@ def test_a_user_s_prompt_shows_the_first_of_its_history_and_is_dated_by_the_last
 def test_a_history_holds_the_newest_likes_before_the_example_and_nothing_of_its_own_moment(movies: Domain) -> None:
     hours = [*range(1, 2 * HISTORY), 50, 50, 51]  # two at once
     met = [Interaction(START + timedelta(hours=hour), "u0", f"i{n}", 5.0) for n, hour in enumerate(hours)]
-    met += [Interaction(START + timedelta(hours=60 + n), "u1", f"i{n}", float(1 + n)) for n in range(6)]
+    met += [Interaction(START + timedelta(hours=60 + n), "u1", f"i{n}", 1.0 + n % 5) for n in range(2 * len(hours))]
     rows = source_rows(met, users=2, items=len(hours))
     split = make_split(movies, rows, choose_entities(movies, rows, 4))
     history = np.concatenate([split.train.history, split.test.history])
