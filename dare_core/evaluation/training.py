@@ -61,11 +61,11 @@ def fit(model: ClickModel, train: Batch, generator: torch.Generator, epochs: int
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     model.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(train), generator=generator).split(_BATCH):
+        for rows in torch.split(torch.randperm(len(train), generator=generator), _BATCH):
             batch = train.take(rows)
             loss = binary_cross_entropy_with_logits(model(batch), batch.labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
@@ -73,7 +73,7 @@ def predict(model: ClickModel, batch: Batch) -> NDArray[np.float32]:
     """``[b]`` logits."""
     model.eval()
     with torch.inference_mode():
-        logits = torch.cat([model(batch.take(rows)) for rows in torch.arange(len(batch)).split(4 * _BATCH)])
+        logits = torch.cat([model(batch.take(rows)) for rows in torch.split(torch.arange(len(batch)), 4 * _BATCH)])
     return logits.numpy()
 
 

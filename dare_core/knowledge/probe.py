@@ -1,0 +1,116 @@
+"""How fast plain decoding would have been: a few steps of it, timed while the model of a generation task is loaded."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dare_core.knowledge import shards
+
+if TYPE_CHECKING:
+    from dare_core.decoding import Request
+    from dare_core.models import LanguageModel
+    from dare_core.settings import Settings
+
+_MOST_STEPS: Final = 32
+_LEAST_STEPS: Final = 4
+_FILE: Final = "probe.json"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Plain decoding beside what a shard's texts really took.
+
+    Attributes:
+        sequences: decoded at once, as many as the shard had at once.
+        steps: of plain decoding that were timed, prompts read before.
+        plain_tokens_per_second: by the median of these steps.
+        tokens, seconds: of the shard's own texts, reading the prompts included.
+        probe_seconds: that all of this took.
+    """
+
+    sequences: int
+    steps: int
+    plain_tokens_per_second: float
+    tokens: int
+    seconds: float
+    probe_seconds: float
+
+    @property
+    def plain_seconds(self) -> float:
+        """What the shard's tokens would have taken plainly, prompts not counted: a lower bound."""
+        return self.tokens / self.plain_tokens_per_second
+
+
+def probe(
+    settings: "Settings",
+    language_model: "LanguageModel",
+    requests: "Sequence[Request]",
+    tokens: int,
+    seconds: float,
+) -> Probe | None:
+    """Decode some requests plainly for ``settings.probe_share`` of ``seconds`` at most, and time the steps.
+
+    Args:
+        settings: batch size, and how the model runs.
+        language_model: the loaded one, which an engine has taken over before.
+        requests: of the shard that was written; as many are decoded as fit into a batch.
+        tokens, seconds: what was written, and how long it took.
+
+    Returns:
+        None where that time does not suffice for a few steps.
+    """
+    from dare_core.decoding import Engine, EngineConfig, Request, Rule
+
+    budget = settings.probe_share * seconds
+    if not budget or not tokens:
+        return None
+    started = time.perf_counter()
+    asked = [Request(r.id, r.group, r.prompt_token_ids, _MOST_STEPS) for r in requests[: settings.batch_size]]
+    longest = max(len(request.prompt_token_ids) for request in asked) + _MOST_STEPS
+    config = EngineConfig(
+        max_sequences=len(asked),
+        max_length=min(longest, language_model.context_length),
+        rule=Rule("strict"),
+        eos_token_ids=language_model.eos_token_ids,
+        draft_nodes=0,
+        weights=settings.weights,
+        compile=settings.compile_layers,
+    )
+    engine = Engine(language_model.model, None, config)
+    engine.add(asked)
+    emitted: list[str] = []
+    timed: list[float] = []
+    full = False  # whether the step before emitted for all, so that this one reads no prompt
+    while engine.busy and (begun := time.perf_counter()) - started < budget:
+        emitted.clear()
+        engine.step(lambda request_id, _: emitted.append(request_id))
+        if full and len(emitted) == len(asked):
+            timed.append(time.perf_counter() - begun)
+        full = len(emitted) == len(asked)
+    if len(timed) < _LEAST_STEPS:
+        return None
+    return Probe(
+        sequences=len(asked),
+        steps=len(timed),
+        plain_tokens_per_second=len(asked) / statistics.median(timed),
+        tokens=tokens,
+        seconds=seconds,
+        probe_seconds=time.perf_counter() - started,
+    )
+
+
+def write_probe(staged: Path, measured: Probe) -> None:
+    """Keep a probe beside its shard's manifest."""
+    shards.write_json(staged / _FILE, json.dumps(asdict(measured)))
+
+
+def read_probe(staged: Path) -> Probe | None:
+    """The probe of a shard; None where there is none."""
+    try:
+        return Probe(**json.loads((staged / _FILE).read_bytes()))
+    except FileNotFoundError:
+        return None

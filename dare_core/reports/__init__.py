@@ -1,0 +1,1 @@
+"""Run reports: what a run did, gathered from its folder and the warehouse, and drawn as one HTML file."""
