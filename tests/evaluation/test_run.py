@@ -26,7 +26,10 @@ def settings(tmp_path: Path, warehouse_url: str, engine: Engine, monkeypatch: py
     early = tables["ratings"].sort_by("rated_at").slice(0, 4000)
     import_tables(engine, {**tables, "ratings": early.replace_schema_metadata(metadata)})
     return Settings(
-        data_dir=tmp_path / "data", warehouse_url=warehouse_url, model=str(save_tiny_model(tmp_path / "tiny"))
+        data_dir=tmp_path / "data",
+        warehouse_url=warehouse_url,
+        model=str(save_tiny_model(tmp_path / "tiny")),
+        draft_budget="fixed",
     )
 
 
