@@ -428,6 +428,102 @@ def generate(
     print(json.dumps(summary))
 
 
+@app.command()
+def evaluate(
+    domain: Annotated[str, typer.Option(help="a file of config/ with a section [evaluation]")] = "movies",
+    seeds: Annotated[int, typer.Option(min=2, help="trainings of each click model on each arm")] = 20,
+    entities: Annotated[int, typer.Option(min=2, help="items and users that texts are written about")] = 360,
+    chart: Annotated[Path | None, typer.Option(help="draw the differences into this SVG or PNG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure whether the features help: click models with and without knowledge, strict and relaxed."""
+    from dare_core.evaluation import run
+
+    with _evaluated(domain) as settings, _steps() as on_progress:
+        result = run.evaluate(settings, domain, seeds, entities, on_progress)
+    if chart is not None:
+        from dare_core.evaluation.charts import draw_evaluation
+
+        draw_evaluation(result, chart)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for model, arms in result["click_models"].items():
+        rows = [
+            (
+                run.ARM_LABELS[arm],
+                f"{of_arm['auc']:.4f}",
+                f"{of_arm['log_loss']:.4f}",
+                _interval(of_arm.get("auc_minus_none")),
+                _interval(of_arm.get("auc_minus_strict")),
+            )
+            for arm, of_arm in arms.items()
+        ]
+        title = f"{model}, {seeds} seeds, 95% intervals of paired differences"
+        console.print(result_table(title, ("arm", "AUC", "LogLoss", "AUC over none", "AUC over strict"), rows))
+    made = result["generated"]
+    console.print(f"{made['texts']} texts of {made['tokens']} tokens had to be written; the others were kept.")
+
+
+@app.command("compare-texts")
+def compare_texts(
+    domain: Annotated[str, typer.Option(help="a file of config/ with a section [evaluation]")] = "movies",
+    entities: Annotated[int, typer.Option(min=2, help="as `dare evaluate` was told")] = 360,
+    html: Annotated[Path | None, typer.Option(help="write a page with plots and samples")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare relaxed texts with strict ones of the same prompts, of those that `dare evaluate` wrote."""
+    from dare_core.evaluation import run
+
+    with _evaluated(domain) as settings:
+        figures, compared = run.compare_texts(settings, domain, entities)
+    if html is not None:
+        from dare_core.reports.comparison import write_comparison
+
+        write_comparison(html, domain, figures, compared)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for name, arms in figures.items():
+        columns = ("arm", *next(iter(arms.values())))
+        rows = [(run.ARM_LABELS[arm], *of_arm.values()) for arm, of_arm in arms.items()]
+        console.print(result_table(name, columns, rows))
+
+
+@contextmanager
+def _evaluated(domain: str) -> Iterator[Settings]:
+    """Settings, with the warehouse served; films that are not there yet are imported, into the embedded one alone."""
+    from dare_core.demo import prepare
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.server import serving
+
+    settings = _settings()
+    with serving(settings) as url:
+        if settings.warehouse_url is None and domain == SampleDomain.movies:
+            prepare(settings, connect(url))
+        yield settings
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A line on standard error for each step that begins, and how far it is on a terminal."""
+    with _progress("evaluating") as on_progress:
+        last = ""
+
+        def told(what: str, done: int, wanted: int) -> None:
+            nonlocal last
+            if what != last:
+                stderr.print(f"{what}: {wanted}")
+                last = what
+            on_progress(done, wanted)
+
+        yield told
+
+
+def _interval(values: list[float] | None) -> str:
+    return "" if values is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*values)
+
+
 PoolRoot = Annotated[
     str, typer.Argument(help="a pool of the pipeline, such as movies/item, or the root of a store: a folder or a URL")
 ]

@@ -141,6 +141,12 @@ class Knowledge(_Section):
     )
 
 
+class Evaluation(_Section):
+    """How interactions become examples of a click model; a domain without is not evaluated."""
+
+    positive_from: float = Field(description="an interaction with this value or a larger one is a like")
+
+
 class Schedule(_Section):
     """When the domain's DAGs run by themselves."""
 
@@ -219,6 +225,7 @@ class Domain(_Section):
     grouping: Grouping = Grouping()
     knowledge: Knowledge
     quality: Quality = Quality()
+    evaluation: Evaluation | None = None
 
 
 def domain_names(settings: Settings) -> list[str]:

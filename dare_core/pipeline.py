@@ -25,6 +25,7 @@ from dare_core import models, promotion
 from dare_core.domains import Domain, FeatureQuality, load_domain
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import InputError, QualityError
+from dare_core.evaluation.gate import gated
 from dare_core.knowledge import costs, shards
 from dare_core.knowledge.answers import read_answers
 from dare_core.knowledge.chat import ChatEncoder
@@ -221,7 +222,7 @@ def plan(settings: Settings, request: RunRequest) -> dict[str, Any]:
 def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
     domain = load_domain(settings, request.domain)
     prompts = models.prompt_format(settings)
-    decoding = _decoding(settings, request, prompts.tokenizer_hash)
+    decoding = gated(settings, engine, domain.name, _decoding(settings, request, prompts.tokenizer_hash))
     room = prompts.context_length - decoding.max_new_tokens
     if room < 1:
         raise InputError(f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}")

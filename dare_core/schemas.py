@@ -227,6 +227,25 @@ GENERATION_RUN: Final = pa.schema(
     ]
 )
 
+#: One evaluation. Differences are of AUC, over paired seeds, with the ends of their 95% intervals: ``auc_delta`` of
+#: relaxed (2, 0.1) minus strict texts, ``auc_gain`` of strict texts minus none. ``result`` is a JSON object with all
+#: figures. Key: (domain, evaluated_at).
+EVALUATION: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("evaluated_at", TIME),
+        _required("model", pa.string()),
+        _required("entities", pa.int32()),
+        _required("seeds", pa.int32()),
+        _required("auc_delta_low", pa.float64()),
+        _required("auc_delta_high", pa.float64()),
+        _required("auc_gain", pa.float64()),
+        _required("auc_gain_low", pa.float64()),
+        _required("auc_gain_high", pa.float64()),
+        _required("result", pa.string()),
+    ]
+)
+
 #: Columns of a retrieval pool's input (``dare pool build --knowledge``); further columns are ignored.
 POOL_TEXT: Final = pa.schema([_required("group", pa.string()), _required("token_ids", TOKENS)])
 

@@ -100,10 +100,15 @@ class Settings(BaseSettings):
         0.05, le=1, description="a new pool whose drafts are accepted less, by more than this share, waits for a person"
     )
 
+    relaxed_auc_bound: float = Field(
+        0.002, ge=0, description="relaxed stays on while its AUC is lower than that of strict by no more than this"
+    )
+
     refresh_schedule: str = Field(
         "@daily", description="of domains that have none of their own: cron or preset; none: all by hand only"
     )
     maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
+    evaluate_schedule: str = Field("@weekly", description="of evaluate_features: cron or preset; none: by hand only")
     deadline_hours: float = Field(12, gt=0, description="a run that takes longer raises an alert")
     keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
     keep_run_days: float = Field(14, gt=0, description="maintain removes the staged files of runs older than this")

@@ -16,7 +16,7 @@ from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY
 from dare_core.settings import PROJECT_DIR, Settings
 from dare_core.warehouse import quarantine
-from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.load import record_evaluation, upsert_entities
 from dare_core.warehouse.pool_register import WarehouseRegister
 from tests.tiny_model import save_tiny_model
 
@@ -225,8 +225,19 @@ def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: 
     request = RunRequest(run_id="r", kinds=("user",))
     through(lenient, request)
     [first, _] = quarantine.find(engine)
-    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, texts))
+    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, engine, texts))
     assert done.released == [first.request_id]
-    assert rows(engine, "SELECT entity_id FROM features.user_features") == [(first.entity_id,)]
+    assert rows(engine, "SELECT entity_id FROM features.user") == [(first.entity_id,)]
     again = pipeline.plan(lenient, RunRequest(run_id="next", kinds=("user",)))
     assert again["funnel"]["user"]["skipped"] == {"quarantined": 1, "valid": 1}
+
+
+def test_a_relaxed_plan_falls_back_to_strict_where_the_newest_evaluation_speaks_against_it(
+    settings: Settings, engine: Engine
+) -> None:
+    figures = dict.fromkeys(("auc_delta_high", "auc_gain", "auc_gain_low", "auc_gain_high"), 0.0)
+    facts = {"domain": "movies", "evaluated_at": NOW, "model": "m", "entities": 400, "seeds": 20, "result": {}}
+    record_evaluation(engine, {**facts, **figures, "auc_delta_low": -1.0})
+    request = RunRequest(run_id="gated", verification="relaxed")
+    pipeline.plan(settings, request)
+    assert read_plan(settings.run_dir("gated")).decoding.verification == "strict"

@@ -4,7 +4,7 @@ Loading the same rows again changes nothing, a load that dies leaves nothing, an
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, insert, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -360,6 +360,19 @@ def record_run(engine: Engine, run_id: str, **columns: object) -> None:
                 connection.execute(statement.on_conflict_do_update(index_elements=["run_id"], set_=columns))
     except DBAPIError as error:
         raise WarehouseError(f"run {run_id} cannot be recorded: {reason(error)}") from error
+
+
+def record_evaluation(engine: Engine, row: Mapping[str, object]) -> None:
+    """Store a row of EVALUATION, whose ``result`` is a dictionary.
+
+    Raises:
+        WarehouseError: the warehouse has no such table, or the domain was evaluated at the same moment before.
+    """
+    try:
+        with engine.begin() as connection:
+            connection.execute(insert(tables.EVALUATION), [dict(row)])
+    except DBAPIError as error:
+        raise WarehouseError(f"the evaluation of {row['domain']} cannot be recorded: {reason(error)}") from error
 
 
 @contextmanager

@@ -10,7 +10,15 @@ from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func,
 
 from dare_core import schemas
 from dare_core.warehouse.load import differs, staged, transaction
-from dare_core.warehouse.tables import ENTITY, GENERATION_RUN, KNOWLEDGE, POOL_VERSION, QUARANTINE, WATERMARK
+from dare_core.warehouse.tables import (
+    ENTITY,
+    EVALUATION,
+    GENERATION_RUN,
+    KNOWLEDGE,
+    POOL_VERSION,
+    QUARANTINE,
+    WATERMARK,
+)
 
 #: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
 #: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
@@ -389,6 +397,15 @@ def pool_versions(engine: Engine, domain: str, versions: Sequence[str]) -> list[
     query = select(POOL_VERSION).where(POOL_VERSION.c.domain == domain, POOL_VERSION.c.version.in_(versions))
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(query.order_by(POOL_VERSION.c.kind)).mappings()]
+
+
+def newest_evaluation(engine: Engine, domain: str, seeds: int, entities: int) -> dict[str, Any] | None:
+    """A domain's newest row of EVALUATION among those of so many seeds and entities at least; None: there is none."""
+    large = (EVALUATION.c.domain == domain, EVALUATION.c.seeds >= seeds, EVALUATION.c.entities >= entities)
+    query = select(EVALUATION).where(*large).order_by(EVALUATION.c.evaluated_at.desc()).limit(1)
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+        return dict(row) if row else None
 
 
 def _stream(engine: Engine, query: Executable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -159,3 +159,7 @@ QUARANTINE: Final = Table(
 )
 
 QUARANTINED_TEXT: Final = Table("quarantined_text", metadata, *_columns(schemas.KNOWLEDGE, key=("request_id",)))
+
+EVALUATION: Final = Table(
+    "evaluation", metadata, *_columns(schemas.EVALUATION, key=("domain", "evaluated_at"), json=("result",))
+)

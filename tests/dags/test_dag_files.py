@@ -146,7 +146,7 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_domain_has_its_dags_and_all_files_import_without_error(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    templates = ("refresh_knowledge", "rebuild_pools", "backfill_knowledge")
+    templates = ("refresh_knowledge", "rebuild_pools", "backfill_knowledge", "evaluate_features")
     assert set(parsed["dags"]) == {"maintain"} | {f"{name}_{domain}" for name in templates for domain in DOMAINS}
 
 
@@ -227,6 +227,15 @@ def test_a_new_pool_passes_the_gate_before_it_is_published(parsed: dict[str, Any
     }
 
 
+def test_features_are_evaluated_weekly_with_the_texts_written_in_the_gpu_pool(parsed: dict[str, Any]) -> None:
+    dag = parsed["dags"]["evaluate_features_movies"]
+    assert dag["follows"] == "@weekly"
+    assert {task: (details["pool"], details["downstream"]) for task, details in dag["tasks"].items()} == {
+        "write_texts": ("gpu", ["evaluate"]),
+        "evaluate": ("default_pool", []),
+    }
+
+
 def test_a_domain_is_refreshed_on_its_own_schedule_else_on_the_settings(parsed: dict[str, Any]) -> None:
     assert parsed["dags"]["refresh_knowledge_films"]["follows"] == "@hourly"
     assert parsed["dags"]["refresh_knowledge_movies"]["follows"] == "@daily"
@@ -234,7 +243,9 @@ def test_a_domain_is_refreshed_on_its_own_schedule_else_on_the_settings(parsed: 
 
 
 def test_none_as_schedule_leaves_every_dag_to_people(tmp_path: Path) -> None:
-    dags = parse(tmp_path, DARE_REFRESH_SCHEDULE="none", DARE_MAINTAIN_SCHEDULE="none")["dags"]
+    dags = parse(tmp_path, DARE_REFRESH_SCHEDULE="none", DARE_MAINTAIN_SCHEDULE="none", DARE_EVALUATE_SCHEDULE="none")[
+        "dags"
+    ]
     assert {dag_id: dag["follows"] for dag_id, dag in dags.items() if not dag_id.startswith("rebuild_pools")} == {
         dag_id: None for dag_id in dags if not dag_id.startswith("rebuild_pools")
     }

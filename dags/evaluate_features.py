@@ -1,0 +1,51 @@
+"""### Do the features help?
+
+`write_texts → evaluate`
+
+*write_texts* writes the same entities' texts strictly, relaxed, and relaxed after several refreshes, as far as they are
+not kept from the last time. *evaluate* trains click models on the domain's own interactions with and without each of
+them, and stores AUC and LogLoss in `knowledge.evaluation`.
+
+It is a gate: where the newest evaluation of a domain finds relaxed texts worse than strict ones by more than the
+setting `relaxed_auc_bound`, *plan* of the next `refresh_knowledge` falls back to strict, and says so in its log.
+
+One DAG for each file of `config/` that has a section `[evaluation]`.
+"""
+
+from typing import Any
+
+from airflow.sdk import DAG, task
+from dare_wiring import DAG_DEFAULTS, DOMAINS, SETTINGS, cron, settings
+
+from dare_core.domains import Domain
+from dare_core.settings import GENERATION_POOL
+
+
+def evaluate_features(domain: Domain) -> None:
+    """The DAG of one domain."""
+    with DAG(
+        dag_id=f"evaluate_features_{domain.name}",
+        schedule=cron(SETTINGS.evaluate_schedule),
+        tags=["dare", domain.name],
+        doc_md=__doc__,
+        **DAG_DEFAULTS,
+    ):
+
+        @task(pool=GENERATION_POOL, queue=SETTINGS.generation_queue, executor=SETTINGS.generation_executor)
+        def write_texts() -> dict[str, Any]:
+            from dare_core.evaluation import run
+
+            return run.write_texts(settings(), domain.name)
+
+        @task
+        def evaluate() -> dict[str, Any]:
+            from dare_core.evaluation import run
+
+            return run.evaluate(settings(), domain.name)
+
+        write_texts() >> evaluate()
+
+
+for each in DOMAINS:
+    if each.evaluation is not None:
+        evaluate_features(each)

@@ -1,0 +1,180 @@
+"""Click models that take knowledge: DIN (arXiv 1706.06978) and DCN-v2 (arXiv 2008.13535), and the hybrid-expert adaptor
+of KAR (arXiv 2306.10933, section 3.4) in front of both.
+
+Shapes: b examples, f fields, h history entries, d the width of an embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dare_core.evaluation.data import Examples
+from dare_core.schemas import EMBEDDING_WIDTH, KINDS, Kind
+
+ModelName = Literal["din", "dcnv2"]
+MODEL_NAMES: Final[tuple[ModelName, ...]] = ("din", "dcnv2")
+
+#: Width of an embedding, and of what the adaptor makes of a text.
+WIDTH: Final = 16
+_DEEP: Final = (128, 64)
+_CROSS_LAYERS: Final = 2
+_ATTENTION: Final = 32
+_EXPERT: Final = 64
+_SHARED_EXPERTS: Final = 2
+_DEDICATED_EXPERTS: Final = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as tensors; see :class:`Examples`."""
+
+    fields: Tensor
+    history: Tensor
+    texts: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> "Batch":
+        """All examples."""
+        return cls(*(torch.from_numpy(array) for array in vars(examples).values()))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> "Batch":
+        """Some of them."""
+        return Batch(self.fields[rows], self.history[rows], self.texts[rows], self.labels[rows])
+
+
+class KnowledgeAdaptor(nn.Module):
+    """Texts' vectors to the click model's space: experts that all kinds share and experts of one kind alone, mixed by a
+    gate of the kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.ModuleList(_expert() for _ in range(_SHARED_EXPERTS))
+        self.dedicated = nn.ModuleDict(
+            {kind: nn.ModuleList(_expert() for _ in range(_DEDICATED_EXPERTS)) for kind in KINDS}
+        )
+        self.gates = nn.ModuleDict(
+            {kind: nn.Linear(EMBEDDING_WIDTH, _SHARED_EXPERTS + _DEDICATED_EXPERTS) for kind in KINDS}
+        )
+
+    def forward(self, vectors: Tensor, kind: Kind) -> Tensor:
+        """``[m, EMBEDDING_WIDTH]`` to ``[m, WIDTH]``."""
+        dedicated = self.dedicated[kind]
+        assert isinstance(dedicated, nn.ModuleList)
+        gate = torch.softmax(self.gates[kind](vectors), dim=1)  # [m, experts]
+        found = torch.stack([expert(vectors) for expert in (*self.shared, *dedicated)], dim=1)  # [m, experts, WIDTH]
+        return (gate.unsqueeze(2) * found).sum(1)
+
+
+class ClickModel(nn.Module):
+    """What both models share: embeddings, and the texts of item and user; subclasses make a logit of them.
+
+    Args:
+        codes: of all fields together.
+        fields: of an example.
+        knowledge: ``[m, EMBEDDING_WIDTH]`` float32 by kind, the vectors of the entities' texts. A learned vector stands
+            for the text that an entity does not have.
+    """
+
+    def __init__(self, codes: int, fields: int, knowledge: Mapping[Kind, Tensor]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, WIDTH)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        self.adaptor = KnowledgeAdaptor()
+        self.no_text = nn.ParameterDict({kind: nn.Parameter(torch.zeros(1, EMBEDDING_WIDTH)) for kind in KINDS})
+        for kind in KINDS:
+            self.register_buffer(f"vectors_{kind}", knowledge[kind], persistent=False)
+        self.width = (fields + 1 + len(KINDS)) * WIDTH
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``[b]`` logits of a like."""
+        embedded, history = self.embedding(batch.fields), self.embedding(batch.history)
+        pooled = self.pool(embedded[:, 1], history, batch.history > 0)
+        parts = [embedded.flatten(1), pooled, *self._knowledge(batch)]
+        return self.score(torch.cat(parts, dim=1))
+
+    def pool(self, target: Tensor, history: Tensor, present: Tensor) -> Tensor:
+        """The history as one vector.
+
+        Args:
+            target: ``[b, d]``, the example's item.
+            history: ``[b, h, d]``.
+            present: ``[b, h]`` bool.
+        """
+        raise NotImplementedError
+
+    def score(self, joined: Tensor) -> Tensor:
+        """``[b, width]`` to ``[b]`` logits."""
+        raise NotImplementedError
+
+    def _knowledge(self, batch: Batch) -> list[Tensor]:
+        adapted = []
+        for column, kind in enumerate(KINDS):
+            vectors = torch.cat([self.no_text[kind], self.get_buffer(f"vectors_{kind}")])
+            adapted.append(self.adaptor(vectors, kind)[batch.texts[:, column]])  # few texts, many examples
+        return adapted
+
+
+class Din(ClickModel):
+    """Deep Interest Network: history entries weigh as much as they matter to the item at hand."""
+
+    def __init__(self, codes: int, fields: int, knowledge: Mapping[Kind, Tensor]) -> None:
+        super().__init__(codes, fields, knowledge)
+        self.attention = nn.Sequential(nn.Linear(4 * WIDTH, _ATTENTION), nn.PReLU(), nn.Linear(_ATTENTION, 1))
+        self.deep = _deep(self.width)
+        self.out = nn.Linear(_DEEP[-1], 1)
+
+    def pool(self, target: Tensor, history: Tensor, present: Tensor) -> Tensor:
+        """Weighted sum; weights are not normalised (paper, section 4.3)."""
+        wide = target.unsqueeze(1).expand_as(history)
+        weights = self.attention(torch.cat([history, wide, history - wide, history * wide], dim=2)).squeeze(2)
+        return torch.einsum("bh,bhd->bd", weights * present, history)
+
+    def score(self, joined: Tensor) -> Tensor:
+        """See :meth:`ClickModel.score`."""
+        logit: Tensor = self.out(self.deep(joined)).squeeze(1)
+        return logit
+
+
+class DcnV2(ClickModel):
+    """Deep & Cross Network V2, cross and deep part side by side; the history is averaged."""
+
+    def __init__(self, codes: int, fields: int, knowledge: Mapping[Kind, Tensor]) -> None:
+        super().__init__(codes, fields, knowledge)
+        self.cross = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(_CROSS_LAYERS))
+        self.deep = _deep(self.width)
+        self.out = nn.Linear(self.width + _DEEP[-1], 1)
+
+    def pool(self, target: Tensor, history: Tensor, present: Tensor) -> Tensor:
+        """Mean of the entries there are."""
+        count = present.sum(1, keepdim=True).clamp(min=1)
+        return (history * present.unsqueeze(2)).sum(1) / count
+
+    def score(self, joined: Tensor) -> Tensor:
+        """See :meth:`ClickModel.score`."""
+        crossed = joined
+        for layer in self.cross:
+            crossed = joined * layer(crossed) + crossed
+        logit: Tensor = self.out(torch.cat([crossed, self.deep(joined)], dim=1)).squeeze(1)
+        return logit
+
+
+MODELS: Final[Mapping[ModelName, type[ClickModel]]] = {"din": Din, "dcnv2": DcnV2}
+
+
+def _expert() -> nn.Module:
+    return nn.Sequential(nn.Linear(EMBEDDING_WIDTH, _EXPERT), nn.ReLU(), nn.Linear(_EXPERT, WIDTH))
+
+
+def _deep(width: int, sizes: Sequence[int] = _DEEP) -> nn.Module:
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [nn.Linear(width, size), nn.PReLU()]
+        width = size
+    return nn.Sequential(*layers)
