@@ -17,7 +17,7 @@ from dare_core.schemas import EMBEDDING_WIDTH, Kind
 #: Vectors of an arm's texts, ``[m, EMBEDDING_WIDTH]`` float32 by kind, in the order of the entities.
 Vectors = Mapping[Kind, NDArray[np.float32]]
 
-#: Chosen once, on the last tenth of the training examples, without knowledge.
+#: Set once, the same for every arm.
 EPOCHS: Final = 3
 _BATCH: Final = 2048
 _LEARNING_RATE: Final = 3e-3

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select, text
 
 from dare_core import schemas
 from dare_core.errors import InputError
-from dare_core.warehouse.load import lock, merge_knowledge, transaction
+from dare_core.warehouse.load import index_vectors, lock, merge_knowledge, transaction
 from dare_core.warehouse.tables import QUARANTINED_TEXT
 
 
@@ -135,6 +135,8 @@ def release(
                 "WHERE request_id = ANY(%s)",
                 [by, waiting],
             )
+    if waiting:
+        index_vectors(engine)
     return Release(waiting, before)
 
 

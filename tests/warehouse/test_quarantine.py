@@ -58,11 +58,11 @@ def refused(engine: Engine, entity_rows: Rows, knowledge_rows: Rows, embedding_r
 
 
 @pytest.fixture
-def embed(embedding_rows: Rows) -> Callable[[pa.Table], pa.Table]:
-    return lambda texts: embedding_rows(texts["request_id"].to_pylist())
+def embed(embedding_rows: Rows) -> Callable[[pa.Table], list[pa.Table]]:
+    return lambda texts: [embedding_rows(texts["request_id"].to_pylist())]
 
 
-Embed = Callable[[pa.Table], pa.Table]
+Embed = Callable[[pa.Table], list[pa.Table]]
 
 
 def test_what_is_in_quarantine_is_found_with_all_its_rules(refused: Engine) -> None:
@@ -81,7 +81,7 @@ def test_what_is_in_quarantine_is_found_with_all_its_rules(refused: Engine) -> N
 def test_a_released_text_is_knowledge_with_its_vector_and_says_who_released_it(refused: Engine, embed: Embed) -> None:
     done = quarantine.release(refused, ["r1"], "ada", embed)
     assert (done.released, done.before) == (["r1"], {})
-    assert column(refused, "SELECT request_id FROM features.item_features") == ["r1"]
+    assert column(refused, "SELECT request_id FROM features.item") == ["r1"]
     assert column(refused, "SELECT text FROM knowledge.knowledge WHERE valid_to IS NULL") == [
         "A\N{REPLACEMENT CHARACTER}film."
     ]
