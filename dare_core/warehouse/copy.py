@@ -16,6 +16,7 @@ from dare_core.schemas import TIME
 from dare_core.warehouse import tables
 
 _ROWS_AT_ONCE: Final = 4096
+_BYTES_AT_ONCE: Final = 64 * 2**20  # encoded bytes are counted by 32 bits; rows may be many times the mean
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # no flags, no extension
 _END: Final = b"\xff\xff"
 
@@ -30,7 +31,8 @@ def copy_rows(cursor: psycopg.Cursor[Any], target: sql.Composable, table: pa.Tab
     columns = sql.SQL(", ").join(map(sql.Identifier, table.column_names))
     with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, columns)) as copy:
         copy.write(_SIGNATURE)
-        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        at_once = _BYTES_AT_ONCE * len(table) // max(table.nbytes, 1)
+        for batch in table.to_batches(max_chunksize=min(max(at_once, 1), _ROWS_AT_ONCE)):
             copy.write(memoryview(encode_rows(batch)))
         copy.write(_END)
 
