@@ -871,7 +871,7 @@ def bench_platform(
         list[PlatformPart] | None, typer.Option(help="a part to measure; may be given several times; default: all")
     ] = None,
     shards: Annotated[int, typer.Option(min=1, help="worked off by a scheduler")] = 10_000,
-    entities: Annotated[int, typer.Option(min=1, help="items written about through Airflow and without")] = 400,
+    entities: Annotated[int, typer.Option(min=1, help="items written about through Airflow and without")] = 640,
     kills: Annotated[int, typer.Option(min=1, help="of a generation task")] = 5,
     model: Model = None,
     as_json: Json = False,

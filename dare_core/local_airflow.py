@@ -186,8 +186,14 @@ class LocalAirflow:
                     self.api.pause(dag_id, True)
                     self._fail_active_runs(dag_id)
 
-    def wait(self, dag_id: str, run_id: str, on_progress: OnProgress = lambda tasks: None) -> None:
-        """Wait for a run's success; ``on_progress`` sees its tasks about once a second.
+    def wait(
+        self,
+        dag_id: str,
+        run_id: str,
+        on_progress: OnProgress = lambda tasks: None,
+        poll: float = _POLL_SECONDS,
+    ) -> None:
+        """Wait for a run's success; ``on_progress`` sees its tasks every ``poll`` seconds.
 
         Raises:
             RunFailedError: the run failed; names the task and shows the end of its log.
@@ -202,7 +208,7 @@ class LocalAirflow:
                 return
             if state == "failed":
                 raise RunFailedError(self._explain(dag_id, run_id, tasks))
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll)
 
     def await_triggered(self, dag_id: str, run_id: str, consumer: str, timeout: float = 60) -> str:
         """Wait for the run of DAG ``consumer`` that this run's asset events start; returns its run id.
