@@ -40,7 +40,17 @@ from dare_core.quality.source import check_source
 from dare_core.quality.texts import validate as check_texts
 from dare_core.reports.facts import gather
 from dare_core.reports.page import figures, write_report
-from dare_core.schemas import ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, QUARANTINE, RENDERING, Kind, knowledge_embedding
+from dare_core.schemas import (
+    ENTITY,
+    KINDS,
+    KNOWLEDGE,
+    KNOWLEDGE_EMBEDDING,
+    PULLED,
+    QUARANTINE,
+    RENDERING,
+    Kind,
+    knowledge_embedding,
+)
 from dare_core.settings import Settings, Share, Verification
 from dare_core.spark_submit import submit
 from dare_core.stores import open_warehouse, pool_store

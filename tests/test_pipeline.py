@@ -225,7 +225,9 @@ def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: 
     request = RunRequest(run_id="r", kinds=("user",))
     through(lenient, request)
     [first, _] = quarantine.find(engine)
-    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, engine, texts))
+    done = quarantine.release(
+        engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, engine, texts)
+    )
     assert done.released == [first.request_id]
     assert rows(engine, "SELECT entity_id FROM features.user") == [(first.entity_id,)]
     again = pipeline.plan(lenient, RunRequest(run_id="next", kinds=("user",)))

@@ -125,10 +125,15 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
                 text(f"{read.format(*columns)} FROM {_table(engine, domain, what.table)} ORDER BY 1, 2, 3")
             )
             interactions = [Interaction(row.time, row.user, row.item, row.value) for row in rows]
-            tables = []
-            for spec in (source.items, source.users):
-                found = connection.execute(text(f"SELECT * FROM {_table(engine, domain, spec.table)}")).mappings()  # noqa: S608
-                tables.append({str(row[spec.id]): dict(row) for row in found})
+            items, users = (
+                {
+                    str(row[spec.id]): dict(row)
+                    for row in connection.execute(
+                        text(f"SELECT * FROM {_table(engine, domain, spec.table)}")
+                    ).mappings()  # noqa: S608
+                }
+                for spec in (source.items, source.users)
+            )
     except (DBAPIError, KeyError) as error:
         raise SourceError(
             f"the tables of domain {domain.name} cannot be read: {reason(error)}; run `dare source import`, or mend "
@@ -136,7 +141,7 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
         ) from None
     if not interactions:
         raise SourceError(f"table {what.table} of domain {domain.name} has no rows")
-    return SourceRows(*tables, interactions)
+    return SourceRows(items, users, interactions)
 
 
 def split_moment(rows: SourceRows) -> datetime:
@@ -257,7 +262,7 @@ def _visible_texts(rows: SourceRows, entities: Sequence[Entity]) -> NDArray[np.i
 
 
 def _user(domain: Domain, rows: SourceRows, seen: Sequence[Interaction]) -> Entity:
-    spec, title = domain.source.users, domain.source.items.title
+    spec, title = domain.source.users, domain.source.items.title or domain.source.items.id
     shown = [one for one in seen if one.item in rows.items][: domain.knowledge.max_history]
     history = [{"title": rows.items[one.item][title], "value": one.value} for one in shown]
     row = rows.users[seen[0].user]

@@ -21,7 +21,7 @@ from dare_core.errors import SourceError
 from dare_core.schemas import TIME
 from dare_core.sources.importer import described
 from dare_core.warehouse.connection import driver_cursor, reason
-from dare_core.warehouse.load import copy_rows
+from dare_core.warehouse.copy import copy_rows
 
 _TASTES: Final = 6
 _DAYS: Final = 180  # how far back the first customer came
