@@ -129,8 +129,8 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
                 {
                     str(row[spec.id]): dict(row)
                     for row in connection.execute(
-                        text(f"SELECT * FROM {_table(engine, domain, spec.table)}")
-                    ).mappings()  # noqa: S608
+                        text(f"SELECT * FROM {_table(engine, domain, spec.table)}")  # noqa: S608 - quoted
+                    ).mappings()
                 }
                 for spec in (source.items, source.users)
             )
