@@ -229,7 +229,7 @@ def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: 
         engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, engine, texts)
     )
     assert done.released == [first.request_id]
-    assert rows(engine, "SELECT entity_id FROM features.user") == [(first.entity_id,)]
+    assert rows(engine, "SELECT user_id FROM features.user") == [(first.entity_id,)]
     again = pipeline.plan(lenient, RunRequest(run_id="next", kinds=("user",)))
     assert again["funnel"]["user"]["skipped"] == {"quarantined": 1, "valid": 1}
 

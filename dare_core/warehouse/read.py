@@ -248,14 +248,15 @@ def coverage(engine: Engine, domain: str, kind: str, encoder: str, request_ids: 
     """Count the features of one kind, and those of some requests."""
     query = text("""
         SELECT
-            (SELECT count(*) FROM knowledge.knowledge AS k JOIN knowledge.knowledge_embedding USING (request_id)
+            (SELECT count(*) FROM knowledge.knowledge AS k JOIN knowledge.knowledge_embedding USING (request_id, domain)
                 WHERE k.request_id = ANY(:ids) AND encoder = :encoder),
             (SELECT count(*) FROM knowledge.entity
                 WHERE domain = :domain AND kind = :kind AND deleted_at IS NULL),
             (SELECT count(*) FROM knowledge.knowledge AS k
-                JOIN knowledge.knowledge_embedding USING (request_id)
-                JOIN knowledge.entity AS e USING (domain, kind, entity_id)
-                WHERE domain = :domain AND kind = :kind AND encoder = :encoder
+                JOIN knowledge.knowledge_embedding AS v USING (request_id, domain)
+                JOIN knowledge.entity AS e
+                    ON e.domain = :domain AND e.kind = :kind AND e.entity_id = k.entity_id
+                WHERE domain = :domain AND k.kind = :kind AND encoder = :encoder
                     AND k.valid_to IS NULL AND e.deleted_at IS NULL)
     """)
     bound = {"domain": domain, "kind": kind, "encoder": encoder, "ids": list(request_ids)}

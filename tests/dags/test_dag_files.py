@@ -159,7 +159,7 @@ def test_domain_files_that_are_broken_are_import_errors_and_the_other_domains_ke
     (config / "films.toml").write_text(movies.replace("[source]", "[sauce]"), "utf-8")
     (config / "songs.toml").write_text(HOURLY.replace("@hourly", "at noon") + movies, "utf-8")
     found = parse(tmp_path, DARE_CONFIG_DIR=str(config))
-    templates = ("refresh_knowledge", "rebuild_pools", "backfill_knowledge")
+    templates = ("refresh_knowledge", "rebuild_pools", "backfill_knowledge", "evaluate_features")
     assert set(found["dags"]) == {"maintain"} | {f"{name}_movies" for name in templates}
     assert list(found["errors"]) == ["domain_errors.py"]
     for file, problem in (

@@ -72,6 +72,9 @@ def test_a_vector_that_is_not_finite_is_an_error() -> None:
             made[1, 5] = np.nan
             return made
 
+        def get_embedding_dimension(self) -> int:
+            return 384
+
     with pytest.raises(ModelError, match="1 vectors that are not finite, first for text 1"):
         Encoder("broken", Broken()).encode(["a", "b"])  # type: ignore[arg-type]
 

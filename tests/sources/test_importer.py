@@ -50,7 +50,7 @@ def test_movielens_is_imported_with_keys_comments_and_content(engine: Engine) ->
 
 def test_a_table_of_somebody_elses_is_left_alone(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE SCHEMA source; CREATE TABLE source.shop AS SELECT 'precious' AS id")
+        connection.exec_driver_sql("CREATE TABLE source.shop AS SELECT 'precious' AS id")
     with pytest.raises(SourceError, match=r"source.shop exists and was not imported"):
         import_tables(engine, _shop(id=["1"]))
     assert _all(engine, "SELECT id FROM source.shop") == [("precious",)]
