@@ -28,6 +28,7 @@ from dare_core.embedding.encoder import Encoder
 from dare_core.features.dataset import InteractionDataset
 from dare_core.features.history import read_features
 from dare_core.knowledge import shards
+from dare_core.local_airflow import exit_on_signals
 from dare_core.schemas import KINDS, TIME, Kind
 from dare_core.settings import Settings
 from dare_core.sources.importer import described, import_tables
@@ -112,7 +113,8 @@ def bench_query(settings: Settings, rows: int, interactions: int, on_progress: O
         on_progress(f"nearest: {figures}")
         figures |= _point_in_time(scratch, made, interactions)
         on_progress(f"point in time: {figures}")
-        return figures | _account(settings, scratch)
+    with _scratch(settings) as empty:
+        return figures | _account(settings, empty)
 
 
 class _Scratch:
@@ -124,7 +126,7 @@ class _Scratch:
 
 @contextmanager
 def _scratch(settings: Settings) -> Iterator[_Scratch]:
-    with serving(settings) as server:
+    with exit_on_signals(), serving(settings) as server:
         name = f"dare_bench_{os.getpid()}"
         url = database_url(server, name)
         engine = connect(url)
@@ -230,7 +232,7 @@ def _timed_copy(engine: Engine, texts: pa.Table, vectors: pa.Table) -> float:
 
 def _forget(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("TRUNCATE knowledge.knowledge CASCADE")
+        connection.exec_driver_sql("TRUNCATE knowledge.knowledge, knowledge.knowledge_embedding")
         connection.exec_driver_sql("SELECT knowledge.index_vectors()")
 
 

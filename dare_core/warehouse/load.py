@@ -24,6 +24,9 @@ from dare_core.warehouse import tables
 from dare_core.warehouse.connection import driver_cursor, reason
 from dare_core.warehouse.copy import copy_rows, sql_type
 
+#: By which staged rows are joined.
+_KEYS: Final = ("request_id", "domain", "kind", "entity_id")
+
 #: Memory for building the index of vectors: 1.5 million of 384 dimensions fit into it.
 _INDEX_MEMORY: Final = "2GB"
 
@@ -293,7 +296,7 @@ def _staged_vectors(cursor: psycopg.Cursor[Any], embeddings: Sequence[pa.Table])
         cursor.execute(f"ALTER TABLE {name} ALTER COLUMN embedding TYPE vector")
         for table in embeddings:
             copy_rows(cursor, sql.SQL(name), _fit(table, schemas.KNOWLEDGE_EMBEDDING, but="embedding"))
-        cursor.execute(f"ANALYZE {name}")
+        cursor.execute(f"ANALYZE {name} (request_id)")
         yield name
 
 
@@ -408,9 +411,12 @@ def staged(cursor: psycopg.Cursor[Any], name: str, table: pa.Table, schema: pa.S
         for field in schema
     )
     target = f"staging.{name}_{cursor.connection.info.backend_pid}"
-    cursor.execute(sql.SQL("CREATE UNLOGGED TABLE {} ({})").format(sql.SQL(target), columns))
+    cursor.execute(
+        sql.SQL("CREATE UNLOGGED TABLE {} ({}) WITH (toast_tuple_target = 8160)").format(sql.SQL(target), columns)
+    )
     copy_rows(cursor, sql.SQL(target), table)
-    cursor.execute(f"ANALYZE {target}")
+    keys = [field.name for field in schema if field.name in _KEYS]
+    cursor.execute(f"ANALYZE {target} ({', '.join(keys)})" if keys else f"ANALYZE {target}")
     yield target
     cursor.execute(f"DROP TABLE {target}")  # where the block fails, the transaction leaves nothing
 

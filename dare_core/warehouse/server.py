@@ -48,6 +48,8 @@ _LOOPBACK: Final = "127.0.0.1"
 _OPTIONS: Final = {
     "max_connections": "200",  # Airflow's processes, Spark's partitions and readers each hold some
     "timezone": "UTC",
+    "shared_buffers": "256MB",
+    "max_wal_size": "4GB",  # a large load is not broken off by checkpoints, after each of which pages are logged whole
 }
 #: The socket lies in a folder that only its owner enters; over TCP everybody on the machine could come.
 _WHO_MAY_ENTER: Final = "local all all trust\nhost all all all scram-sha-256\n"

@@ -112,7 +112,8 @@ ENCODER: Final = Table(
     Index("encoder_one_in_force", "in_force", unique=True, postgresql_where=text("in_force")),
 )
 
-#: Vectors of any width: those of one domain and encoder have a partition, with an index, to themselves.
+#: Vectors of any width: those of one domain and encoder have a partition, with an index, to themselves. They come with
+#: their texts, in one statement's join, and go with them by a trigger.
 KNOWLEDGE_EMBEDDING: Final = Table(
     "knowledge_embedding",
     metadata,
@@ -122,7 +123,6 @@ KNOWLEDGE_EMBEDDING: Final = Table(
     Column("domain", Text, primary_key=True),
     Column("kind", Text, nullable=False),
     Column("is_valid", Boolean, nullable=False),
-    ForeignKeyConstraint(["request_id", "domain"], [KNOWLEDGE.c.request_id, KNOWLEDGE.c.domain], ondelete="CASCADE"),
     postgresql_partition_by="LIST (domain)",
 )
 

@@ -26,7 +26,7 @@ CREATE OR REPLACE FUNCTION knowledge.nearest_items(
 )
 RETURNS TABLE (entity_id text, title text, entity_group text, distance double precision)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public, pg_temp
-SET hnsw.iterative_scan = strict_order SET hnsw.ef_search = 100 AS $$
+SET hnsw.iterative_scan = strict_order SET hnsw.ef_search = 120 AS $$
 #variable_conflict use_column
 DECLARE
     asked vector;

@@ -221,6 +221,15 @@ def test_a_loader_writes_everything_a_run_writes_and_changes_no_table(
     loader.dispose()
 
 
+def test_a_text_that_is_deleted_takes_its_vector_with_it(loaded: Engine) -> None:
+    with loaded.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM knowledge.knowledge WHERE request_id = 'r000'")
+    [found] = _all(
+        loaded, "SELECT count(*), count(*) FILTER (WHERE request_id = 'r000') FROM knowledge.knowledge_embedding"
+    )
+    assert found == (60, 0)
+
+
 def test_every_view_and_function_of_the_features_is_described(engine: Engine) -> None:
     assert (
         _all(
