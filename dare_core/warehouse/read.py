@@ -256,7 +256,7 @@ def coverage(engine: Engine, domain: str, kind: str, encoder: str, request_ids: 
                 JOIN knowledge.knowledge_embedding AS v USING (request_id, domain)
                 JOIN knowledge.entity AS e
                     ON e.domain = :domain AND e.kind = :kind AND e.entity_id = k.entity_id
-                WHERE domain = :domain AND k.kind = :kind AND encoder = :encoder
+                WHERE k.domain = :domain AND k.kind = :kind AND encoder = :encoder
                     AND k.valid_to IS NULL AND e.deleted_at IS NULL)
     """)
     bound = {"domain": domain, "kind": kind, "encoder": encoder, "ids": list(request_ids)}
