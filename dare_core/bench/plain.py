@@ -72,15 +72,20 @@ def generate_plainly(
 def generate_continuously(
     language_model: "LanguageModel", prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Run:
-    """``model.generate_batch``: transformers' continuous batching, all prompts at once, without sampling."""
-    from transformers import GenerationConfig
+    """``model.generate_batch``: transformers' continuous batching, all prompts at once, without sampling.
+
+    The cache holds all of them; left to itself it takes what memory the machine has free.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     ends = language_model.eos_token_ids
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=min(ends, default=0)
     )
+    batching = ContinuousBatchingConfig(max_batch_tokens=sum(map(len, prompts)))
+    batching.num_blocks = sum((len(prompt) + max_new_tokens) // batching.page_size + 2 for prompt in prompts)
     started = time.perf_counter()
-    answers = language_model.model.generate_batch([list(prompt) for prompt in prompts], config, warmup=False)
+    answers = language_model.model.generate_batch([list(prompt) for prompt in prompts], config, batching, warmup=False)
     seconds = time.perf_counter() - started
     by_prompt = {tuple(answer.prompt_ids): answer.generated_tokens for answer in answers.values()}
     return Run([_until_end(by_prompt[tuple(prompt)], ends) for prompt in prompts], seconds)
