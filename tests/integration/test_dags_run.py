@@ -41,7 +41,7 @@ def backfilled(finished: LocalAirflow) -> list[str]:
 
 
 def await_state(airflow: LocalAirflow, run_id: str, task_id: str, state: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while {task.task_id: task.state for task in airflow.api.tasks(REBUILD, run_id)}[task_id] != state:
         airflow.check()
         assert time.monotonic() < deadline, f"{task_id} is not {state}"
