@@ -1,5 +1,6 @@
 """One Airflow with a warehouse of real films and users, started once for all tests here that drive it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,13 +10,23 @@ import sqlalchemy as sa
 
 from dare_core import models
 from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import Settings, load_settings
+from dare_core.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 from tests.integration.metrics_receiver import MetricsReceiver
+
+#: Twelve tokens are no text to judge.
+LAX = """
+[quality.texts]
+min_characters = 0
+max_repetition = 1
+min_printable = 0.01
+language = "any"
+min_own_words = 0
+"""
 
 #: The DAGs that the tests here run.
 REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge", "rebuild_pools", "backfill_knowledge"))
@@ -25,12 +36,17 @@ REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge",
 def airflow_settings() -> Iterator[Settings]:
     model = models.locate(load_settings())  # converted once per checkout
     with TemporaryDirectory(prefix="dare-") as folder:  # pytest's own is closed to the system user PostgreSQL runs as
+        config = Path(folder) / "config"
+        shutil.copytree(PROJECT_DIR / "config", config)
+        with (config / "movies.toml").open("a", encoding="utf-8") as domain:
+            domain.write(LAX)
         yield load_settings(
-            data_dir=Path(folder),
+            data_dir=Path(folder) / "data",
+            config_dir=config,
             warehouse_url=None,
             model=model,
             shard_size=2,  # so that generation is mapped over several shards
-            max_failing_share=1.0,  # twelve tokens are no text to judge
+            max_failing_share=1.0,
             max_generation_tasks=2,  # so that a task has more than one of them
             draft_budget="fixed",  # measuring takes longer than so few texts
             deadline_hours=0.001,  # which every run misses
