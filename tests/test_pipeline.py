@@ -18,7 +18,7 @@ from dare_core.settings import PROJECT_DIR, Settings
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.load import record_evaluation, upsert_entities
 from dare_core.warehouse.pool_register import WarehouseRegister
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import LAX, save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
 
@@ -168,20 +168,16 @@ def test_a_run_id_that_names_no_folder_is_refused(run_id: str) -> None:
         RunRequest(run_id=run_id)
 
 
-#: Nonsense passes.
-LAX = """
-[quality.texts]
-min_characters = 0
-max_repetition = 1
-min_printable = 0.01
-language = "any"
-min_own_words = 0
-max_relaxed = 1
+#: Nonsense passes, and drift is looked at.
+JUDGED = (
+    LAX
+    + """max_relaxed = 1
 
 [quality.features]
 drift_min_texts = 2
 coverage = { warn = 1 }
 """
+)
 
 
 def judged_by(settings: Settings, folder: Path, rules: str) -> Settings:
@@ -201,13 +197,13 @@ def through(settings: Settings, request: RunRequest) -> dict[str, object]:
 def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the_report(
     settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
-    lax = judged_by(settings, tmp_path / "config", LAX)
+    lax = judged_by(settings, tmp_path / "config", JUDGED)
     loaded = through(lax, RunRequest(run_id="first", kinds=("item",), item_limit=2))
     assert loaded["coverage"] == {"item": 0.4}
     assert loaded["warnings"] == ["share of entities with features: 1 of 1 (item 0.4), bound 1"]
     page = Path(pipeline.report(lax, RunRequest(run_id="first"))["report"]).read_text()
     assert "warning: share of entities with features: 1 of 1 (item 0.4), bound 1" in page
-    strict = judged_by(settings, tmp_path / "config", LAX + "length_drift = { fail = 0 }\n")
+    strict = judged_by(settings, tmp_path / "config", JUDGED + "length_drift = { fail = 0 }\n")
     second = RunRequest(run_id="second", kinds=("item",))
     with pytest.raises(QualityError, match="features of run second cannot be used: mean characters of item texts"):
         through(strict, second)
@@ -216,7 +212,7 @@ def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the
         ("second", "failed"),
     ]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(2,)]
-    lax = judged_by(settings, tmp_path / "config", LAX)
+    lax = judged_by(settings, tmp_path / "config", JUDGED)
     assert pipeline.load(lax, second)["loaded"] > 0, "the same texts, by other bounds"
 
 

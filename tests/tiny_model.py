@@ -13,6 +13,16 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 CONTEXT = 1024
 
+#: For a domain's file: nonsense and fragments of a few tokens pass.
+LAX = """
+[quality.texts]
+min_characters = 0
+max_repetition = 1
+min_printable = 0.01
+language = "any"
+min_own_words = 0
+"""
+
 
 def save_tiny_model(folder: Path, specials: list[str] = SPECIAL) -> Path:
     """Write model and tokenizer; another list of special tokens makes another vocabulary."""

@@ -9,9 +9,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from dare_core.plots import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import SubFigure
 
 #: Contenders in the order of their bars: what a user would run instead in greys and oranges, the engine in colours.
 _CONTENDERS: Final = {
@@ -89,7 +91,7 @@ def draw_decode(result: Mapping[str, Any], path: Path) -> None:
         loc="outside lower center", ncols=3, frameon=False,
     )  # fmt: skip
     _draw_shares(right, shares)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_projection(result: Mapping[str, Any], path: Path) -> None:
@@ -122,7 +124,7 @@ def draw_projection(result: Mapping[str, Any], path: Path) -> None:
     key += [Line2D([], [], color="black", linestyle=line, label=mode) for mode, line in _MODES.items()]
     figure.legend(handles=key, loc="outside lower center", ncols=len(key), frameon=False)
     figure.suptitle("Decoding speed on GPUs: projection, not measured", fontsize=13)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_speeds(axes: "Axes", bars: Sequence[tuple[tuple[str, str], float, Sequence[float] | None]]) -> None:
@@ -206,15 +208,3 @@ def _parsed(names: Iterable[str]) -> list[_Measured]:
             rank = known.index(contender) if contender in known else len(known)
             measured.append(_Measured(precision[1] if precision else "", rank, contender, int(batch[1]), name))
     return sorted(measured)
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    import matplotlib as mpl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    # Nothing reaches over its axes, and matplotlib names clip areas by the last bit of a layout that differs by chance.
-    for artist in figure.findobj():
-        artist.set_clip_on(False)
-    with mpl.rc_context({"svg.hashsalt": "dare"}):
-        figure.savefig(path, dpi=150, facecolor="white", metadata=metadata)

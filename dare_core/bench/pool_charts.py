@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from dare_core.plots import save_figure
+
 _SEARCH: Final = {
     "search_us_p50": "one sequence, median",
     "search_us_p99": "one sequence, 99th percentile",
@@ -18,7 +20,6 @@ def draw_pools(result: Mapping[str, Any], path: Path) -> None:
         result: what :func:`dare_core.bench.pool.bench_pool` returned with ``sizes``.
         path: file to write; its suffix (``.svg``, ``.png``) says in which format.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     sizes = sorted(map(int, result["sizes"]))
@@ -38,6 +39,4 @@ def draw_pools(result: Mapping[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("tokens of the pool")
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "dare"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, facecolor="white")
+    save_figure(figure, path)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dare_core.evaluation.run import ARM_LABELS
+from dare_core.plots import save_figure
 
 _COLOURS: Final = {
     "attributes": "#858585",
@@ -23,7 +24,6 @@ def draw_evaluation(result: Mapping[str, Any], path: Path) -> None:
         result: what :func:`dare_core.evaluation.run.evaluate` returned.
         path: file to write; its suffix (``.svg``, ``.png``) says in which format.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     models = result["click_models"]
@@ -41,6 +41,4 @@ def draw_evaluation(result: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     figure.suptitle(f"{result['domain']}: {result['seeds']} paired seeds, 95% intervals", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "dare"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None, facecolor="white")
+    save_figure(figure, path)

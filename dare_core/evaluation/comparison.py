@@ -1,9 +1,8 @@
 """Relaxed texts beside strict ones of the same prompts: how varied, how long, how alike.
 
-Words are runs of letters and digits, case folded. Variety is measured over all texts of a group together.
+Words are those of :func:`dare_core.quality.metrics.bare_words`. Variety is measured over all texts of a group together.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-_WORD: Final = re.compile(r"\w+")
+from dare_core.quality.metrics import bare_words, ngrams
+
 #: Self-BLEU looks at n-grams up to this length.
 _BLEU: Final = 4
 #: A group of fewer texts says little of variety; they are counted under one name.
@@ -85,15 +85,10 @@ def compare(
     return figures, compared
 
 
-def words(text: str) -> list[str]:
-    """A text's words."""
-    return _WORD.findall(text.casefold())
-
-
 def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
     """Different n-grams over all n-grams of the texts; 0 where there is none."""
-    ngrams = Counter(ngram for text in texts for ngram in _ngrams(text, n))
-    return len(ngrams) / ngrams.total() if ngrams else 0.0
+    counts = Counter(ngram for text in texts for ngram in ngrams(text, n))
+    return len(counts) / counts.total() if counts else 0.0
 
 
 def self_bleu(texts: Sequence[Sequence[str]]) -> float:
@@ -108,7 +103,7 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float:
     if len(texts) < 2:
         return 0.0
     lengths = np.array([len(text) for text in texts])
-    counts = [[Counter(_ngrams(text, n)) for text in texts] for n in range(1, _BLEU + 1)]
+    counts = [[Counter(ngrams(text, n)) for text in texts] for n in range(1, _BLEU + 1)]
     highest = [_two_highest(of_length) for of_length in counts]
     scores = []
     for place in range(len(texts)):
@@ -145,7 +140,7 @@ def _two_highest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, 
 def _figures(
     rows: Sequence[Mapping[str, Any]], strict: Sequence[Mapping[str, Any]], alike: NDArray[np.float32]
 ) -> dict[str, float]:
-    split = [words(row["text"]) for row in rows]
+    split = [bare_words(row["text"]) for row in rows]
     tokens = sum(row["new_tokens"] for row in rows)
     return {
         "texts": len(rows),
@@ -168,7 +163,3 @@ def _unlike(vectors: NDArray[np.float32], strict: NDArray[np.float32]) -> float:
         return 0.0
     every = vectors @ strict.T
     return round(float((every.sum() - np.trace(every)) / (count * (count - 1))), 4)
-
-
-def _ngrams(text: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(text[start:] for start in range(n)), strict=False)

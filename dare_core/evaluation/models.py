@@ -1,7 +1,7 @@
 """Click models that take knowledge: DIN (arXiv 1706.06978) and DCN-v2 (arXiv 2008.13535), and the hybrid-expert adaptor
 of KAR (arXiv 2306.10933, section 3.4) in front of both.
 
-Shapes: b examples, f fields, h history entries, d the width of an embedding.
+Shapes: b examples, f fields, h history entries, d the width of an embedding, w that of a text's vector.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dare_core.evaluation.data import Examples
-from dare_core.schemas import EMBEDDING_WIDTH, KINDS, Kind
+from dare_core.schemas import KINDS, Kind
 
 ModelName = Literal["din", "dcnv2"]
 MODEL_NAMES: Final[tuple[ModelName, ...]] = ("din", "dcnv2")
@@ -51,20 +51,22 @@ class Batch:
 
 class KnowledgeAdaptor(nn.Module):
     """Texts' vectors to the click model's space: experts that all kinds share and experts of one kind alone, mixed by a
-    gate of the kind."""
+    gate of the kind.
 
-    def __init__(self) -> None:
+    Args:
+        width: of a text's vector.
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.shared = nn.ModuleList(_expert() for _ in range(_SHARED_EXPERTS))
+        self.shared = nn.ModuleList(_expert(width) for _ in range(_SHARED_EXPERTS))
         self.dedicated = nn.ModuleDict(
-            {kind: nn.ModuleList(_expert() for _ in range(_DEDICATED_EXPERTS)) for kind in KINDS}
+            {kind: nn.ModuleList(_expert(width) for _ in range(_DEDICATED_EXPERTS)) for kind in KINDS}
         )
-        self.gates = nn.ModuleDict(
-            {kind: nn.Linear(EMBEDDING_WIDTH, _SHARED_EXPERTS + _DEDICATED_EXPERTS) for kind in KINDS}
-        )
+        self.gates = nn.ModuleDict({kind: nn.Linear(width, _SHARED_EXPERTS + _DEDICATED_EXPERTS) for kind in KINDS})
 
     def forward(self, vectors: Tensor, kind: Kind) -> Tensor:
-        """``[m, EMBEDDING_WIDTH]`` to ``[m, WIDTH]``."""
+        """``[m, w]`` to ``[m, WIDTH]``."""
         dedicated = self.dedicated[kind]
         assert isinstance(dedicated, nn.ModuleList)
         gate = torch.softmax(self.gates[kind](vectors), dim=1)  # [m, experts]
@@ -78,7 +80,7 @@ class ClickModel(nn.Module):
     Args:
         codes: of all fields together.
         fields: of an example.
-        knowledge: ``[m, EMBEDDING_WIDTH]`` float32 by kind, the vectors of the entities' texts. A learned vector stands
+        knowledge: ``[m, w]`` float32 by kind, the vectors of the entities' texts. A learned vector stands
             for the text that an entity does not have.
     """
 
@@ -86,8 +88,9 @@ class ClickModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(codes, WIDTH)
         nn.init.normal_(self.embedding.weight, std=0.05)
-        self.adaptor = KnowledgeAdaptor()
-        self.no_text = nn.ParameterDict({kind: nn.Parameter(torch.zeros(1, EMBEDDING_WIDTH)) for kind in KINDS})
+        width = knowledge[KINDS[0]].shape[1]
+        self.adaptor = KnowledgeAdaptor(width)
+        self.no_text = nn.ParameterDict({kind: nn.Parameter(torch.zeros(1, width)) for kind in KINDS})
         for kind in KINDS:
             self.register_buffer(f"vectors_{kind}", knowledge[kind], persistent=False)
         self.width = (fields + 1 + len(KINDS)) * WIDTH
@@ -168,8 +171,8 @@ class DcnV2(ClickModel):
 MODELS: Final[Mapping[ModelName, type[ClickModel]]] = {"din": Din, "dcnv2": DcnV2}
 
 
-def _expert() -> nn.Module:
-    return nn.Sequential(nn.Linear(EMBEDDING_WIDTH, _EXPERT), nn.ReLU(), nn.Linear(_EXPERT, WIDTH))
+def _expert(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, _EXPERT), nn.ReLU(), nn.Linear(_EXPERT, WIDTH))
 
 
 def _deep(width: int, sizes: Sequence[int] = _DEEP) -> nn.Module:

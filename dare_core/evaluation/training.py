@@ -12,9 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from dare_core.evaluation.data import Split
 from dare_core.evaluation.models import MODELS, Batch, ClickModel, ModelName
 from dare_core.evaluation.statistics import auc, log_loss
-from dare_core.schemas import EMBEDDING_WIDTH, Kind
+from dare_core.schemas import Kind
 
-#: Vectors of an arm's texts, ``[m, EMBEDDING_WIDTH]`` float32 by kind, in the order of the entities.
+#: Vectors of an arm's texts, ``[m, w]`` float32 by kind, in the order of the entities.
 Vectors = Mapping[Kind, NDArray[np.float32]]
 
 #: Set once, the same for every arm.
@@ -80,7 +80,7 @@ def predict(model: ClickModel, batch: Batch) -> NDArray[np.float32]:
 def _prepared(vectors: NDArray[np.float32]) -> Tensor:
     """Centred, and scaled to a mean square of 1: texts of one prompt have most of their vectors in common."""
     found = torch.from_numpy(vectors)
-    centred = found - found.mean(0, keepdim=True) if len(found) else found.reshape(0, EMBEDDING_WIDTH)
+    centred = found - found.mean(0, keepdim=True)
     scale = centred.square().mean().sqrt() if len(found) > 1 else torch.tensor(1.0)
     return centred / scale.clamp(min=1e-6)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import pyarrow as pa
+
 from dare_core.domains import Bound
 from dare_core.errors import QualityError
 from dare_core.quality import data_docs
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 Maker = Callable[..., "Expectation"]
 Severity = Literal["warning", "critical"]
 
+#: Column that :func:`mark_absent` adds.
+ABSENT: Final = "absent"
 _NAMED: Final = 3
 
 
@@ -86,6 +90,19 @@ def require(findings: Iterable[Finding], what: str, docs_dir: Path) -> list[str]
     return [finding.sentence for finding in findings]
 
 
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def mark_absent(frame: "pd.DataFrame", table: pa.Table, schema: pa.Schema) -> None:
+    """Add column :data:`ABSENT` to a table's frame: which columns lack a value that the schema requires."""
+    frame[ABSENT] = ""
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            frame.loc[frame[field.name].isna(), ABSENT] += f" {field.name}"
+
+
 def warnings_path(run_dir: Path, suite: str) -> Path:
     """Where a run keeps what a suite's checks warned of, a JSON list of sentences."""
     return run_dir / f"warnings-{suite}.json"
@@ -108,9 +125,8 @@ def _found(result: "ExpectationValidationResult", index_columns: Sequence[str]) 
         return str(found["details"]["mismatched"])
     if "unexpected_index_list" in found:
         rows = found["unexpected_index_list"]
-        named = dict.fromkeys(" ".join(str(row[name]) for name in index_columns) for row in rows)
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        return f"{len(rows)} of {found['element_count']} ({', '.join(list(named)[:_NAMED])}{more}){limit}"
+        named = list(dict.fromkeys(" ".join(str(row[name]) for name in index_columns) for row in rows))
+        return f"{len(rows)} of {found['element_count']} ({some(named)}){limit}"
     if "observed_value" in found:
         kwargs = result.expectation_config.kwargs
         low, high = kwargs.get("min_value"), kwargs.get("max_value")

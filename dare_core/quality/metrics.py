@@ -4,7 +4,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -47,8 +47,8 @@ def repeated_ngram_share(text: str, n: int = 4, opening: int = OPENING_WORDS) ->
         words and measures 0.
     """
     opening_words = list(islice(text.casefold().split(), opening))
-    ngrams = list(_ngrams(opening_words, n))
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    said = list(ngrams(opening_words, n))
+    return 1 - len(set(said)) / len(said) if said else 0.0
 
 
 def printable_share(text: str) -> float:
@@ -68,7 +68,7 @@ def language_share(text: str, language: str) -> float:
     Of English prose about 0.4. A text in another language shares a few of them by chance; one that is a list of names,
     a table or a loop of symbols has none, and is no prose either.
     """
-    found = _words(text)
+    found = bare_words(text)
     frequent = FREQUENT_WORDS[language]
     return sum(word in frequent for word in found) / len(found) if found else 0.0
 
@@ -81,9 +81,9 @@ def echo_share(text: str, prompt: str, n: int = 5, opening: int = OPENING_WORDS)
     Returns:
         0 (none, or fewer than ``n`` words) to 1.
     """
-    said, asked = _words(text)[:opening], _words(prompt)
-    known = set(_ngrams(asked, n))
-    echoed = [ngram in known for ngram in _ngrams(said, n)]
+    said, asked = bare_words(text)[:opening], bare_words(prompt)
+    known = set(ngrams(asked, n))
+    echoed = [ngram in known for ngram in ngrams(said, n)]
     return sum(echoed) / len(echoed) if echoed else 0.0
 
 
@@ -100,7 +100,7 @@ def own_words(text: str, attributes: str, language: str) -> int:
         At least 1 where the attributes have no words, since then nothing could be said of them.
     """
     own = attribute_words(attributes, language)
-    return len(own.intersection(_words(text))) if own else 1
+    return len(own.intersection(bare_words(text))) if own else 1
 
 
 def attribute_words(attributes: str, language: str) -> set[str]:
@@ -108,7 +108,7 @@ def attribute_words(attributes: str, language: str) -> set[str]:
 
     Ratings and times of a history are left out, and so are a language's most frequent words.
     """
-    return set(_words(" ".join(_values(json.loads(attributes))))) - FREQUENT_WORDS.get(language, frozenset())
+    return set(bare_words(" ".join(_values(json.loads(attributes))))) - FREQUENT_WORDS.get(language, frozenset())
 
 
 def injection(title: str) -> str:
@@ -129,11 +129,13 @@ def _values(value: Any) -> Iterator[str]:
             yield str(value)
 
 
-def _words(text: str) -> list[str]:
+def bare_words(text: str) -> list[str]:
+    """Runs of letters and digits, case folded."""
     return _WORD.findall(text.casefold())
 
 
-def _ngrams(sequence: list[str], n: int) -> Iterator[tuple[str, ...]]:
+def ngrams(sequence: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """Every ``n`` neighbours."""
     return zip(*(sequence[start:] for start in range(n)), strict=False)
 
 

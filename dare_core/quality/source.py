@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dare_core.domains import Domain, EntityTable
 from dare_core.quality import data_docs
-from dare_core.quality.findings import Finding, bounded, judge
+from dare_core.quality.findings import ABSENT, Finding, bounded, judge, mark_absent
 from dare_core.quality.metrics import injection
 from dare_core.schemas import PULLED, Kind
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 #: A source's column may be called like one of the frame's.
 _ATTRIBUTE: Final = "attribute "
 _MARKER: Final = "injection_marker"
-_ABSENT: Final = "absent"
 
 
 def check_source(pulled: pa.Table, domain: Domain, kind: Kind, docs_dir: Path, run_id: str) -> list[Finding]:
@@ -53,10 +52,7 @@ def _frame(pulled: pa.Table, names: tuple[str, ...]) -> "pd.DataFrame":
     for name in names:
         frame[_ATTRIBUTE + name] = [_present(row.get(name)) for row in attributes]
     frame[_MARKER] = [injection(str(row.get("title") or "")) for row in attributes]
-    frame[_ABSENT] = ""
-    for field in PULLED:
-        if not field.nullable and pulled[field.name].null_count:
-            frame.loc[frame[field.name].isna(), _ABSENT] += f" {field.name}"
+    mark_absent(frame, pulled, PULLED)
     frame["entity_id"] = [html.escape(entity_id or "") for entity_id in pulled["entity_id"].to_pylist()]
     return frame.drop(columns="attributes")  # histories would make the frame large, and nothing is asked of them
 
@@ -71,13 +67,13 @@ def _rules(frame: "pd.DataFrame", domain: Domain, kind: Kind, names: tuple[str, 
     import great_expectations.expectations as gxe
 
     bounds = domain.quality.source
-    derived = [_ATTRIBUTE + name for name in names] + [_MARKER, _ABSENT]
+    derived = [_ATTRIBUTE + name for name in names] + [_MARKER, ABSENT]
     columns = [name for name in PULLED.names if name != "attributes"] + derived
     critical: dict[str, Any] = {"severity": "critical"}
     rules = [
         gxe.ExpectTableColumnsToMatchSet(column_set=columns, exact_match=True, meta={"rule": "columns"}, **critical),
         gxe.ExpectColumnValuesToBeInSet(
-            column=_ABSENT, value_set=[""], meta={"rule": f"required values of {kind}s"}, **critical
+            column=ABSENT, value_set=[""], meta={"rule": f"required values of {kind}s"}, **critical
         ),
         gxe.ExpectColumnValuesToBeUnique(column="entity_id", meta={"rule": f"one row per {kind}"}, **critical),
     ]

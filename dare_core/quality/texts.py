@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from dare_core.domains import TextQuality
 from dare_core.errors import QualityError
 from dare_core.quality import data_docs, metrics
+from dare_core.quality.findings import ABSENT, mark_absent, some
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 SUITE: Final = "texts"
 
 _PLANNED: Final = "planned"
-_ABSENT: Final = "absent"
 #: Columns that are measured; :func:`_measure` says how.
 _MEASURED: Final = (
     "characters",
@@ -43,7 +43,6 @@ _MEASURED: Final = (
 )
 #: What a failing row is shown by. The text and the entity's id came from outside and are escaped before they get there.
 _SHOWN: Final = ("request_id", "entity_id", "text")
-_NAMED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,7 @@ def _frame(
     ):
         frame[name] = list(values)
     frame[_PLANNED] = [request_id in planned for request_id in staged["request_id"].to_pylist()]
-    frame[_ABSENT] = ""
-    for field in KNOWLEDGE:
-        if not field.nullable and staged[field.name].null_count:
-            frame.loc[frame[field.name].isna(), _ABSENT] += f" {field.name}"
+    mark_absent(frame, staged, KNOWLEDGE)
     for name in ("entity_id", "text"):
         frame[name] = [html.escape(value or "") for value in staged[name].to_pylist()]
     return frame
@@ -178,7 +174,7 @@ def _table_rules(frame: "pd.DataFrame", planned: int) -> "list[Expectation]":
     data_docs.import_great_expectations()
     import great_expectations.expectations as gxe
 
-    derived = [name for name in (*_MEASURED, _PLANNED, _ABSENT) if name in frame]
+    derived = [name for name in (*_MEASURED, _PLANNED, ABSENT) if name in frame]
     columns = gxe.ExpectTableColumnsToMatchSet(
         column_set=[*KNOWLEDGE.names, *derived], exact_match=True, meta={"rule": "columns"}
     )
@@ -186,7 +182,7 @@ def _table_rules(frame: "pd.DataFrame", planned: int) -> "list[Expectation]":
         return [columns]
     return [
         columns,
-        gxe.ExpectColumnValuesToBeInSet(column=_ABSENT, value_set=[""], meta={"rule": "required values"}),
+        gxe.ExpectColumnValuesToBeInSet(column=ABSENT, value_set=[""], meta={"rule": "required values"}),
         gxe.ExpectColumnValuesToBeUnique(column="request_id", meta={"rule": "one row per request"}),
         # Together with uniqueness, these two say that the staged requests are exactly the planned ones, without
         # writing every id into the suite.
@@ -236,7 +232,7 @@ def _explain(rule: str, result: "ExpectationValidationResult") -> str:
         return f"{rule}: {found['details']['mismatched']}"
     if "unexpected_index_list" in found:
         ids = list(dict.fromkeys(str(row["request_id"]) for row in found["unexpected_index_list"]))
-        return f"{rule}: {_some(ids)}"
+        return f"{rule}: {some(ids)}"
     if "observed_value" in found:
         return f"{rule}: {found['observed_value']} rows, not {result.expectation_config.kwargs['value']}"
     return f"{rule}: could not be evaluated"
@@ -246,11 +242,7 @@ def _missing(staged: pa.Table, planned: frozenset[str]) -> list[str]:
     if "request_id" not in staged.column_names:
         return []
     missing = sorted(planned.difference(staged["request_id"].to_pylist()))
-    return [f"missing: {_some(missing)}"] if missing else []
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+    return [f"missing: {some(missing)}"] if missing else []
 
 
 def _quarantine(

@@ -19,12 +19,11 @@ import pyarrow as pa
 from dare_core.errors import SourceError
 from dare_core.schemas import TIME
 from dare_core.sources.importer import described_stream
-from dare_core.sources.lines import FirstSeen, LeftOutError, LineFile, as_batch, legible, microseconds
+from dare_core.sources.lines import FirstSeen, LeftOutError, LineFile, in_batches, legible, microseconds
 
 #: What a file's name ends with.
 SUFFIXES: Final = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _PRICE: Final = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
-_BATCH: Final = 20_000
 
 _USERS: Final = pa.schema(
     [
@@ -123,8 +122,7 @@ def _files(folder: Path) -> tuple[LineFile, LineFile]:
 
 def _met(seen: FirstSeen) -> Iterator[pa.RecordBatch]:
     rows = [(user, datetime.fromtimestamp(moment / 1_000_000, UTC).year, moment) for user, moment in seen.users.items()]
-    for start in range(0, len(rows), _BATCH):
-        yield as_batch(rows[start : start + _BATCH], _USERS)
+    yield from in_batches(rows, _USERS)
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class LineFile:
                 if len(self.examples) < _NAMED:
                     self.examples.append(f"line {number}: {error}")
             if len(rows) == _ROWS_PER_BATCH:
-                yield as_batch(rows, schema)
+                yield _batch(rows, schema)
                 rows = []
         if self.bad > MAX_BAD_SHARE * self.lines:
             raise SourceError(
@@ -102,7 +102,7 @@ class LineFile:
         if self.bad:
             log.warning("%s: %d lines cannot be read: %s", self.path, self.bad, "; ".join(self.examples))
         if rows:
-            yield as_batch(rows, schema)
+            yield _batch(rows, schema)
 
     def _read(self) -> Iterator[bytes]:
         number = 0
@@ -114,8 +114,13 @@ class LineFile:
             raise SourceError(f"{self.path} cannot be read behind line {number}: {error}") from None
 
 
-def as_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as a batch of ``schema``."""
+def in_batches(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Rows that are in memory, as batches of ``schema``; taken when they are asked for."""
+    for start in range(0, len(rows), _ROWS_PER_BATCH):
+        yield _batch(rows[start : start + _ROWS_PER_BATCH], schema)
+
+
+def _batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
     columns = [pa.array(values, of.type) for values, of in zip(zip(*rows, strict=True), schema, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -21,10 +21,12 @@ _MISSING: Final = "unkonwn"
 _ARTICLES: Final = "The|An|A|Les|Le|La|L'|Il|El|Los|Las|Der|Die|Das|Det|Den|O"
 #: "Rock, The", at the end of a title or before or in its parentheses: "Blue Angel, The (Blaue Engel, Der)".
 _TRAILING_ARTICLE: Final = re.compile(rf"(^|\()([^()]+), ({_ARTICLES})(?=$|\)| \()")
-_YEAR_IN_TITLE: Final = re.compile(r" \((\d{4})\)$")
+YEAR_IN_TITLE: Final = re.compile(r" \((\d{4})\)$")
 
 _Parser = Callable[[dict[str, str]], tuple[Any, ...]]
 
+#: When a row last changed, which is told of users and items.
+UPDATED_AT: Final = pa.field("updated_at", TIME, nullable=False)
 _USERS: Final = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
@@ -34,7 +36,7 @@ _USERS: Final = pa.schema(
         pa.field("zip_code", pa.string(), nullable=False),
     ]
 )
-_ITEMS: Final = pa.schema(
+ITEMS: Final = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("title", pa.string(), nullable=False),
@@ -42,7 +44,7 @@ _ITEMS: Final = pa.schema(
         pa.field("genres", pa.list_(pa.string()), nullable=False),
     ]
 )
-_RATINGS: Final = pa.schema(
+RATINGS: Final = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
@@ -65,9 +67,9 @@ def read_movielens(folder: Path | None = None) -> dict[str, pa.Table]:
         SourceError: a file is missing, or has a row that cannot be read; names file and line.
     """
     folder = folder or _shipped_folder()
-    ratings = _table(folder / "ml-100k.inter", ("user_id", "item_id", "rating", "timestamp"), _RATINGS, _rating)
+    ratings = _table(folder / "ml-100k.inter", ("user_id", "item_id", "rating", "timestamp"), RATINGS, _rating)
     users = _table(folder / "ml-100k.user", ("user_id", "age", "gender", "occupation", "zip_code"), _USERS, _user)
-    items = _table(folder / "ml-100k.item", ("item_id", "movie_title", "release_year", "class"), _ITEMS, _item)
+    items = _table(folder / "ml-100k.item", ("item_id", "movie_title", "release_year", "class"), ITEMS, _item)
     return {
         "users": described(
             _with_updated_at(users, "user_id", ratings), "MovieLens-100K users", ["user_id"], indexes=["updated_at"]
@@ -87,7 +89,7 @@ def _user(row: dict[str, str]) -> tuple[Any, ...]:
 
 def _item(row: dict[str, str]) -> tuple[Any, ...]:
     title, year = row["movie_title"], row["release_year"]
-    if not year.isdecimal() and (in_title := _YEAR_IN_TITLE.search(title)):
+    if not year.isdecimal() and (in_title := YEAR_IN_TITLE.search(title)):
         # One row's year was cut from the wrong parentheses: "Land Before Time III: … (1995)", "V".
         title, year = title[: in_title.start()], in_title[1]
     return (
@@ -151,7 +153,7 @@ def _with_updated_at(table: pa.Table, key: str, ratings: pa.Table) -> pa.Table:
     times = dict(zip(first[key].to_pylist(), first["rated_at_min"].to_pylist(), strict=True))
     earliest = pc.min(ratings["rated_at"]).as_py()
     updated_at = pa.array([times.get(identifier, earliest) for identifier in table[key].to_pylist()], TIME)
-    return table.append_column(pa.field("updated_at", TIME, nullable=False), updated_at)
+    return table.append_column(UPDATED_AT, updated_at)
 
 
 def _shipped_folder() -> Path:

@@ -5,19 +5,16 @@ has users' attributes; elsewhere a user is an id, and the attributes are empty.
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from dare_core.schemas import TIME
 from dare_core.sources.importer import described_stream
-from dare_core.sources.lines import FirstSeen, LineFile, as_batch, legible, microseconds
-from dare_core.sources.movielens import in_reading_order
+from dare_core.sources.lines import FirstSeen, LineFile, in_batches, legible, microseconds
+from dare_core.sources.movielens import ITEMS, RATINGS, UPDATED_AT, YEAR_IN_TITLE, in_reading_order
 
-_YEAR: Final = re.compile(r" \((\d{4})\)$")
 _NO_GENRES: Final = "(no genres listed)"
 #: README of 1M: ages are given by the lowest of their group, occupations by number.
 _AGES: Final = {
@@ -29,33 +26,15 @@ _OCCUPATIONS: Final = (
     "lawyer", "programmer", "retired", "sales or marketing", "scientist", "self-employed", "technician or engineer",
     "tradesman or craftsman", "unemployed", "writer",
 )  # fmt: skip
-_BATCH: Final = 20_000
 
-_UPDATED_AT: Final = pa.field("updated_at", TIME, nullable=False)
 _USERS: Final = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         *(pa.field(name, pa.string()) for name in ("age", "gender", "occupation", "zip_code")),
-        _UPDATED_AT,
+        UPDATED_AT,
     ]
 )
-_ITEMS: Final = pa.schema(
-    [
-        pa.field("item_id", pa.string(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),
-        pa.field("release_year", pa.int32()),
-        pa.field("genres", pa.list_(pa.string()), nullable=False),
-        _UPDATED_AT,
-    ]
-)
-_RATINGS: Final = pa.schema(
-    [
-        pa.field("user_id", pa.string(), nullable=False),
-        pa.field("item_id", pa.string(), nullable=False),
-        pa.field("rating", pa.float64(), nullable=False),
-        pa.field("rated_at", TIME, nullable=False),
-    ]
-)
+_ITEMS: Final = ITEMS.append(UPDATED_AT)
 
 _Split = Callable[[bytes], list[str]]
 
@@ -83,7 +62,7 @@ def read_release(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Li
     def movie(line: bytes) -> Sequence[Any]:
         item, title, genres = _fields(split(line), 3)
         title = legible(title)
-        year = _YEAR.search(title)
+        year = YEAR_IN_TITLE.search(title)
         name = in_reading_order(title[: year.start()] if year else title)
         if not name:
             raise ValueError("no title")
@@ -102,7 +81,7 @@ def read_release(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Li
     people = users.batches(_USERS, user) if users else _met(seen)
     return {
         "ratings": described_stream(
-            _RATINGS, ratings.batches(_RATINGS, rating, headers[0]), f"ratings {told}, up to 5 stars",
+            RATINGS, ratings.batches(RATINGS, rating, headers[0]), f"ratings {told}, up to 5 stars",
             ["user_id", "item_id"], ["rated_at"],
         ),
         "items": described_stream(
@@ -115,8 +94,7 @@ def read_release(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Li
 def _met(seen: FirstSeen) -> Iterator[pa.RecordBatch]:
     """Users of whom only their ratings are known."""
     rows = [(name, None, None, None, None, moment) for name, moment in seen.users.items()]
-    for start in range(0, len(rows), _BATCH):
-        yield as_batch(rows[start : start + _BATCH], _USERS)
+    yield from in_batches(rows, _USERS)
 
 
 def _split_dat(line: bytes) -> list[str]:

@@ -3,11 +3,12 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from dare_core.evaluation.comparison import compare, distinct, self_bleu, words
+from dare_core.evaluation.comparison import compare, distinct, self_bleu
+from dare_core.quality.metrics import bare_words
 
 
 def test_words_are_letters_and_digits_case_folded() -> None:
-    assert words("The film — “Se7en” (1995), a film.") == ["the", "film", "se7en", "1995", "a", "film"]
+    assert bare_words("The film — “Se7en” (1995), a film.") == ["the", "film", "se7en", "1995", "a", "film"]
 
 
 def test_distinct_n_counts_each_ngram_once_over_all_texts() -> None:

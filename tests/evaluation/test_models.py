@@ -71,7 +71,7 @@ def test_din_weighs_a_history_by_the_item_at_hand() -> None:
 
 
 def test_an_adapted_text_is_a_mixture_of_its_kind_s_experts_by_the_gate() -> None:
-    adaptor = KnowledgeAdaptor()
+    adaptor = KnowledgeAdaptor(EMBEDDING_WIDTH)
     text = torch.randn(1, EMBEDDING_WIDTH)
     experts = [*adaptor.shared, *adaptor.dedicated["item"]]
     gate = torch.softmax(adaptor.gates["item"](text), 1)[0]

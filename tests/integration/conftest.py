@@ -17,16 +17,7 @@ from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 from tests.integration.metrics_receiver import MetricsReceiver
-
-#: Twelve tokens are no text to judge.
-LAX = """
-[quality.texts]
-min_characters = 0
-max_repetition = 1
-min_printable = 0.01
-language = "any"
-min_own_words = 0
-"""
+from tests.tiny_model import LAX
 
 #: The DAGs that the tests here run.
 REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge", "rebuild_pools", "backfill_knowledge"))
@@ -39,7 +30,7 @@ def airflow_settings() -> Iterator[Settings]:
         config = Path(folder) / "config"
         shutil.copytree(PROJECT_DIR / "config", config)
         with (config / "movies.toml").open("a", encoding="utf-8") as domain:
-            domain.write(LAX)
+            domain.write(LAX)  # twelve tokens are no text to judge
         yield load_settings(
             data_dir=Path(folder) / "data",
             config_dir=config,
