@@ -42,6 +42,9 @@ ENTITY: Final = pa.schema(
 #: What ``spark_jobs/pull.py`` writes: an entity before ``spark_jobs/group.py`` gave it a group.
 PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
 
+#: What ``spark_jobs/pull.py`` writes of entities that are in the source no more.
+GONE: Final = pa.schema([_required("entity_id", pa.string())])
+
 #: What ``spark_jobs/group.py`` writes: an entity, and the rule that gave it its group
 #: (``dare_core.grouping.GroupRule``).
 GROUPED: Final = ENTITY.append(_required("group_rule", pa.string()))

@@ -188,7 +188,7 @@ class GroupModelStore:
             return _from_content(content, tables)
         except FileNotFoundError as error:
             raise _DamageError(f"group model {version}: {error.filename or error} is missing") from None
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise _DamageError(f"group model {version}: {path} is damaged: {error}") from None
 
     def publish(self, model: GroupModel) -> str:
