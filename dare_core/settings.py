@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from dare_core.errors import SettingError
 
@@ -180,9 +186,8 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingError("; ".join(_sentence(problem) for problem in error.errors())) from None
-    except UnicodeDecodeError as error:
-        files = f"{named or _CONFIG}, or a file of {secrets}," if secrets else f"{named or _CONFIG}"
-        raise SettingError(f"{files} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except SettingsError as error:  # says which setting, and nothing of its value
+        raise SettingError(f"{error}: {type(error.__cause__).__name__}; is it UTF-8 text?") from None
     except (ValueError, RecursionError) as error:  # the TOML file itself
         raise SettingError(f"{named or _CONFIG} is not valid TOML: {error}") from None
 

@@ -39,7 +39,7 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(pattern=r"\A[a-z]+-\d+\Z", description="names files and a folder")
+    name: str = Field(pattern=r"^[a-z]+-[0-9]+$", description="names files and a folder")
     kind: Kind
     requests: int
     pool_version: str | None

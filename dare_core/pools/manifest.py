@@ -110,10 +110,10 @@ class PoolManifest:
                     + ("update this installation" if found > FORMAT else "build the pool again")
                 )
             groups = {
-                group: GroupManifest(tuple(_entry(**segment) for segment in part["segments"]))
+                group: GroupManifest(tuple(_entry(**segment) for segment in _list(part["segments"])))
                 for group, part in content.pop("groups").items()
             }
-            content["forgotten"] = tuple(_number(entity) for entity in content["forgotten"])
+            content["forgotten"] = tuple(map(_number, _list(content["forgotten"])))
             manifest = cls(version=version, groups=groups, **content)
             for text in (manifest.model, manifest.tokenizer_hash, manifest.scheme):
                 if not isinstance(text, str):
@@ -131,6 +131,12 @@ def _entry(sha256: str, texts: int, tokens: int, size: int) -> SegmentEntry:
     if not _SHA256.fullmatch(sha256):  # it names a file
         raise ValueError(f"{sha256[:80]!r} is no SHA-256")
     return SegmentEntry(sha256, _number(texts), _number(tokens), _number(size))
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} stands where a list is needed")
+    return value
 
 
 def _number(value: object) -> int:

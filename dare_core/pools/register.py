@@ -16,7 +16,6 @@ from dare_core.errors import PoolError
 from dare_core.files import write_atomically
 from dare_core.pools.manifest import PoolManifest
 
-
 #: What a version is named: the first hex digits of its manifest's SHA-256.
 VERSION: Final = re.compile(r"[0-9a-f]{16}")
 _MEND: Final = "write into it the names of the files in versions/, without .json, the one to be in force first"
@@ -74,7 +73,7 @@ class FileRegister:
             return []
         except (OSError, ValueError) as error:
             raise PoolError(f"{path} cannot be read: {error}; {_MEND}") from None
-        for version in versions:
+        for version in versions or [""]:  # it is never left empty
             if not VERSION.fullmatch(version):
                 raise PoolError(f"{path} is damaged: {version[:40]!r} is no version; {_MEND}")
         return versions

@@ -169,7 +169,7 @@ def test_a_list_of_versions_is_read_whole_or_refused(tmp_path: Path, listed: byt
     (tmp_path / "CURRENT").write_bytes(listed)
     register = FileRegister(tmp_path)
     try:
-        assert [version.encode() for version in register.versions()] == listed.split()
+        assert register.versions() == listed.decode().split() != []
     except PoolError as error:
         assert str(tmp_path / "CURRENT") in str(error)
 
@@ -178,9 +178,10 @@ def test_a_list_of_versions_that_cannot_be_read_is_not_taken_for_an_empty_one(tm
     pools = PoolStore(tmp_path)
     pools.build(TEXTS, "m", "h", VOCABULARY)
     pools.forget(["a"])
-    (tmp_path / "CURRENT").write_bytes(b"\xff")
-    with pytest.raises(PoolError, match="CURRENT cannot be read"):
-        pools.build(TEXTS, "m", "h", VOCABULARY)  # which would let what was forgotten in again
+    for damage in (b"\xff", b""):
+        (tmp_path / "CURRENT").write_bytes(damage)
+        with pytest.raises(PoolError, match=r"CURRENT (cannot be read|is damaged)"):
+            pools.build(TEXTS, "m", "h", VOCABULARY)  # which would let what was forgotten in again
 
 
 @tries(40)
@@ -199,13 +200,14 @@ def test_a_pin_is_read_or_refused(tmp_path: Path, document: bytes) -> None:
 def test_a_damaged_group_model_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     root = tmp_path_factory.mktemp("groups")
     store = GroupModelStore(root)
-    model = GroupModel(AttributeGroups("genres", "first", "rest", ("Drama", "Western")))
-    store.publish(model)
+    groups = AttributeGroups("genres", "first", "rest", ("Drama", "Western"))
+    store.publish(GroupModel(groups))
     files = [path for path in (root / "grouping").rglob("*") if path.is_file() and "lock" not in path.name]
     path = data.draw(st.sampled_from(sorted(files)))
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     try:
-        assert GroupModelStore(root).read() in (model, None)
+        found = GroupModelStore(root).read()
+        assert found is None or found.attributes == groups  # none where the pointer is empty
     except DareError as error:
         assert str(error)
 

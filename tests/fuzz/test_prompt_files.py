@@ -58,9 +58,7 @@ VALUE = st.recursive(
 
 
 @tries(250)
-@given(
-    row=st.fixed_dictionaries({}, optional={key: VALUE for key in ("id", "group", "prompt", "prompt_token_ids", "x")})
-)
+@given(row=st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "group", "prompt", "prompt_token_ids", "x"), VALUE)))
 def test_an_object_with_values_of_any_kind_is_a_prompt_or_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row), "utf-8")
