@@ -14,6 +14,8 @@ from dare_core.kinds import Kind as Kind
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 TOKENS: Final = pa.list_(pa.int32())
+#: Characters of an entity's id at most: keys hold ids, and a database bounds the size of a key.
+MAX_ID: Final = 512
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:

@@ -33,7 +33,7 @@ from pyspark.sql.types import StringType
 
 from dare_core.domains import Domain, EntityTable, read_domain
 from dare_core.errors import SettingError
-from dare_core.schemas import KINDS, PULLED, Kind
+from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
 from spark_jobs.postgres_source import Timeless, TimeWindow
 from spark_jobs.session import run
 from spark_jobs.source_tables import Section, SourceTables, column, failures_in_words, in_calendar
@@ -43,9 +43,6 @@ SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
 
 #: Keys of an entity's JSON that the platform gives a meaning; an attribute may not take them.
 _RESERVED: Final = {"title", "history", "value", "time"}
-
-#: Characters of an id at most: the warehouse's keys hold ids, and their size is bounded.
-MAX_ID: Final = 512
 
 _FIRST_FEW: Final = 3
 #: Characters of a value that an error shows.

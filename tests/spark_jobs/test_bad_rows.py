@@ -21,10 +21,10 @@ from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.pipeline import RunRequest
 from dare_core.quality.source import check_source
-from dare_core.schemas import ENTITY, KINDS, PULLED, Kind
+from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
 from dare_core.settings import Settings
 from dare_core.warehouse.load import upsert_entities
-from spark_jobs.pull import MAX_ID, pull
+from spark_jobs.pull import pull
 from tests.bad_input_table import Row, rows
 from tests.tiny_model import save_tiny_model
 
