@@ -30,5 +30,5 @@ def rows(section: str) -> dict[str, Row]:
     """The rows of the table under a heading, by their kind of input."""
     _, _, rest = _PAGE.read_text("utf-8").partition(f"\n## {section}\n")
     lines = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
     return {kind: Row(kind, outcome, said) for kind, outcome, said in cells}

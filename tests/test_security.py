@@ -57,6 +57,11 @@ def tokenizer(request: pytest.FixtureRequest, tiny: Path) -> PreTrainedTokenizer
     return models.load_tokenizer(settings)
 
 
+@pytest.fixture(scope="module")
+def encoder(tokenizer: PreTrainedTokenizerBase) -> ChatEncoder:
+    return ChatEncoder(tokenizer)
+
+
 def controls(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token in ids if token in tokenizer.added_tokens_decoder]
 
@@ -73,12 +78,11 @@ def controls(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 )
 @pytest.mark.parametrize("framework", ["kar", "trawl", "rlmrec", "once"])
 def test_no_title_name_or_rating_forges_a_turn_in_any_framework(
-    tokenizer: PreTrainedTokenizerBase, framework: str, pieces: list[str]
+    tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder, framework: str, pieces: list[str]
 ) -> None:
     hostile = FORGED + "".join(pieces)
     domain = load_domain(load_settings(), "movies")
     domain = domain.model_copy(update={"knowledge": domain.knowledge.model_copy(update={"framework": framework})})
-    encoder = ChatEncoder(tokenizer)
     for kind in KINDS:
         asked = []
         for name in ("harmless", hostile):
@@ -302,6 +306,9 @@ class Reading(ast.NodeVisitor):
                 self.found.append(f"{called}(trust_remote_code={value})")
             if keyword.arg == "use_safetensors" and value == "False":
                 self.found.append(f"{called}(use_safetensors=False)")
+        arguments = {keyword.arg for keyword in node.keywords}
+        if re.search(r"AutoModel\w*\.from_pretrained$", called) and not arguments & {"use_safetensors", None}:
+            self.found.append(f"{called} without use_safetensors")
         self.generic_visit(node)
 
 
@@ -324,6 +331,7 @@ def test_nothing_of_ours_unpickles_or_runs_what_a_file_says() -> None:
         "import pickle", "from joblib import load", "import torch\ntorch.load('x')", "np.load(f, allow_pickle=True)",
         "frame.to_pickle('x')", "from torch import load", "eval('1')", "subprocess.run('x', shell=True)",
         "AutoModel.from_pretrained('x', trust_remote_code=True)", "from_pretrained('x', use_safetensors=False)",
+        "AutoModelForCausalLM.from_pretrained('x')",
     ],
 )  # fmt: skip
 def test_what_unpickles_would_be_found(code: str) -> None:
@@ -358,6 +366,26 @@ def test_weights_that_are_a_pickle_are_not_loaded(tiny: Path, settings: Settings
             (folder / path.name).write_bytes(path.read_bytes())
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(DareError, match="could not be loaded"):
+        models.load_model(settings.model_copy(update={"model": str(folder)}))
+
+
+def test_weights_that_are_missing_or_cut_short_are_not_made_up(tiny: Path, settings: Settings, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in tiny.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DareError, match="could not be loaded"):
+        models.load_model(settings.model_copy(update={"model": str(folder)}))
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    del tensors["model.norm.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(DareError, match=r"lacks 1 of its weights: model\.norm\.weight"):
         models.load_model(settings.model_copy(update={"model": str(folder)}))
 
 

@@ -105,14 +105,14 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """A Parquet file, or a folder of them, whatever it holds.
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or a folder of them, whatever it holds; or some columns of it.
 
     Raises:
         InputError: it is no Parquet, cut short or damaged.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=columns)
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, str(error)) from None
