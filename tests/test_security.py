@@ -26,6 +26,7 @@ from dare_core.errors import DareError, WarehouseError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
 from dare_core.pipeline import RunRequest
+from dare_core.pools import PoolStore
 from dare_core.reports.overview import ListedRun, runs_page
 from dare_core.schemas import ENTITY, KINDS
 from dare_core.settings import PROJECT_DIR, Settings, load_settings
@@ -503,6 +504,14 @@ def test_a_wrong_password_of_a_real_server_is_not_shown(server_url: str) -> None
     with pytest.raises(WarehouseError) as raised:
         connect(url)
     assert_untold(str(raised.value))
+
+
+def test_storage_is_not_named_by_a_url_with_a_password(tmp_path: Path) -> None:
+    for url in (f"s3://{KEY[:20]}:{KEY}@bucket/pool", f"ftp://me:{PASSWORD}@db.example/pool"):
+        with pytest.raises(DareError, match="holds a password") as raised:
+            PoolStore(url, cache=tmp_path)
+        assert_untold(str(raised.value))
+    assert PoolStore("memory://pools/a:b", cache=tmp_path).versions() == []
 
 
 def test_what_spark_says_when_it_fails_shows_no_password(
