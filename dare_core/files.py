@@ -35,8 +35,8 @@ class Files:
         if _PASSWORD.match(root):
             shown = _PASSWORD.sub(r"\1…@", root)
             raise PoolError(
-                f"the URL {shown} holds a password; leave it out, and give it by the storage's own environment variables "
-                "or fsspec's configuration"
+                f"the URL {shown} holds a password; leave it out, and give it by environment variables of the "
+                "storage's own, or fsspec's configuration"
             )
         self._fs, path = fsspec.core.url_to_fs(root)
         #: The root as it was given.
