@@ -268,6 +268,14 @@ def test_the_pages_in_airflow_ask_for_its_login_and_the_right_to_read_runs_and_l
         assert_harmless(page)
 
 
+def test_a_terminal_is_neither_steered_nor_made_to_fail_by_a_title(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J [/red] [bold]x[/] \u202efdp.exe"
+    cli.console.print(cli.result_table("[/t]", ["[/c]"], [(hostile,)]))
+    shown = capsys.readouterr().out
+    assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+    assert "[/red] [bold]x[/]" in shown.replace("\n", " ")
+
+
 # Files that could run code
 
 
