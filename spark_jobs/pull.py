@@ -249,7 +249,9 @@ def _check_times(tables: SourceTables) -> None:
 def _later_interactions(tables: SourceTables, as_of: datetime) -> int:
     """Many of them tell of a mistake: times in another unit, or of another zone."""
     time = tables.domain.source.interactions.time
-    return tables.read("interactions", [time], TimeWindow(time, as_of, None)).where(_time(time) > as_of).count()
+    times = tables.read("interactions", [time], TimeWindow(time, as_of, None))
+    count: int = times.where(_time(time) > as_of).count()
+    return count
 
 
 def _interactions(
