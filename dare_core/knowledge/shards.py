@@ -80,7 +80,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file that is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    pq.write_table(table, scratch, compression="zstd")
+    pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
     scratch.replace(path)
 
 
@@ -112,10 +112,13 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         InputError: it is no Parquet, cut short or damaged.
     """
     try:
-        table = pq.read_table(path, columns=columns)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
+        names = table.column_names  # those that are no text raise here
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(path, str(error)) from None
+    if len(set(names)) < len(names):
+        raise _unreadable(path, "two of its columns have one name")
     return table
 
 
