@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test cluster-test lint bench bench-vllm bench-arctic lock clean
+.PHONY: setup demo ui test cluster-test lint audit bench bench-vllm bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# Asks the advisory database about every pin, so it needs a network, and is no part of test. Status 3: it could not ask.
+audit:
+	@$(PYTHON) scripts/audit.py .venv-audit
+
 bench: $(STAMP)
 	@$(BIN)/dare bench decode
 
@@ -60,4 +64,4 @@ lock:
 	@$(PYTHON) scripts/lock.py
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-arctic
+	rm -rf $(VENV) .venv-audit .venv-vllm .venv-arctic

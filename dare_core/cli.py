@@ -6,6 +6,7 @@ command that needs them.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from dare_core.errors import DareError, InputError, SettingError
 from dare_core.schemas import KINDS
@@ -49,8 +51,11 @@ app.add_typer(bench_app, name="bench")
 
 #: What a command opens and :func:`main` closes.
 _held = ExitStack()
-console = Console()
-stderr = Console(stderr=True)
+# Whatever is shown may come from a source table, so square brackets in it are no markup.
+console = Console(markup=False)
+stderr = Console(stderr=True, markup=False)
+#: Characters that steer a terminal, or turn the direction of what follows.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class VerificationMode(StrEnum):
@@ -107,7 +112,7 @@ def main() -> None:
         with _held:
             app()
     except DareError as error:
-        print(f"dare: {error}", file=sys.stderr)
+        print(f"dare: {_harmless(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dare: interrupted", file=sys.stderr)
@@ -714,10 +719,11 @@ def quarantine_show(request_id: Annotated[str, typer.Argument(help="see `dare qu
     [row] = found
     by = f" by {row.released_by}" if row.released_by else ""
     when = f", {row.released_at:%Y-%m-%d %H:%M} UTC{by}" if row.released_at else ""
-    print(f"{row.domain} {row.kind} {row.entity_id}, run {row.run_id}, {row.quarantined_at:%Y-%m-%d %H:%M} UTC")
-    print(f"{row.state}{when}; broke {_broken(row.rules)}")
+    about = f"{row.domain} {row.kind} {row.entity_id}, run {row.run_id}"
+    print(_harmless(f"{about}, {row.quarantined_at:%Y-%m-%d %H:%M} UTC"))
+    print(_harmless(f"{row.state}{when}; broke {_broken(row.rules)}"))
     if asked is not None:
-        print(f"\n--- asked\n{asked}\n--- written\n{row.text}")
+        print(_harmless(f"\n--- asked\n{asked}\n--- written\n{row.text}"))
 
 
 @quarantine_app.command("release")
@@ -954,14 +960,19 @@ def result_table(title: str, columns: tuple[str, ...] | list[str], rows: Any) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     return table
 
 
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    """Text of a source or a model as a terminal may be given it."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @contextmanager

@@ -106,10 +106,19 @@ class FilePointer:
         self._path = path
 
     def read(self) -> str | None:
-        """See :class:`Pointer`."""
-        with suppress(FileNotFoundError):
+        """See :class:`Pointer`.
+
+        Raises:
+            PoolError: the file holds no text.
+        """
+        try:
             return self._path.read_text("utf-8").strip()
-        return None
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            raise PoolError(
+                f"{self._path} is damaged: {error}; write a name of the files in versions/ into it"
+            ) from None
 
     def move(self, version: str) -> None:
         """See :class:`Pointer`."""
@@ -188,7 +197,7 @@ class GroupModelStore:
             return _from_content(content, tables)
         except FileNotFoundError as error:
             raise _DamageError(f"group model {version}: {error.filename or error} is missing") from None
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise _DamageError(f"group model {version}: {path} is damaged: {error}") from None
 
     def publish(self, model: GroupModel) -> str:

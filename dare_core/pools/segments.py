@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
 from dare_core.pools.index import (
+    KEY_TOKENS,
     START,
     STRIDE,
     ContextIndex,
@@ -193,20 +194,22 @@ class Segment:
         header = np.frombuffer(data, _HEADER, 1)[0]
         if header["magic"] != _MAGIC:
             raise PoolError(f"{name} is damaged or no pool segment")
-        if header["format"] > FORMAT:
-            raise PoolError(f"{name} has format {header['format']}, newer than the {FORMAT} of this release; update it")
         if header["checksum"] != zlib.crc32(bytes(data[: _HEADER.itemsize - 4])):
             raise PoolError(f"{name} is damaged: its header's checksum is wrong")
+        if header["format"] != FORMAT:
+            raise PoolError(
+                f"{name}: format {header['format']} is not the format {FORMAT} that this release reads; "
+                + ("update this installation" if header["format"] > FORMAT else "build the pool again")
+            )
         texts, tokens, at = int(header["texts"]), int(header["tokens"]), _HEADER.itemsize
+        token, key = np.dtype("<i4"), np.dtype("<u8")
+        sizes = ((TEXT_ROW, texts), (key, -(-tokens // STRIDE)), (token, tokens), (token, tokens))
+        if not 0 <= texts <= tokens or header["key_tokens"] not in KEY_TOKENS:
+            raise PoolError(f"{name} is damaged: its header says what cannot be")
+        if at + sum(kind.itemsize * count for kind, count in sizes) != len(data):
+            raise PoolError(f"{name} is damaged: it is cut short, or something follows it")
         arrays: list[Any] = []
-        for kind, count in (
-            (TEXT_ROW, texts),
-            (np.dtype("<u8"), -(-tokens // STRIDE)),
-            (np.dtype("<i4"), tokens),
-            (np.dtype("<i4"), tokens),
-        ):
-            if at + count * kind.itemsize > len(data):
-                raise PoolError(f"{name} is damaged: it is cut short")
+        for kind, count in sizes:
             arrays.append(np.frombuffer(data, kind, count, at))
             at += count * kind.itemsize
         rows, keys, token_ids, order = arrays

@@ -8,7 +8,6 @@
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from dare_core.pools.files import DEFAULT_CACHE_BYTES, PoolFiles
 from dare_core.pools.index import START
 from dare_core.pools.manifest import GLOBAL_GROUP, GroupManifest, PoolManifest
 from dare_core.pools.mapping import MAPPED, rows_of
-from dare_core.pools.register import FileRegister, Register
+from dare_core.pools.register import VERSION, FileRegister, Register
 from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, tier
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,6 @@ GLOBAL_TOKENS: Final = 2_000_000
 #: A file that no version names is removed when it is older: a builder at work may be about to name it.
 _GRACE_SECONDS: Final = 24 * 3600
 _EXPORTED: Final = {"group": pa.string(), "token_ids": pa.list_(pa.int32()), "day": pa.date32()}
-_VERSION: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Pool:
@@ -312,7 +310,7 @@ class PoolStore:
             PoolError: the version is not there, or its manifest is damaged or from a newer release.
         """
         version = version or self.current()
-        if not _VERSION.fullmatch(version):
+        if not VERSION.fullmatch(version):
             raise PoolError(f"{version!r} is not a pool version; versions are 16 hex digits")
         try:
             return PoolManifest.of_json(self.files.read(_path(version)), version, f"{self.location}/{_path(version)}")
