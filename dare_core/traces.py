@@ -123,34 +123,42 @@ class Sought:
         who: the entities.
         traces: theirs.
         columns: see :func:`id_pattern`.
+
+    Attributes:
+        named: finds ids where they are named as such.
+        in_cells: finds them where they are all of a table's cell or of a quoted string.
+        bare: finds them as words by themselves.
     """
 
     def __init__(self, who: Entities, traces: Traces, columns: Iterable[str] = ()) -> None:
         self.who, self.traces = who, traces
-        self._ids = re.compile(id_pattern(who, columns).encode(), re.MULTILINE)
-        self._bare = re.compile(bare_pattern(who.ids).encode(), re.MULTILINE)
-        self._titles = re.compile(bare_pattern(traces.titles).encode(), re.MULTILINE) if traces.titles else None
+        forms = _any_of(form for entity_id in who.ids for form in written_forms(entity_id))
+        self.named = _compiled(id_pattern(who, columns))
+        self.in_cells = _compiled(f'[">]\\s*{forms}\\s*["<]')
+        self.bare = _compiled(bare_pattern(who.ids))
+        self._titles = _compiled(bare_pattern(traces.titles)) if traces.titles else None
 
     @cached_property
     def _whole(self) -> list[bytes]:
         texts = [form.encode() for text in self.traces.texts for form in written_forms(text)]
         return [*(request.encode() for request in self.traces.request_ids), *texts]
 
-    def found_in(self, content: bytes, by_id: bool = True, bare_ids: bool = False) -> str | None:
+    def found_in(self, content: bytes, ids: "re.Pattern[bytes] | None") -> str | None:
         """What of it some bytes hold, in a word; None: nothing.
 
         Args:
             content: the bytes.
-            by_id: whether the ids mean these entities here: those of another domain may be the same.
-            bare_ids: whether an id by itself means one here.
+            ids: which of the patterns means these entities here; None: none does, they are of another domain.
         """
         if any(whole in content for whole in self._whole):
             return "text or request"
         if self._titles and self._titles.search(content):
             return "title"
-        if by_id and (self._bare if bare_ids else self._ids).search(content):
-            return "id"
-        return None
+        return "id" if ids and ids.search(content) else None
+
+
+def _compiled(pattern: str) -> "re.Pattern[bytes]":
+    return re.compile(pattern.encode(), re.MULTILINE)
 
 
 def _any_of(words: Iterable[str]) -> str:

@@ -65,8 +65,8 @@ def pull(
         as_of: the latest event seen, inclusive.
 
     Returns:
-        entities written by kind, ``<kind>_gone``, and ``dropped_interactions``: those that were read as new and whose
-        user or item is in no table.
+        entities written by kind, ``<kind>_gone``, ``<kind>_forgotten`` where rows of forgotten ones were left out, and
+        ``dropped_interactions``: those that were read as new and whose user or item is in no table.
 
     Raises:
         SettingError: an attribute has a reserved name, the group is no attribute, or items lack a title.
@@ -88,6 +88,8 @@ def pull(
         else:
             entities, dropped = _users(tables, since.get(kind), as_of, unknown)
         counts[kind] = _write(entities, domain, kind, f"{out}/{kind}")
+        if left_out := tables.forgotten(kind):
+            counts[f"{kind}_forgotten"] = left_out
         keys.unpersist()
         known.unpersist()
     return counts | {"dropped_interactions": dropped.get["dropped"] if dropped else 0}
