@@ -490,6 +490,46 @@ def compare_texts(
         console.print(result_table(name, columns, rows))
 
 
+@app.command()
+def forget(
+    kind: Annotated[EntityKind, typer.Option(help="what the ids are of")],
+    entity: Annotated[list[str], typer.Option(help="id of a user or item in the source; repeatable")],
+    domain: Annotated[str, typer.Option(help="a file of config/")] = "movies",
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove users or items from everything the platform keeps, and search all of it for them. There is no way back.
+
+    Exit status 1: something was found all the same; it says where.
+    """
+    from dare_core.forgetting import forget as forget_entities
+    from dare_core.traces import Entities
+
+    who = Entities(domain, kind.value, tuple(dict.fromkeys(entity)))
+    if not yes and not typer.confirm(f"Remove {who} for good: texts, vectors, pools, staged files, reports?", err=True):
+        raise InputError("nothing was removed")
+    done = forget_entities(_settings(), who, on_step=lambda step: stderr.print(f"{step} …"))
+    if as_json:
+        print(json.dumps(vars(done), ensure_ascii=False))
+    else:
+        console.print(result_table(f"removed of {who}", ("rows of", "count"), done.rows.items()))
+        print(
+            f"{len(done.pool_versions)} pool versions and {len(done.group_models)} group models removed, "
+            f"{len(done.files)} files cleaned"
+        )
+        print(
+            f"searched {done.searched_rows} rows of {done.tables} tables in {done.columns} columns, "
+            f"{done.searched_files} files of {done.searched_bytes} bytes and {done.searched_segments} pool segments: "
+            f"found {len(done.found)}"
+        )
+        for where in done.found:
+            print(f"still there: {where}")
+        for what in done.out_of_reach:
+            print(f"out of reach: {what}")
+    if done.found:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _evaluated(domain: str) -> Iterator[Settings]:
     """Settings, with the warehouse served; films that are not there yet are imported, into the embedded one alone."""

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import Engine
 
 from dare_core.domains import Domain, load_domain
-from dare_core.errors import InputError, PoolError
+from dare_core.errors import InputError
 from dare_core.files import write_atomically
 from dare_core.grouping import GroupModelStore
 from dare_core.knowledge.shards import read_plan, write_table
@@ -52,7 +52,7 @@ class Forgotten:
 
     Attributes:
         rows: removed or changed, by table.
-        pool_versions: removed, by kind.
+        pool_versions: removed, of the kind's retrieval pool.
         group_models: versions removed.
         files: changed, removed or written anew, below ``data_dir``.
         tables, columns, searched_rows: what of the warehouse was searched.
@@ -63,7 +63,7 @@ class Forgotten:
     """
 
     rows: Mapping[str, int]
-    pool_versions: Mapping[str, list[str]]
+    pool_versions: list[str]
     group_models: list[str]
     files: list[str]
     tables: int
@@ -112,13 +112,7 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         on_step("removing rows")
         removed = rows.remove(engine, who, copies)
         on_step("rebuilding pools and group models without them")
-        token_ids = sorted(traces.token_ids)
-        versions = {}
-        for kind in KINDS if who.kind == "item" else (who.kind,):
-            # Users' texts of a pool are theirs alone; a request's id says nothing in a pool.
-            versions[kind] = pool_store(settings, engine, domain.name, kind).purge(
-                who.ids if kind == who.kind else (), token_ids if kind == who.kind else ()
-            )
+        versions = pool_store(settings, engine, domain.name, who.kind).purge(who.ids, sorted(traces.token_ids))
         models = _group_models(settings, engine, domain).purge(**_grouped(who))
         on_step("cleaning files")
         changed = files.remove(traces)
@@ -190,12 +184,12 @@ def _out_of_reach(domain: Domain, who: Entities, has_copies: bool) -> list[str]:
     source = (
         "a repeated `dare source import` brings the source's rows back, though no text; forget again after it"
         if has_copies
-        else f"the source itself (tables {section.table!r} and {domain.source.interactions.table!r}), which is yours to "
-        "delete from; pulls leave the entities out whether or not you do"
+        else f"the source itself (tables {section.table!r} and {domain.source.interactions.table!r}), which is yours "
+        "to delete from; pulls leave the entities out whether or not you do"
     )
     return [
         source,
-        "what was exported to files outside the data folder: features, texts of pools, comparisons, models trained on them",
+        "what was exported out of the data folder: features, texts of pools, comparisons, models trained on them",
         "Airflow's own database, where messages of failed tasks may name ids: `airflow db clean`",
         "PostgreSQL's write-ahead log, backups and replicas, and copies of the data folder: the operator's to expire",
     ]
@@ -295,8 +289,6 @@ class _Files:
         sought = Sought(self._who, traces, self._id_columns)
         changed, reports = set[str](), set[str]()
         for path, parts in self._all():
-            if _is_index(parts):
-                continue
             if path.suffix == ".parquet":
                 done = self._clean_table(path, parts, traces)
             elif _is_scratch(path) and self._may_be_ours(parts) and parts[0] in ("runs", "evaluation", "pools"):
@@ -356,8 +348,8 @@ class _Files:
         """How ids are written in a file: sentences of warnings and tables of Data Docs do not name what they are of."""
         if not self._may_be_ours(parts):
             return None
-        if parts[0] == "data_docs":
-            return sought.in_cells
+        if parts[0] == "data_docs":  # its list of runs and its stylesheets name no rows
+            return None if len(parts) == 2 or parts[1] == "static" else sought.in_cells
         return sought.bare if parts[-1].startswith("warnings-") else sought.named
 
     def _remove_copies(self, traces: Traces) -> None:
@@ -418,8 +410,3 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 def _is_scratch(path: Path) -> bool:
     """Whether a file is what a broken-off atomic write left."""
     return path.name.startswith(".writing-") or (path.name.startswith(".") and ".parquet-" in path.name)
-
-
-def _is_index(parts: Sequence[str]) -> bool:
-    """Data Docs' list of runs and its stylesheets, which name no rows."""
-    return parts[0] == "data_docs" and (len(parts) == 2 or parts[1] == "static")

@@ -24,10 +24,10 @@ SHORTEST_TITLE: Final = 4
 _UNMISTAKABLE: Final = 5
 _UNMISTAKABLE_DIGITS: Final = 10
 
-#: Understood alike by Python and by PostgreSQL: where a word begins and ends, and what stands between a name and its
-#: value in JSON, HTML, a list of options or a sentence.
+#: Understood alike by Python and by PostgreSQL: where a word begins and ends (numbers end no sooner than their decimals
+#: do), and what stands between a column's name and its value in JSON, HTML or a list of options.
 _BEGIN: Final = r"(?:^|[^\w-])"
-_END: Final = r"(?:[^\w-]|$)"
+_END: Final = r"(?:[^\w.-]|\.\D|\.?$)"
 _BETWEEN: Final = r"(?:&#?\w+;|\W){1,8}"
 
 
@@ -97,9 +97,9 @@ def id_pattern(who: Entities, columns: Iterable[str] = ()) -> str:
         who: whose ids.
         columns: what the ids' columns are called beside ``entity_id`` and the kind.
     """
-    names = _any_of([who.kind, "entity_id", *columns])
     ids = _any_of(form for entity_id in who.ids for form in written_forms(entity_id))
-    named = f"{_BEGIN}{names}{_BETWEEN}{ids}{_END}"
+    # After a kind's name and anything but a space, a number counts entities of that kind.
+    named = f"{_BEGIN}(?:{who.kind}\\s+|{_any_of(['entity_id', *columns])}{_BETWEEN}){ids}{_END}"
     unmistakable = [form for entity_id in who.ids if _is_unmistakable(entity_id) for form in written_forms(entity_id)]
     return f"{named}|{_BEGIN}{_any_of(unmistakable)}{_END}" if unmistakable else named
 

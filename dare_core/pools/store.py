@@ -634,9 +634,7 @@ class PoolStore:
         return np.concatenate(rows) if rows else np.empty(0, [("text", "<u8"), ("entity", "<u8")])
 
 
-def _hashes(
-    entities: Iterable[str], texts: Iterable[Sequence[int]]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _hashes(entities: Iterable[str], texts: Iterable[Sequence[int]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """What stands for entities and for texts in a segment's rows."""
     return (
         np.array([entity_hash(entity) for entity in entities], np.uint64),

@@ -75,7 +75,7 @@ def unknown(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> list
     """Ids that neither the warehouse nor its source copies know, nor ever forgot."""
     known = [f"SELECT entity_id FROM knowledge.{table} WHERE {_OWN}" for table in _OF_ENTITIES]  # noqa: S608
     with transaction(engine) as cursor:
-        found = {row[0] for row in cursor.execute(" UNION ".join(known), _bound(who))}  # type: ignore[arg-type]
+        found = {row[0] for row in cursor.execute(" UNION ".join(known), _bound(who))}
         for copy in copies:
             rows = cursor.execute(
                 sql.SQL("SELECT DISTINCT {0}::text FROM {1} WHERE {0}::text = ANY(%s)").format(
@@ -88,16 +88,16 @@ def unknown(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> list
             "SELECT entity FROM knowledge.forgotten WHERE entity = ANY(%s)", [list(who.tombstones.values())]
         )
         tombstones = {row[0] for row in gone}
-    return [entity_id for entity_id, mark in who.tombstones.items() if entity_id not in found and mark not in tombstones]
+    return [name for name, mark in who.tombstones.items() if name not in found and mark not in tombstones]
 
 
 def traces(engine: Engine, who: Entities) -> Traces:
     """What the warehouse holds of the entities and of nobody else."""
-    written = "SELECT request_id, text, prompt, token_ids FROM knowledge.{} WHERE " + _OWN
     requests, texts, tokens = set[str](), set[str](), set[tuple[int, ...]]()
     with transaction(engine) as cursor:
         for table in ("knowledge", "quarantined_text"):
-            for request_id, answer, prompt, token_ids in cursor.execute(written.format(table), _bound(who)):  # type: ignore[arg-type]
+            written = f"SELECT request_id, text, prompt, token_ids FROM knowledge.{table} WHERE {_OWN}"  # noqa: S608
+            for request_id, answer, prompt, token_ids in cursor.execute(written, _bound(who)):
                 requests.add(request_id)
                 texts |= {answer, prompt}
                 tokens.add(tuple(token_ids))
@@ -200,7 +200,7 @@ def remove(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> dict[
         if who.kind == "item":
             counts["knowledge.entity (histories)"] = _remove_from_histories(cursor, who)
         for table in _OF_ENTITIES:
-            cursor.execute(f"DELETE FROM knowledge.{table} WHERE {_OWN}", _bound(who))  # type: ignore[arg-type]  # noqa: S608
+            cursor.execute(f"DELETE FROM knowledge.{table} WHERE {_OWN}", _bound(who))  # noqa: S608
             counts[f"knowledge.{table}"] = cursor.rowcount
         for copy in copies:
             target = sql.Identifier(copy.schema, copy.table)
@@ -230,7 +230,7 @@ def _remove_from_histories(cursor: psycopg.Cursor[Any], who: Entities) -> int:
         FROM kept
         WHERE e.domain = %(domain)s AND e.kind = 'user' AND e.entity_id = kept.entity_id
             AND jsonb_array_length(attributes -> 'history') <> jsonb_array_length(kept.history)
-        """,  # type: ignore[arg-type]  # noqa: S608
+        """,  # noqa: S608
         _bound(who),
     )
     return cursor.rowcount

@@ -63,7 +63,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class EntityChanges:
-    """How many entities are new or changed, how many were found gone, and how many left out since they were forgotten."""
+    """How many entities are new or changed, how many were found gone, and how many left out as forgotten."""
 
     changed: int
     deleted: int
@@ -89,8 +89,9 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
         # Under the lock, which whoever forgets takes too.
         cursor.execute(f"""
             DELETE FROM {rows} AS s USING knowledge.forgotten AS f
-            WHERE (f.domain, f.kind) = (s.domain, s.kind)
-                AND f.entity = encode(sha256(convert_to(s.domain || '/' || s.kind || '/' || s.entity_id, 'UTF8')), 'hex')
+            WHERE (f.domain, f.kind) = (s.domain, s.kind) AND f.entity = encode(
+                sha256(convert_to(s.domain || '/' || s.kind || '/' || s.entity_id, 'UTF8')), 'hex'
+            )
         """)  # noqa: S608 - names of ours
         forgotten = cursor.rowcount
         latest = pulled is None or _move_watermark(cursor, pulled)
