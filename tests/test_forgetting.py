@@ -36,8 +36,8 @@ from tests.tiny_model import LAX, save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
 USER = Entities("movies", "user", ("1",))
-ITEM = Entities("movies", "item", ("3",))
-IDS = [str(number) for number in range(5)]
+ITEM = Entities("movies", "item", ("2",))
+IDS = [str(number) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +62,14 @@ def met(item: int) -> dict[str, Any]:
 
 
 ENTITIES = [
-    *(entity("item", number) for number in range(5)),
-    *(entity("user", number, history=[met(number), met(3)]) for number in range(3)),
+    *(entity("item", number) for number in range(6)),
+    *(entity("user", number, history=[met(number + 3), met(2)]) for number in range(3)),
 ]
 
 
 @pytest.fixture
 def settings(settings: Settings, warehouse_url: str, engine: Engine, model: Path, tmp_path: Path) -> Settings:
-    """Two runs about five items and three users: loaded or in quarantine, in pools and group models, reported on."""
+    """Two runs about six items and three users: loaded or in quarantine, in pools and group models, reported on."""
     config = tmp_path / "config"
     config.mkdir()
     movies = (PROJECT_DIR / "config" / "movies.toml").read_text()
@@ -79,7 +79,7 @@ def settings(settings: Settings, warehouse_url: str, engine: Engine, model: Path
         "config_dir": config, "max_failing_share": 1.0,
     }  # fmt: skip
     settings = Settings.model_validate(settings.model_dump() | changes)
-    users, seen = ["0", "1", "2", "1"], ["0", "1", "3", "3"]
+    users, seen = ["0", "1", "2", "1"], ["3", "4", "2", "2"]
     import_tables(
         engine,
         {
@@ -111,7 +111,7 @@ def clustered(clusters: list[str]) -> GroupModel:
     return GroupModel(
         AttributeGroups("occupation", "first", "rest", ()),
         UserClusters(("cluster 1", "cluster 2"), np.eye(2, 3, dtype=np.float32), 0.25, named=2),
-        ItemFactors(tuple(IDS), np.ones((5, 3), np.float32), 1.0, 0.01),
+        ItemFactors(tuple(IDS), np.ones((6, 3), np.float32), 1.0, 0.01),
         pa.table([IDS[:3], clusters], schema=CLUSTER_ASSIGNMENT),
     )
 
@@ -167,7 +167,7 @@ def test_an_entity_is_gone_everywhere_and_everyone_elses_rows_stay(
     )
     assert not set(old_versions) & set(held.versions())
     assert held.holding(who.ids) == []
-    everyone = [other for other in IDS[: 5 if who.kind == "item" else 3] if other not in who.ids]
+    everyone = [other for other in IDS[: 6 if who.kind == "item" else 3] if other not in who.ids]
     assert {other for other in everyone if held.holding([other])} == {
         row[0] for row in rows(engine, f"SELECT DISTINCT entity_id FROM knowledge.knowledge WHERE kind = '{who.kind}'")
     }
@@ -183,13 +183,13 @@ def test_source_rows_go_from_the_platforms_copy_and_a_teams_own_table_is_named(
     assert done.rows["source.users"] == 1
     assert done.rows["source.ratings"] == 2
     assert rows(engine, "SELECT user_id FROM source.users ORDER BY 1") == [("0",), ("2",)]
-    assert rows(engine, "SELECT user_id, item_id FROM source.ratings ORDER BY 1") == [("0", "0"), ("2", "3")]
+    assert rows(engine, "SELECT user_id, item_id FROM source.ratings ORDER BY 1") == [("0", "3"), ("2", "2")]
     with engine.begin() as connection:
         connection.execute(text("COMMENT ON TABLE source.items IS 'ours'"))
         connection.execute(text("COMMENT ON TABLE source.ratings IS 'ours'"))
     done = forget(settings, ITEM)
     assert "source.items" not in done.rows
-    assert rows(engine, "SELECT count(*) FROM source.items") == [(5,)]
+    assert rows(engine, "SELECT count(*) FROM source.items") == [(6,)]
     assert any("'items'" in what and "yours" in what for what in done.out_of_reach)
 
 
@@ -197,7 +197,7 @@ def test_an_item_leaves_the_histories_of_the_users_who_met_it(settings: Settings
     forget(settings, ITEM)
     found = rows(engine, "SELECT attributes -> 'history' FROM knowledge.entity WHERE kind = 'user' ORDER BY entity_id")
     assert [[entry["title"] for entry in history] for (history,) in found] == [
-        ["Item number 0"], ["Item number 1"], ["Item number 2"]
+        ["Item number 3"], ["Item number 4"], ["Item number 5"]
     ]  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def test_users_leave_group_models_as_members_and_items_as_what_was_met(settings:
     assert left is not None
     assert left.items is not None
     assert left.assignments["entity_id"].to_pylist() == ["0", "2"]
-    assert left.items.ids == ("0", "1", "2", "4")
+    assert left.items.ids == ("0", "1", "3", "4", "5")
     assert not set(earlier) & set(store.versions())
 
 
