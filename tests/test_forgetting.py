@@ -226,8 +226,10 @@ def test_what_is_left_over_is_found(
         engine, "SELECT prompt, request_id FROM knowledge.knowledge WHERE kind = 'user' AND entity_id = '1' LIMIT 1"
     )
     [segment, *_] = pool(settings, engine, "user").holding(["1"])
+    shards = (settings.run_dir("first") / "shards").glob("user-*.parquet")
+    [shard] = [path for path in shards if "1" in pq.read_table(path)["entity_id"].to_pylist()]
     contents = {
-        "shards": (settings.run_dir("first") / "shards" / "user-0000.parquet").read_bytes(),
+        "shards": shard.read_bytes(),
         "copy.bin": b"\x00\xff" + prompt.encode() + b"\xfe",
         "segments": (settings.pool_dir("movies", "user") / segment).read_bytes(),
         "notes.json": json.dumps({"of": request_id}).encode(),

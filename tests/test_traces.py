@@ -69,6 +69,7 @@ def test_traces_are_read_as_they_were_written() -> None:
 
 
 def test_a_tombstone_tells_domains_kinds_and_ids_apart() -> None:
-    marks = {tombstone(*key) for key in (("a", "user", "1"), ("b", "user", "1"), ("a", "item", "1"), ("a", "user", "2"))}
+    keys = (("a", "user", "1"), ("b", "user", "1"), ("a", "item", "1"), ("a", "user", "2"))
+    marks = {tombstone(*key) for key in keys}
     assert len(marks) == 4
     assert all(re.fullmatch("[0-9a-f]{64}", mark) for mark in marks)

@@ -118,7 +118,7 @@ def traces(engine: Engine, who: Entities) -> Traces:
 
 def exclusive(engine: Engine, who: Entities, found: Traces) -> Traces:
     """The traces without texts and titles that other entities' rows hold too, and without very short ones."""
-    texts = [one for one in found.texts if len(one) >= SHORTEST_TEXT]
+    texts = [_storable(one) for one in found.texts if len(one) >= SHORTEST_TEXT]
     titles = [one for one in found.titles if len(one) >= SHORTEST_TITLE]
     with transaction(engine) as cursor:
         shared = cursor.execute(
@@ -133,7 +133,8 @@ def exclusive(engine: Engine, who: Entities, found: Traces) -> Traces:
             """,  # noqa: S608 - names of ours
             {**_bound(who), "texts": texts},
         ).fetchall()
-        mine = set(texts) - {row[0] for row in shared}
+        theirs = {row[0] for row in shared}
+        mine = {one for one in found.texts if len(one) >= SHORTEST_TEXT and _storable(one) not in theirs}
         alone = set[str]()
         for title in titles:
             elsewhere = cursor.execute(
@@ -256,10 +257,11 @@ def search(engine: Engine, who: Entities, sought: Traces, copies: Sequence[Sourc
     """
     columns = _columns(engine, copies)
     id_columns = {(copy.schema, copy.table): copy.column for copy in copies}
+    whole = (*map(_storable, sought.texts), *sought.request_ids)
     bound = {
         **_bound(who),
         "requests": list(sought.request_ids),
-        "texts": [f"%{_like(form)}%" for one in (*sought.texts, *sought.request_ids) for form in written_forms(one)],
+        "texts": [f"%{_like(form)}%" for one in whole for form in written_forms(one)],
         "titles": bare_pattern(sought.titles) if sought.titles else None,
         "named": id_pattern(who),
     }
@@ -324,6 +326,11 @@ def _conditions(columns: dict[str, str], id_column: str | None) -> dict[str, sql
         if tests:
             conditions[column] = sql.SQL(" OR ").join(tests)
     return conditions
+
+
+def _storable(text: str) -> str:
+    """A text as the warehouse holds it: without NUL characters, as quarantine writes them."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _like(text: str) -> str:
