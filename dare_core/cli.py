@@ -931,6 +931,34 @@ def bench_platform(
     console.print(result_table("platform", ("figure", "value"), rows))
 
 
+@bench_app.command("soak")
+def bench_soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="of mixed work")] = 30,
+    readers: Annotated[int, typer.Option(min=1, max=150, help="SQL readers at once")] = 50,
+    model: Model = None,
+    chart: Annotated[Path | None, typer.Option(help="draw what was sampled into this SVG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Refreshes, pool rebuilds, SQL readers and a second engine, all at once: does anything fail, or grow?
+
+    Exit status 1: something failed, or the two engines' texts differ.
+    """
+    from dare_core.bench.soak import bench_soak as measure
+    from dare_core.bench.soak import draw_soak
+
+    result = measure(_settings(model=model), minutes, readers, on_progress=stderr.print)
+    if chart:
+        draw_soak(result, chart)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        rows = [(name, value) for name, value in result.items() if not isinstance(value, list | dict)]
+        console.print(result_table("soak", ("figure", "value"), rows))
+        print("\n".join(result["errors"]))
+    if result["errors"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command("project")
 def bench_project(
     record: Annotated[Path | None, typer.Option(help="what `dare bench decode` recorded")] = None,
