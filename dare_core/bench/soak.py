@@ -133,7 +133,9 @@ def bench_soak(
         logs = here.data_dir / "logs"
         program = [sys.executable, "-m"]
         with (
-            running("the second engine", [*program, "dare_core.bench.soak_follower"], logs / "follower.log") as follower,
+            running(
+                "the second engine", [*program, "dare_core.bench.soak_follower"], logs / "follower.log"
+            ) as follower,
             running("the publisher", [*program, "dare_core.bench.soak_publisher"], logs / "publisher.log") as publisher,
         ):
             question = {"settings": _kept(here), "url": url}
@@ -193,6 +195,10 @@ def _warehouse(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
+def _program(name: str) -> list[str]:
+    return [sys.executable, "-m", f"dare_core.bench.{name}"]
+
+
 def _kept(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"warehouse_url"}, exclude_defaults=True)
 
@@ -241,14 +247,20 @@ def _refresh(settings: Settings, url: str, number: int, tally: _Tally) -> str | 
         **{f"DARE_{name.upper()}": str(value) for name, value in _kept(settings).items()},
         "DARE_WAREHOUSE_URL": url,
     }
-    command = [sys.executable, "-m", "dare_core.cli", "pipeline", "run", "--run-id", f"soak-{number}"]
+    command = [*_program("soak_refresh"), f"soak-{number}"]
     log = settings.data_dir / "logs" / "refresh.log"
     log.parent.mkdir(exist_ok=True)
-    with log.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         tally.refresh_pid = process.pid
-        status = process.wait()
+        said, _ = process.communicate()
         tally.refresh_pid = None
-    return "\n".join(log.read_text("utf-8", "replace").splitlines()[-3:]) if status else None
+    if process.returncode:
+        return " ".join(log.read_text("utf-8", "replace").splitlines()[-3:])
+    tally.counts["pools_built_again"] += int(said.splitlines()[-1])
+    return None
 
 
 # The publisher and the second engine
@@ -402,6 +414,7 @@ def _figures(samples: Sequence[Sample], tally: _Tally, readers: int) -> dict[str
         "refreshes": tally.counts["refreshes"],
         "publications": tally.counts["publications"],
         "publications_lost": tally.counts["publications_lost"],
+        "pools_built_again": tally.counts["pools_built_again"],
         "versions_followed": len(tally.versions),
         "texts_compared": tally.counts["texts_compared"],
         "texts_different": tally.counts["texts_different"],

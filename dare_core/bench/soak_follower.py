@@ -1,4 +1,4 @@
-"""The second engine of ``dare bench soak``: writes again what refreshes wrote, from the pools that are in force by then.
+"""The second engine of ``dare bench soak``: writes again what refreshes wrote, from the pools in force by then.
 
 Run as a program, it answers each line on its standard input with one of JSON: the pool's ``version``, how many
 ``texts`` it wrote, and which of them came out otherwise than the first engine's.
