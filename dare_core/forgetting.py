@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -331,8 +332,8 @@ class _Files:
         if path.suffix == ".html" or parts[0] == "data_docs":
             path.unlink()
         elif path.suffix == ".json":
-            sentences = json.loads(content)
-            if not isinstance(sentences, list):
+            sentences = _list_of(content)
+            if sentences is None:
                 return False  # a document of somebody else's; the search names it
             kept = [one for one in sentences if not sought.found_in(json.dumps(one).encode(), ids)]
             write_atomically(path, json.dumps(kept).encode(), durable=False)
@@ -405,6 +406,14 @@ def _values(table: pa.Table, name: str) -> set[str]:
 def _column(table: pa.Table, name: str) -> list[Any]:
     values: list[Any] = table[name].to_pylist() if name in table.column_names else []
     return values
+
+
+def _list_of(content: bytes) -> list[Any] | None:
+    """What a JSON file lists; None: it is another document, or none."""
+    with suppress(ValueError):
+        if isinstance(read := json.loads(content), list):
+            return read
+    return None
 
 
 def _is_scratch(path: Path) -> bool:
