@@ -304,7 +304,8 @@ class _Files:
         self._remove_copies(traces)
         for run_id in sorted(reports):
             if (report := report_path(self._settings, run_id)).exists() or f"runs/{run_id}/{report.name}" in changed:
-                write_report(self._settings, gather(self._settings, self._engine, run_id, self._runs[run_id]))
+                domain = self._runs.get(run_id, self._who.domain)  # of a run that was never planned nobody knows more
+                write_report(self._settings, gather(self._settings, self._engine, run_id, domain))
                 changed.add(f"runs/{run_id}/{report.name}")
         return changed
 

@@ -109,7 +109,7 @@ def bench_soak(
     """Let everything work at once, and watch it.
 
     Args:
-        settings: model and data folder; what stood in ``data_dir/soak`` before is removed.
+        settings: model and data folder; of ``data_dir/soak`` the logs are left.
         minutes: of mixed work, after the first refresh, which fills the warehouse.
         readers: at once.
         on_progress: told what happens.
@@ -153,6 +153,9 @@ def bench_soak(
             ended.set()
             for thread in threads:
                 thread.join()
+    for path in here.data_dir.iterdir():
+        if path != logs:  # which say more of a failure than its one line
+            shutil.rmtree(path)
     return _figures(samples, tally, readers)
 
 
