@@ -131,12 +131,9 @@ def bench_soak(
             raise DareError(f"the first refresh failed: {said}")
         ended, started = threading.Event(), time.monotonic()
         logs = here.data_dir / "logs"
-        program = [sys.executable, "-m"]
         with (
-            running(
-                "the second engine", [*program, "dare_core.bench.soak_follower"], logs / "follower.log"
-            ) as follower,
-            running("the publisher", [*program, "dare_core.bench.soak_publisher"], logs / "publisher.log") as publisher,
+            running("the second engine", _program("soak_follower"), logs / "follower.log") as follower,
+            running("the publisher", _program("soak_publisher"), logs / "publisher.log") as publisher,
         ):
             question = {"settings": _kept(here), "url": url}
             work = [
