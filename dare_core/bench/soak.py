@@ -151,7 +151,7 @@ def bench_soak(
             for thread in threads:
                 thread.join()
     for path in here.data_dir.iterdir():
-        if path != logs:  # which say more of a failure than its one line
+        if path != logs and not path.is_symlink():  # they say more of a failure than its one line
             shutil.rmtree(path)
     return _figures(samples, tally, readers)
 
@@ -173,6 +173,8 @@ def _prepared(settings: Settings) -> Settings:
     folder = settings.data_dir.expanduser().resolve() / "soak"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(settings.models_dir.resolve())  # weights are converted once
     changes = {
         "data_dir": folder, "warehouse_url": None, "verification": "strict", "max_new_tokens": _NEW_TOKENS,
         "max_failing_share": 1.0, "max_acceptance_loss": 1.0, "spark_master": "local[1]", "probe_share": 0.0,
