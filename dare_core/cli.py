@@ -495,6 +495,46 @@ def compare_texts(
         console.print(result_table(name, columns, rows))
 
 
+@app.command()
+def forget(
+    kind: Annotated[EntityKind, typer.Option(help="what the ids are of")],
+    entity: Annotated[list[str], typer.Option(help="id of a user or item in the source; repeatable")],
+    domain: Annotated[str, typer.Option(help="a file of config/")] = "movies",
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove users or items from everything the platform keeps, and search all of it for them. There is no way back.
+
+    Exit status 1: something was found all the same; it says where.
+    """
+    from dare_core.forgetting import forget as forget_entities
+    from dare_core.traces import Entities
+
+    who = Entities(domain, kind.value, tuple(dict.fromkeys(entity)))
+    if not yes and not typer.confirm(f"Remove {who} for good: texts, vectors, pools, staged files, reports?", err=True):
+        raise InputError("nothing was removed")
+    done = forget_entities(_settings(), who, on_step=lambda step: stderr.print(f"{step} …"))
+    if as_json:
+        print(json.dumps(vars(done), ensure_ascii=False))
+    else:
+        console.print(result_table(f"removed of {who}", ("rows of", "count"), done.rows.items()))
+        print(
+            f"{len(done.pool_versions)} pool versions and {len(done.group_models)} group models removed, "
+            f"{len(done.files)} files cleaned"
+        )
+        print(
+            f"searched {done.searched_rows} rows of {done.tables} tables in {done.columns} columns, "
+            f"{done.searched_files} files of {done.searched_bytes} bytes and {done.searched_segments} pool segments: "
+            f"found {len(done.found)}"
+        )
+        for where in done.found:
+            print(f"still there: {where}")
+        for what in done.out_of_reach:
+            print(f"out of reach: {what}")
+    if done.found:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _evaluated(domain: str) -> Iterator[Settings]:
     """Settings, with the warehouse served; films that are not there yet are imported, into the embedded one alone."""
@@ -895,6 +935,34 @@ def bench_platform(
         return
     rows = [(name, value) for name, value in result.items() if not isinstance(value, dict)]
     console.print(result_table("platform", ("figure", "value"), rows))
+
+
+@bench_app.command("soak")
+def bench_soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="of mixed work")] = 30,
+    readers: Annotated[int, typer.Option(min=1, max=150, help="SQL readers at once")] = 50,
+    model: Model = None,
+    chart: Annotated[Path | None, typer.Option(help="draw what was sampled into this SVG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Refreshes, pool rebuilds, SQL readers and a second engine, all at once: does anything fail, or grow?
+
+    Exit status 1: something failed, or the two engines' texts differ.
+    """
+    from dare_core.bench.soak import bench_soak as measure
+    from dare_core.bench.soak import draw_soak
+
+    result = measure(_settings(model=model), minutes, readers, on_progress=stderr.print)
+    if chart:
+        draw_soak(result, chart)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        rows = [(name, value) for name, value in result.items() if not isinstance(value, list | dict)]
+        console.print(result_table("soak", ("figure", "value"), rows))
+        print("\n".join(result["errors"]))
+    if result["errors"]:
+        raise typer.Exit(1)
 
 
 @bench_app.command("project")

@@ -116,8 +116,8 @@ class Drafter(Protocol):
 
     Attributes:
         evidence_kinds: how many kinds of evidence there are.
-        own_evidence: ``[evidence_kinds]`` bool: the kinds that rest on the text itself, its prompt or its output. What is
-            drafted on these never passes by relaxation: a text relaxed towards itself repeats itself, or its prompt.
+        own_evidence: ``[evidence_kinds]`` bool: the kinds that rest on the text itself, its prompt or its output. What
+            is drafted on these never passes by relaxation: a text relaxed towards itself repeats itself, or its prompt.
     """
 
     evidence_kinds: int

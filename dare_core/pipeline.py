@@ -201,6 +201,7 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
             seen = warehouse_load.Pulled(request.domain, kind, window.until, gone)
             changes = warehouse_load.upsert_entities(engine, entities, seen)
             summary |= {f"{kind}_changed": changes.changed, f"{kind}_deleted": changes.deleted}
+            summary |= {f"{kind}_forgotten": changes.forgotten} if changes.forgotten else {}
     return summary
 
 

@@ -251,6 +251,17 @@ EVALUATION: Final = pa.schema(
     ]
 )
 
+#: An entity that was forgotten and is never pulled again. ``entity`` is :func:`dare_core.traces.tombstone` of it. Key:
+#: (domain, kind, entity).
+FORGOTTEN: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity", pa.string()),
+        _required("forgotten_at", TIME),
+    ]
+)
+
 #: Columns of a retrieval pool's input (``dare pool build --knowledge``); further columns are ignored.
 POOL_TEXT: Final = pa.schema([_required("group", pa.string()), _required("token_ids", TOKENS)])
 

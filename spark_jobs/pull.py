@@ -68,9 +68,10 @@ def pull(
         as_of: the latest event seen, inclusive.
 
     Returns:
-        entities written by kind; ``<kind>_gone``; ``<kind>_later``: rows whose time lies after ``as_of``, which a later
-        pull takes; and of interactions ``dropped_interactions``: those that were read as new and whose user or item is
-        in no table, and ``later_interactions``: those after ``as_of``.
+        entities written by kind; ``<kind>_gone``; ``<kind>_forgotten`` where rows of forgotten ones were left out;
+        ``<kind>_later``: rows whose time lies after ``as_of``, which a later pull takes; and of interactions
+        ``dropped_interactions``: those that were read as new and whose user or item is in no table, and
+        ``later_interactions``: those after ``as_of``.
 
     Raises:
         SettingError: an attribute has a reserved name, the group is no attribute, or items lack a title.
@@ -93,6 +94,8 @@ def pull(
         else:
             entities, dropped = _users(tables, since.get(kind), as_of, unknown)
         counts[kind] = _write(entities, domain, kind, f"{out}/{kind}")
+        if left_out := tables.forgotten(kind):
+            counts[f"{kind}_forgotten"] = left_out
         keys.unpersist()
         known.unpersist()
     return counts | {

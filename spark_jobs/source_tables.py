@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
@@ -26,7 +27,9 @@ from pyspark.sql.types import (
 
 from dare_core.domains import Domain, EntityTable
 from dare_core.errors import SourceError
-from dare_core.schemas import Kind
+from dare_core.schemas import KINDS, Kind
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.forget import forgotten
 from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow
 
 #: How Spark words what it met in a file, and the PostgreSQL reader in a table.
@@ -76,6 +79,8 @@ class SourceTables:
     def read(self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None = None) -> DataFrame:
         """The columns of the items', users' or interactions' table, text made safe to store.
 
+        Rows of forgotten users and items are left out wherever the column of their ids is read.
+
         Args:
             window: rows outside it may be left out where that saves reading them; the caller filters all the same.
 
@@ -96,7 +101,45 @@ class SourceTables:
                     "texts, numbers, truth values, times and lists of them can be read",
                 )
         chosen = frame.select(*[_legible(frame.schema[name].dataType, column(name)).alias(name) for name in columns])
+        for name, kind in self._id_columns(section).items():
+            if name in columns and self._tombstones[kind]:
+                chosen = chosen.where(~self._is_forgotten(name, kind))
         return self._split_lists(section, chosen) if self.domain.source.format == "csv" else chosen
+
+    def forgotten(self, kind: Kind) -> int:
+        """How many rows of a kind's table :meth:`read` leaves out, since their entities were forgotten."""
+        if not self._tombstones[kind]:
+            return 0
+        section: Section = "items" if kind == "item" else "users"
+        [name] = self._id_columns(section)
+        ids = self._load(section, [name], None).select(column(name))
+        rows: int = ids.where(self._is_forgotten(name, kind)).count()
+        return rows
+
+    @cached_property
+    def _tombstones(self) -> dict[Kind, list[str]]:
+        """What is kept of the domain's forgotten entities, by kind; nothing without a warehouse."""
+        found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        if self.warehouse_url is not None:
+            engine = connect(self.warehouse_url)
+            found |= {kind: forgotten(engine, self.domain.name, kind) for kind in KINDS}
+            engine.dispose()
+        return found
+
+    def _id_columns(self, section: Section) -> dict[str, Kind]:
+        """The columns of a table that hold ids of entities, and of which kind."""
+        source = self.domain.source
+        match section:
+            case "items":
+                return {source.items.id: "item"}
+            case "users":
+                return {source.users.id: "user"}
+            case "interactions":
+                return {source.interactions.user: "user", source.interactions.item: "item"}
+
+    def _is_forgotten(self, name: str, kind: Kind) -> Column:
+        entity = sf.concat(sf.lit(f"{self.domain.name}/{kind}/"), column(name).cast("string"))
+        return sf.coalesce(sf.sha2(entity, 256).isin(self._tombstones[kind]), sf.lit(False))
 
     def known_ids(self, kind: Kind) -> DataFrame:
         """Column ``entity_id`` of the domain's entities that the warehouse has; none without a warehouse."""

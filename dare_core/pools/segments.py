@@ -56,6 +56,9 @@ _HEADER: Final = np.dtype(
 assert _HEADER.itemsize == 64
 
 
+_NONE: Final = np.empty(0, np.uint64)
+
+
 @dataclass(frozen=True)
 class SegmentEntry:
     """A segment as a manifest lists it: its name, and what it holds."""
@@ -165,9 +168,16 @@ class Segment:
             heapq.heappush(orders, (len(merged), k, merged))
         return cls(rows[chosen], with_keys(tokens, orders[0][2]))
 
-    def without(self, entities: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """``[texts]`` bool: which texts are about none of the entities (hashes, see :func:`entity_hash`)."""
-        return ~np.isin(self.rows["entity"], entities)
+    def without(self, entities: NDArray[np.uint64], texts: NDArray[np.uint64] = _NONE) -> NDArray[np.bool_]:
+        """``[texts]`` bool: which texts are about none of the entities, and none of some texts that are about nobody.
+
+        Args:
+            entities: hashes, see :func:`entity_hash`.
+            texts: hashes, see :func:`text_hash`.
+        """
+        unnamed = (self.rows["entity"] == 0) & np.isin(self.rows["text"], texts)
+        kept: NDArray[np.bool_] = ~(np.isin(self.rows["entity"], entities) | unnamed)
+        return kept
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -234,6 +244,11 @@ class Segment:
 def entity_hash(entity_id: str) -> int:
     """What stands for an entity in :data:`TEXT_ROW`."""
     return _hash(entity_id.encode()) or 1
+
+
+def text_hash(token_ids: Sequence[int]) -> int:
+    """What stands for a text's tokens in :data:`TEXT_ROW`."""
+    return _hash(np.asarray(token_ids, np.int32).tobytes())
 
 
 def _hash(data: bytes) -> int:

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from dare_core.errors import SettingError, SourceError
 from dare_core.schemas import PULLED
+from dare_core.traces import tombstone
 from spark_jobs.pull import pull
 
 Pull = Callable[..., tuple[dict[str, int], dict[str, dict[str, Any]]]]
@@ -237,3 +238,15 @@ def test_jdbc_tables_are_sources(pulled: Pull, spark: SparkSession, shop: Any) -
     with pytest.raises(SourceError, match="no JDBC driver for source location; set jdbc_driver_jar") as raised:
         pulled("item")
     assert "hunter2" not in str(raised.value)
+
+
+def test_forgotten_users_and_items_are_left_out_and_counted(pulled: Pull, shop: Any) -> None:
+    for kind, entity_id in (("user", "4"), ("item", "2")):
+        mark = tombstone("shop", kind, entity_id)
+        shop.execute(f"INSERT INTO knowledge.forgotten VALUES ('shop', '{kind}', '{mark}', now())")
+    counts, rows = pulled("item", "user")
+    assert (counts["item_forgotten"], counts["user_forgotten"]) == (1, 1)
+    assert (set(rows["item"]), set(rows["user"])) == ({"1", "3"}, {"1", "2", "3"})
+    assert [entry["title"] for entry in attributes(rows["user"]["1"])["history"]] == [
+        shop.odd_title, "Later", shop.odd_title
+    ]  # fmt: skip
