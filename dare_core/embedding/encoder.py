@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from dare_core.errors import ModelError
 from dare_core.settings import BUNDLED_ENCODER, Settings
@@ -64,36 +63,35 @@ class Encoder:
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> pa.FixedSizeListArray:
         """Embed texts.
 
+        On a CPU one at a time: a product of matrices rounds otherwise with other numbers of rows, and texts of a hundred
+        tokens fill the cores by themselves. So a vector is the same, bit for bit, whatever is embedded beside it.
+
+        Args:
+            texts: what to embed.
+            batch_size: texts at once on an accelerator.
+
         Returns:
-            float32, one vector of length 1 per text, in input order. Texts share a batch only with texts of as many
-            tokens, so that nothing is padded: on a CPU a text's vector is the same, bit for bit, whatever stands
-            beside it.
+            float32, one vector of length 1 per text, in input order; the same whatever the batch, on an accelerator up
+            to rounding.
 
         Raises:
             ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
         """
-        vectors = np.zeros((len(texts), self.width), np.float32)
-        lengths = self._lengths(texts)
-        for length in np.unique(lengths):
-            alike = np.flatnonzero(lengths == length)
-            vectors[alike] = self.model.encode(
-                [texts[i] for i in alike],
-                batch_size=batch_size,
+        vectors = np.zeros((0, self.width), np.float32)
+        if texts:
+            vectors = self.model.encode(
+                list(texts),
+                batch_size=1 if self.model.device.type == "cpu" else batch_size,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,
-            )
+            ).astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if bad.size:
             raise ModelError(
                 f"encoder {self.name!r} made {bad.size} vectors that are not finite, first for text {bad[0]}"
             )
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-
-    def _lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens of each text as the model reads it; all alike where it does not read them in order."""
-        mask = self.model.preprocess(list(texts)).get("attention_mask") if texts else None
-        return np.zeros(len(texts), np.int64) if mask is None else mask.sum(1).numpy()
 
 
 def _locate(encoder: str) -> tuple[str, bool]:
