@@ -31,7 +31,7 @@ from dare_core.warehouse import tables
 #: Columns that tell who did a piece of work and how fast, or where its files lie, and nothing of what it made.
 _PASSING: Final = frozenset(
     {"run_id", "holder", "pool_version", "location", "report", "plan", "measured", "steps", "drafted", "accepted"}
-    | {"relaxed", "seconds", "result", "evaluated_at"}
+    | {"relaxed", "seconds", "result", "evaluated_at", "params"}
 )
 #: Moments that are taken from the source; of all others only whether they are there counts.
 _MOMENTS_OF_SOURCE: Final = frozenset({"data_as_of", "pulled_to"})
@@ -155,7 +155,7 @@ def unfinished(settings: Settings, engine: Engine) -> list[str]:
                 store.check(store.manifest(version), thoroughly=True)
             except PoolError as error:
                 found.append(str(error))
-    return found + _broken_texts(engine)
+    return [*found, *_broken_texts(engine)]
 
 
 def _broken_shards(run_dir: Path) -> Iterator[str]:

@@ -63,8 +63,8 @@ class Encoder:
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> pa.FixedSizeListArray:
         """Embed texts.
 
-        On a CPU one at a time: a product of matrices rounds otherwise with other numbers of rows, and texts of a hundred
-        tokens fill the cores by themselves. So a vector is the same, bit for bit, whatever is embedded beside it.
+        On a CPU one at a time: a product of matrices rounds otherwise with other numbers of rows, and a text of a
+        hundred tokens fills the cores by itself. So a vector is the same, bit for bit, whatever is embedded beside it.
 
         Args:
             texts: what to embed.

@@ -113,9 +113,9 @@ def _segments_by_spark(
     return segments
 
 
-# A version's mark is a file beside it: the time of the newest load that it holds, and how many texts were loaded by then.
-# It is written after the version is in force: without it, or where the number is another by now, everything is read
-# again, and what the pool has already is left out.
+# A version's mark is a file beside it: the time of the newest load that it holds, and how many texts were loaded by
+# then. It is written after the version is in force: without it, or where the number is another by now, everything is
+# read again, and what the pool has already is left out.
 
 
 class _Mark(NamedTuple):

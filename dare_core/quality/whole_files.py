@@ -1,4 +1,4 @@
-"""Where Great Expectations keeps its files: as its own store on a folder, but every file is there whole or not at all."""
+"""Where Great Expectations keeps its files: a folder, as usual, but every file is there whole or not at all."""
 
 from pathlib import Path
 from typing import Any

@@ -34,7 +34,7 @@ from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults import stages
-from tests.faults.stages import DEFECT, DOMAIN, RUN, STAGES, WELL, Installation, perform
+from tests.faults.stages import DEFECT, RUN, STAGES, WELL, Installation, perform
 
 ORDER: Final = list(STAGES)
 END: Final = "end"
@@ -45,9 +45,9 @@ _LONGEST: Final = 180
 #: Parts that two runs of one domain share, whoever of them did what.
 _SHARED: Final = ("warehouse.entity", "warehouse.knowledge", "warehouse.knowledge_embedding", "warehouse.rendering")
 _PRELOADED: Final = [
-    "dare_core.pipeline", "dare_core.promotion", "dare_core.decoding", "dare_core.embedding.encoder", "tests.faults.stages",
-    "transformers", "sentence_transformers", "great_expectations", "pandas", "dare_core.quality.whole_files",
-    "great_expectations.expectations", "sklearn",
+    "dare_core.pipeline", "dare_core.promotion", "dare_core.decoding", "dare_core.embedding.encoder",
+    "tests.faults.stages", "transformers", "sentence_transformers", "great_expectations", "pandas",
+    "dare_core.quality.whole_files", "great_expectations.expectations", "sklearn",
 ]  # fmt: skip
 
 _process = multiprocessing.get_context("forkserver")
@@ -148,7 +148,9 @@ class Matrix:
             RuntimeError: one does not.
         """
         for _ in range(_PATIENCE):
-            process = self.begin([name for name in ORDER[ORDER.index(stage) :] if not self._handed_on(name, run_id)], run_id)
+            process = self.begin(
+                [name for name in ORDER[ORDER.index(stage) :] if not self._handed_on(name, run_id)], run_id
+            )
             process.join(_LONGEST)
             if process.exitcode == WELL:
                 return
@@ -185,7 +187,7 @@ class Matrix:
 
     def attempt(self, fault: "Fault", number: int) -> Try:
         """Put the state back, let the fault happen, go on to the end, and compare."""
-        chance = random.Random(f"{fault.name} {number}")  # noqa: S311  not a secret
+        chance = random.Random(f"{fault.name} {number}")
         started = time.monotonic()
         self.installation.put_back(fault.stage)
         (self.installation.home / "last_error.txt").unlink(missing_ok=True)
@@ -431,12 +433,14 @@ def run(work: Path, times: Mapping[str, int], on_try: Callable[[Try], None]) -> 
 
 
 def table(tries: Sequence[Try]) -> list[tuple[str, int, int, int, int]]:
-    """A row for each fault: its name, and tries in which it happened; of them those with rows lost, doubled, or else."""
+    """By fault: its name; tries in which it happened; and of those, tries with rows lost, doubled, or else."""
     rows = []
     for name in FAULTS:
         mine = [tried for tried in tries if tried.fault == name and tried.disturbed]
         if mine:
-            lost, doubled, half = (sum(bool(getattr(t, what)) for t in mine) for what in ("lost", "doubled", "half_written"))
+            lost, doubled, half = (
+                sum(bool(getattr(t, what)) for t in mine) for what in ("lost", "doubled", "half_written")
+            )
             rows.append((name, len(mine), lost, doubled, half))
     return rows
 
@@ -467,7 +471,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     tries = [tried for tried in read_results(work / "results.jsonl") if tried.fault in given.only]
     rows = table(tries)
     if given.json:
-        print(json.dumps({name: dict(zip(("times", "lost", "doubled", "half_written"), counts, strict=True)) for name, *counts in rows}))
+        print(
+            json.dumps(
+                {
+                    name: dict(zip(("times", "lost", "doubled", "half_written"), counts, strict=True))
+                    for name, *counts in rows
+                }
+            )
+        )
     else:
         print(markdown(tries))
     return int(any(any(counts[1:]) for _, *counts in rows))

@@ -32,17 +32,17 @@ WELL, WORDED, DEFECT = 0, 2, 1
 _CLUSTERS: Final = "[grouping.users.clusters]"
 
 _TABLES: Final = """
-CREATE SCHEMA source;
+CREATE SCHEMA IF NOT EXISTS source;
 CREATE TABLE source.items (item_id int, title text, release_year int, genres text[], updated_at timestamptz);
 CREATE TABLE source.users (user_id int, age int, gender text, occupation text, updated_at timestamptz);
 CREATE TABLE source.ratings (user_id int, item_id int, rating int, rated_at timestamptz);
 INSERT INTO source.items
-    SELECT n, 'Film ' || n, 1990 + n % 2, ARRAY['Drama'], '2024-01-01' FROM generate_series(1, 12) AS n;
+    SELECT n, 'Film ' || n, 1990 + mod(n, 2), ARRAY['Drama'], '2024-01-01' FROM generate_series(1, 12) AS n;
 INSERT INTO source.users
-    SELECT n, 20 + n, 'F', (ARRAY['writer', 'artist'])[1 + n % 2], '2024-01-01' FROM generate_series(1, 6) AS n;
+    SELECT n, 20 + n, 'F', (ARRAY['writer', 'artist'])[1 + mod(n, 2)], '2024-01-01' FROM generate_series(1, 6) AS n;
 INSERT INTO source.ratings
-    SELECT u, i, 1 + (u + i) % 5, '2024-01-02'::timestamptz + i * interval '1 minute'
-    FROM generate_series(1, 6) AS u, generate_series(1, 12) AS i WHERE (u + i) % 3 = 0;
+    SELECT u, i, 1 + mod(u + i, 5), '2024-01-02'::timestamptz + i * interval '1 minute'
+    FROM generate_series(1, 6) AS u, generate_series(1, 12) AS i WHERE mod(u + i, 3) = 0;
 """
 #: What happens between the first run and the one that is disturbed: things change, come and go.
 _CHANGES: Final = """
@@ -136,9 +136,7 @@ class Installation:
         """Data folder and database as they were when ``state`` was kept."""
         shutil.rmtree(self.data_dir, ignore_errors=True)
         shutil.copytree(self.home / "states" / state, self.data_dir)
-        self._administer(
-            "DROP DATABASE IF EXISTS tried WITH (FORCE)", f"CREATE DATABASE tried TEMPLATE state_{state}"
-        )
+        self._administer("DROP DATABASE IF EXISTS tried WITH (FORCE)", f"CREATE DATABASE tried TEMPLATE state_{state}")
 
     def _administer(self, *statements: str) -> None:
         engine: Engine = connect(self.server_url)

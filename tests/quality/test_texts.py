@@ -297,5 +297,5 @@ def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, m
         check(staged(GOOD), tmp_path / "docs", "next")
     monkeypatch.undo()
     assert [path.read_bytes() for path in results] == before
-    assert not [path for path in (tmp_path / "docs").rglob(".writing-*")]
+    assert not list((tmp_path / "docs").rglob(".writing-*"))
     assert len(check(staged(GOOD), tmp_path / "docs", "next").passed) == len(staged(GOOD))
