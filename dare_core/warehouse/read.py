@@ -97,6 +97,13 @@ def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
         return connection.execute(query).scalar_one_or_none()
 
 
+def clock(engine: Engine) -> datetime:
+    """The database's time."""
+    with engine.connect() as connection:
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return now
+
+
 def differing(engine: Engine, pulled: pa.Table) -> int:
     """How many entities of schema PULLED are not in the warehouse as they are."""
     with transaction(engine) as cursor, staged(cursor, "pulled", pulled, schemas.PULLED) as rows:

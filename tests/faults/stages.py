@@ -97,6 +97,7 @@ class Installation:
             max_failing_share=1,
             draft_budget="fixed",
             probe_share=0,
+            spark_master="local[1]",
         )
 
     def create(self) -> None:
