@@ -1,6 +1,6 @@
 """Break every stage on purpose, run it again, and compare what there is with what an undisturbed run leaves.
 
-    python -m tests.faults.crash_matrix --work DIR --times 20 [--only kill:load …] [--json] [--markdown]
+    python -m tests.faults.crash_matrix --work DIR --times 20 [--only kill:load …] [--json] [--anew]
 
 One JSON line per try is appended to ``DIR/results.jsonl``; started again, it does the tries that are missing. What is
 random in a try follows from the fault and the try's number alone.
@@ -435,22 +435,12 @@ def run(work: Path, times: Mapping[str, int], on_try: Callable[[Try], None]) -> 
 def table(tries: Sequence[Try]) -> list[tuple[str, int, int, int, int]]:
     """By fault: its name; tries in which it happened; and of those, tries with rows lost, doubled, or else."""
     rows = []
-    for name in FAULTS:
+    for name in dict.fromkeys([*FAULTS, *(tried.fault for tried in tries)]):
         mine = [tried for tried in tries if tried.fault == name and tried.disturbed]
         if mine:
-            lost, doubled, half = (
-                sum(bool(getattr(t, what)) for t in mine) for what in ("lost", "doubled", "half_written")
-            )
-            rows.append((name, len(mine), lost, doubled, half))
+            lost, doubled = sum(bool(tried.lost) for tried in mine), sum(bool(tried.doubled) for tried in mine)
+            rows.append((name, len(mine), lost, doubled, sum(bool(tried.half_written) for tried in mine)))
     return rows
-
-
-def markdown(tries: Sequence[Try]) -> str:
-    """The table of ``docs/reliability.md``."""
-    lines = ["| fault | times | lost | doubled | half-written | again |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, *counts in table(tries):
-        lines.append(f"| {FAULTS[name].words} | {' | '.join(map(str, counts))} | `--only {name}` |")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -460,27 +450,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=20, help="of every fault")
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
     parser.add_argument("--json", action="store_true", help="print the table as one JSON line")
-    parser.add_argument("--markdown", action="store_true", help="print the table of results so far; try nothing")
     parser.add_argument("--anew", action="store_true", help="forget what is in the folder")
     given = parser.parse_args(argv)
     work: Path = given.work.resolve()
     if given.anew:
         shutil.rmtree(work, ignore_errors=True)
-    if not given.markdown:
-        run(work, dict.fromkeys(given.only, given.times), lambda tried: print(json.dumps(asdict(tried)), flush=True))
+    run(work, dict.fromkeys(given.only, given.times), lambda tried: print(json.dumps(asdict(tried)), flush=True))
     tries = [tried for tried in read_results(work / "results.jsonl") if tried.fault in given.only]
     rows = table(tries)
+    columns = ("times", "lost", "doubled", "half_written")
     if given.json:
-        print(
-            json.dumps(
-                {
-                    name: dict(zip(("times", "lost", "doubled", "half_written"), counts, strict=True))
-                    for name, *counts in rows
-                }
-            )
-        )
+        print(json.dumps({name: dict(zip(columns, counts, strict=True)) for name, *counts in rows}))
     else:
-        print(markdown(tries))
+        for row in (("fault", *columns), *rows):
+            print("{:20}{:>8}{:>8}{:>9}{:>14}".format(*row))
     return int(any(any(counts[1:]) for _, *counts in rows))
 
 
