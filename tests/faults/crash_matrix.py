@@ -316,7 +316,12 @@ def _migration(matrix: Matrix, stage: str, chance: random.Random) -> tuple[bool,
         connection.exec_driver_sql("ALTER TABLE knowledge.knowledge ADD COLUMN migrated int")
         time.sleep(chance.uniform(0, 1))
         connection.exec_driver_sql("ALTER TABLE knowledge.knowledge DROP COLUMN migrated")
-    upgrade(engine)
+    for _ in range(_PATIENCE):
+        try:
+            upgrade(engine)
+            break
+        except DareError:  # the two waited for each other, and the database chose this one to be done again
+            continue
     engine.dispose()
     process.join(_LONGEST)
     return disturbed, process.exitcode

@@ -5,7 +5,9 @@ Every try works in the same data folder and in a database of the same name, so t
 
 import json
 import os
+import resource
 import shutil
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -177,6 +179,10 @@ STAGES: Final[dict[str, Stage]] = {
 }
 
 
+#: What a run does before it knows whether there is anything to write.
+_BEFORE_TEXTS: Final = ("pull", "group", "plan")
+
+
 def handed_on(settings: Settings, request: RunRequest, stage: str) -> Path:
     """What a stage returned."""
     return settings.data_dir / "handed_on" / request.run_id / f"{stage}.json"
@@ -206,20 +212,29 @@ def perform(
         before()
     try:
         for stage in stages:
+            if stage not in _BEFORE_TEXTS and _nothing_to_write(settings, request):
+                break
             done = STAGES[stage](settings, request)
             write_json(handed_on(settings, request, stage), json.dumps(done, default=str))
     except DareError as error:
+        _lift_limits()
         print(f"{type(error).__name__}: {error}", file=log, flush=True)
         os._exit(WORDED)
     except BaseException:  # noqa: BLE001  it is reported by the exit status
-        import traceback
-
+        _lift_limits()
         traceback.print_exc(file=log)
         log.flush()
         os._exit(DEFECT)
     os._exit(WELL)
 
 
-def first_run(home: str, server_url: str) -> None:
-    """The whole run that comes before the disturbed one."""
-    perform(home, server_url, list(STAGES), _FIRST.run_id)
+def _nothing_to_write(settings: Settings, request: RunRequest) -> bool:
+    """Whether the plan found nothing to do, which ends a run."""
+    planned = handed_on(settings, request, "plan")
+    return planned.exists() and not json.loads(planned.read_text("utf-8"))["requests"]
+
+
+def _lift_limits() -> None:
+    """What is said of an error may be written."""
+    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
+        resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
