@@ -31,7 +31,7 @@ ui: $(STAMP)
 # By two workers, whose waiting threads leave the cores to each other.
 test: $(STAMP)
 	@sh scripts/install_chromium.sh
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15
 
 # Every service of several machines as processes on this one, and a worker that is killed: minutes, so not part of test.
 cluster-test: $(STAMP)

@@ -3,12 +3,14 @@
 Usage: python scripts/report_screenshots.py   (about 5 minutes on two cores; needs a Chromium)
 """
 
+import base64
 import shutil
+import struct
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from dare_core import models, pipeline
 from dare_core.local_airflow import USER, LocalAirflow
@@ -42,9 +44,9 @@ def main() -> None:
                     page = browser.new_page(viewport={"width": 1180, "height": 800}, color_scheme=scheme)
                     page.goto(f"file://{settings.run_dir(RUNS[-1]) / 'report.html'}")
                     if scheme == "dark":
-                        page.screenshot(path=SHOTS / "report-dark.png")
+                        save(page, "report-dark.svg")
                     else:
-                        page.screenshot(path=SHOTS / "report.png", full_page=True)
+                        save(page, "report.svg", full_page=True)
                 page = browser.new_page(viewport={"width": 1180, "height": 620})
                 page.goto(airflow.url)
                 page.get_by_label("Username").fill(USER)
@@ -53,8 +55,17 @@ def main() -> None:
                 page.get_by_role("link", name="Dags", exact=True).wait_for()
                 page.goto(f"{airflow.url}/plugin/run-reports")
                 page.frame_locator("iframe").get_by_role("link", name=RUNS[-1]).wait_for()
-                page.screenshot(path=SHOTS / "airflow.png")
+                save(page, "airflow.svg")
                 browser.close()
+
+
+def save(page: Page, name: str, full_page: bool = False) -> None:
+    """Keep what a page shows, as an image inside an SVG: the repository holds text alone."""
+    png = page.screenshot(full_page=full_page)
+    width, height = struct.unpack(">II", png[16:24])
+    image = f'<image width="{width}" height="{height}" href="data:image/png;base64,{base64.b64encode(png).decode()}"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{image}</svg>\n'
+    (SHOTS / name).write_text(svg, "utf-8")
 
 
 if __name__ == "__main__":
