@@ -8,7 +8,7 @@ from great_expectations.data_context.store.tuple_store_backend import TupleFiles
 from dare_core.files import storing, write_atomically
 
 
-class WholeFiles(TupleFilesystemStoreBackend):
+class WholeFiles(TupleFilesystemStoreBackend):  # type: ignore[misc]  # the package has no types
     """A folder of files. One that a killed process had half written would keep every later page from being made."""
 
     def _set(self, key: Any, value: str | bytes, **_: Any) -> str:
