@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dare_core.decoding import Engine, Request, Result
 
-#: What torch says when memory is full, on an accelerator and on a CPU.
-_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator")
+#: What torch says when memory is full, on an accelerator and on a CPU; and Python, of a thread that finds none.
+_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator", "can't start new thread")
 
 
 @dataclass

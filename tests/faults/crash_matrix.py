@@ -241,10 +241,9 @@ class Fault:
 def _kill(matrix: Matrix, stage: str, chance: random.Random) -> tuple[bool, int | None]:
     process = matrix.begin([stage])
     process.join(chance.uniform(0, matrix.durations[stage]))
-    disturbed = process.exitcode is None
-    if disturbed:
+    if process.exitcode is None:
         _end(process)
-    return disturbed, process.exitcode
+    return process.exitcode == -signal.SIGKILL, process.exitcode
 
 
 def _end(process: BaseProcess) -> None:
@@ -260,12 +259,11 @@ def _end(process: BaseProcess) -> None:
 def _database_stops(matrix: Matrix, stage: str, chance: random.Random) -> tuple[bool, int | None]:
     process = matrix.begin([stage])
     process.join(chance.uniform(0, matrix.durations[stage]))
-    disturbed = process.exitcode is None
     stop(matrix.server)
     time.sleep(chance.uniform(0, 1))
     start(matrix.server)
     process.join(_LONGEST)
-    return disturbed, process.exitcode
+    return process.exitcode != WELL, process.exitcode
 
 
 def _limit(kind: int, value: int) -> None:
