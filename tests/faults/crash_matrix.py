@@ -3,7 +3,7 @@
     python -m tests.faults.crash_matrix --work DIR --times 20 [--only kill:load …] [--json] [--anew]
 
 One JSON line per try is appended to ``DIR/results.jsonl``; started again, it does the tries that are missing. What is
-random in a try follows from the fault and the try's number alone.
+random in a try, instants as shares of a stage's time, follows from the fault and the try's number alone.
 """
 
 import argparse
@@ -239,10 +239,13 @@ class Fault:
 
 
 def _kill(matrix: Matrix, stage: str, chance: random.Random) -> tuple[bool, int | None]:
+    began = time.monotonic()
     process = matrix.begin([stage])
     process.join(chance.uniform(0, matrix.durations[stage]))
     if process.exitcode is None:
         _end(process)
+    else:  # it is quicker than it was when it was timed
+        matrix.durations[stage] = min(matrix.durations[stage], time.monotonic() - began)
     return process.exitcode == -signal.SIGKILL, process.exitcode
 
 
