@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +31,7 @@ from sqlalchemy.exc import DBAPIError
 from dare_core.digest import Row, compare, inventory, unfinished
 from dare_core.errors import DareError
 from dare_core.settings import Settings
+from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving, start, stop
@@ -336,6 +338,9 @@ def _clock(days: float) -> Happening:
             for statement in _MOVED_CLOCK:
                 connection.exec_driver_sql(statement.format(days=offset))
         engine.dispose()
+        engine = connect(matrix.installation.database)  # sessions from now on see it
+        seen = warehouse_read.clock(engine) - datetime.now(UTC)
+        engine.dispose()
         process = matrix.begin(ORDER[ORDER.index(stage) :], before=partial(_move_clock, offset))
         process.join(2 * _LONGEST)
         engine = connect(matrix.installation.database)
@@ -343,7 +348,7 @@ def _clock(days: float) -> Happening:
             connection.exec_driver_sql("ALTER DATABASE tried RESET search_path")
             connection.exec_driver_sql("DROP SCHEMA moved CASCADE")
         engine.dispose()
-        return True, process.exitcode
+        return abs(seen - timedelta(days=offset)) < timedelta(minutes=1), process.exitcode
 
     return happen
 
