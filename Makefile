@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test cluster-test lint audit bench bench-vllm bench-arctic lock clean
+.PHONY: setup demo ui test faults faults-full cluster-test lint audit bench bench-vllm bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,15 @@ cluster-test: $(STAMP)
 	@sh scripts/install_redis.sh
 	@$(BIN)/python -m pytest -m cluster tests/cluster
 
+# Every stage is broken once and run again; what is left must equal an undisturbed run.
+faults: $(STAMP)
+	@$(BIN)/python -m pytest -m faults tests/faults
+
+# The same twenty times each, on with what the folder has of an earlier call; then kills through Airflow.
+faults-full: $(STAMP)
+	@$(BIN)/python -m tests.faults.crash_matrix --work .faults/matrix --times 20
+	@$(BIN)/python -m tests.faults.airflow_kills --work .faults/airflow --times 5
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -64,4 +73,4 @@ lock:
 	@$(PYTHON) scripts/lock.py
 
 clean:
-	rm -rf $(VENV) .venv-audit .venv-vllm .venv-arctic
+	rm -rf $(VENV) .faults .venv-audit .venv-vllm .venv-arctic

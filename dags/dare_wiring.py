@@ -21,7 +21,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInv
 from pydantic import ValidationError
 
 from dare_core.domains import Domain, domain_names, load_domain
-from dare_core.errors import DareError, OutOfMemoryError, SettingError, SourceError, WarehouseError
+from dare_core.errors import DareError, OutOfMemoryError, SettingError, SourceError, StorageError, WarehouseError
 from dare_core.kinds import KINDS
 from dare_core.settings import WAREHOUSE_CONNECTION, Settings, load_settings
 
@@ -132,11 +132,11 @@ def run_request(domain: str, **asked: Any) -> "RunRequest":
     return RunRequest(run_id=run_id, domain=domain, **fields | asked)
 
 
-#: Full memory and what another server may mend are worth another try, and so is a killed worker, of which no policy is
-#: asked. Any other error in the user's words fails at once.
+#: Full memory, a full disk and what another server may mend are worth another try, and so is a killed worker, of which
+#: no policy is asked. Any other error in the user's words fails at once.
 RETRY_POLICY = ExceptionRetryPolicy(
     [
-        RetryRule([WarehouseError, SourceError, OutOfMemoryError, MemoryError], RetryAction.RETRY),
+        RetryRule([WarehouseError, SourceError, StorageError, OutOfMemoryError, MemoryError], RetryAction.RETRY),
         RetryRule([DareError, ValidationError], RetryAction.FAIL, reason="Trying again would not help"),
     ]
 )

@@ -405,6 +405,30 @@ def report(
 
 
 @app.command()
+def digest(json_line: Json = False) -> None:
+    """Hash what the warehouse, the pools and the staged files hold; equal work has equal hashes.
+
+    Ends with status 1 where something is neither done nor undone.
+    """
+    from dare_core import digest as content
+    from dare_core.stores import open_warehouse
+
+    settings = _settings()
+    with open_warehouse(settings) as (_, engine):
+        problems = content.unfinished(settings, engine)
+        digests = content.digest(settings, engine)
+    if json_line:
+        print(json.dumps({"parts": {name: vars(part) for name, part in digests.items()}, "unfinished": problems}))
+    else:
+        rows = [(name, part.rows, part.hash) for name, part in digests.items()]
+        console.print(result_table("digest", ("part", "rows", "hash"), rows))
+        for problem in problems:
+            print(f"unfinished: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def generate(
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "group", "prompt"} or "prompt_token_ids"')],
     out: Annotated[Path, typer.Option(help="Parquet file to write")],

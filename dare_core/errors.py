@@ -42,5 +42,9 @@ class QualityError(DareError):
     """Source tables, texts or features are not what they must be, or too many texts failed validation."""
 
 
+class StorageError(DareError):
+    """A file cannot be written: the disk is full, a limit is reached, or the folder may not be written to."""
+
+
 class OutOfMemoryError(DareError):
     """Model and texts did not fit into memory. Another try may find more of it free."""

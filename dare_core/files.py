@@ -5,13 +5,14 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dare_core.errors import PoolError
+from dare_core.errors import PoolError, StorageError
 
 #: Where a host keeps what belongs to a root on object storage, when nobody says where.
 DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
@@ -89,6 +90,22 @@ class Files:
         """Remove a file; that it is gone already is fine."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Word what goes wrong while a file of a run is written.
+
+    Raises:
+        StorageError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}; nothing is left of it. "
+            f"Make room there and run the same again: it goes on where it was"
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:

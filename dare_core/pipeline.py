@@ -159,11 +159,16 @@ def _weigh(settings: Settings, request: RunRequest, suite: str, found: Sequence[
 
 
 def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWindow:
-    """From before the watermark, for what came late, up to ``as_of``."""
-    until = request.as_of or datetime.now(UTC)
+    """From before the watermark, for what came late, up to ``as_of``.
+
+    The end is never later than now, by the clock of this machine and by that of the database: a watermark in the future
+    would leave out all that changes until then. Where there is one, since a clock was set back, all is read again.
+    """
+    now = min(datetime.now(UTC), warehouse_read.clock(engine))
+    until = min(request.as_of or now, now)
     overlap = timedelta(minutes=domain.source.overlap_minutes)
     marks = {kind: warehouse_read.watermark(engine, domain.name, kind) for kind in request.kinds}
-    since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None}
+    since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None and mark <= now}
     kinds = tuple(kind for kind in request.kinds if kind not in since or since[kind] <= until)
     return PullWindow(until=until, since={kind: since[kind] for kind in kinds if kind in since}, kinds=kinds)
 

@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     learned_tokens: int = Field(65_536, ge=0, description="tokens of a task's own texts to draft from; 0: none")
     cache_gib: float | None = Field(None, gt=0, description="memory for keys and values; unset: as batch_size needs")
 
+    deterministic: bool = Field(
+        False, description="relaxed texts depend on nothing but request and pool: draft_budget fixed, learned_tokens 0"
+    )
+
     shard_minutes: float = Field(7, gt=0, description="how long a shard keeps an engine busy, by measured tokens/s")
     shard_size: int = Field(64, ge=1, description="requests per shard while no run of the model was measured")
     max_generation_tasks: int = Field(

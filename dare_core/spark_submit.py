@@ -28,6 +28,17 @@ _JAVA_MODULE: Final = "jdk.incubator.vector"
 #: Seconds that Spark gets to end by itself before it is killed.
 _GRACE: Final = 5.0
 
+#: Run before the command: the kernel kills it when its starter is gone, however that ended. A starter that was gone
+#: before is noticed by the parent's id. What Python ignores, the command must not.
+_BOUND: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 #: Lines of Spark's log that a failure shows.
 _TAIL: Final = 30
 
@@ -36,7 +47,8 @@ def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse
     """Run ``spark_jobs/<program>.py`` to its end and return the JSON object that it prints last.
 
     The warehouse's URL goes through the environment, since other users can read command lines. Whatever ends this call,
-    an interrupt or SIGTERM included, ends Spark too. ``settings.spark_master`` is any master that runs the driver here.
+    an interrupt, SIGTERM and on Linux SIGKILL included, ends Spark too: left alone, it would go on to write where the
+    next try writes. ``settings.spark_master`` is any master that runs the driver here.
 
     Raises:
         ProgramMissingError: there is no Java that Spark runs on.
@@ -140,7 +152,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: int) -> in
     with (
         _sigterm_raises(),
         subprocess.Popen(
-            command,
+            [*_bound_to_this_process(), *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -153,6 +165,12 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: int) -> in
         except BaseException:
             _end_group(process)
             raise
+
+
+def _bound_to_this_process() -> list[str]:
+    if sys.platform != "linux":
+        return []
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid())]
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

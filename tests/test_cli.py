@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import Engine
 
 from dare_core.cli import main
 from dare_core.schemas import GENERATED
@@ -299,3 +300,25 @@ def test_a_folder_without_a_release_is_one_line(dare: Dare, tmp_path: Path) -> N
     code, printed, error = dare("source", "import", "--from", tmp_path)
     assert (code, printed) == (2, "")
     assert f"dare: {tmp_path} holds no release that is known" in error
+
+
+def test_a_digest_names_parts_and_ends_with_status_1_where_something_is_unfinished(
+    dare: Dare, warehouse_url: str, monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+    upsert = "INSERT INTO knowledge.watermark VALUES ('movies', 'item', '2024-01-01')"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(upsert)
+    code, printed, _ = dare("digest", "--json")
+    found = json.loads(printed)
+    assert (code, found["unfinished"]) == (0, [])
+    assert found["parts"]["warehouse.watermark"]["rows"] == 1
+    assert dare("digest", "--json")[1] == printed
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO knowledge.pool_version VALUES "
+            "('movies', 'item', '0123456789abcdef', '', 'm', 't', 1, 1, 1, false, now())"
+        )
+    code, printed, _ = dare("digest", "--json")
+    assert code == 1
+    assert "has no version '0123456789abcdef'" in json.loads(printed)["unfinished"][0]

@@ -267,6 +267,21 @@ def test_a_pull_reads_from_before_the_watermark_and_keeps_its_window(
     assert len(asked) == 2
 
 
+def test_a_clock_that_runs_ahead_moves_no_watermark_into_the_future(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(pipeline, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
+    late = datetime.now(UTC) + timedelta(days=3)
+    pipeline.pull(settings, RunRequest(run_id="ahead", as_of=late))
+    until = datetime.fromisoformat(asked[0][asked[0].index("--as-of") + 1])
+    assert until < late - timedelta(days=2)
+    put(engine, kind="user", to=late)  # it was moved there all the same
+    put(engine, kind="item", to=NOW)
+    pipeline.pull(settings, RunRequest(run_id="next"))
+    assert [part for part in asked[1] if part.startswith(("user=", "item="))] == ["item=1998-04-30T23:00:00+00:00"]
+
+
 def test_spark_groups_only_where_the_warehouse_lacks_something(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

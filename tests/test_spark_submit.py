@@ -81,7 +81,10 @@ def spark_processes(parent: int) -> list[psutil.Process]:
         return []
 
 
-def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.skipif("sys.platform != 'linux'"))]
+)
+def test_neither_an_interrupt_nor_a_kill_leaves_anything_running(tmp_path: Path, number: signal.Signals) -> None:
     program = (
         "from dare_core.settings import load_settings; from dare_core.spark_submit import submit;"
         f"submit(load_settings(data_dir={str(tmp_path)!r}), 'group', ['--help'], 'postgresql://nowhere')"
@@ -92,8 +95,8 @@ def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
         while not (spark := spark_processes(parent.pid)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        parent.send_signal(signal.SIGTERM)
-        assert parent.wait(20) == 128 + signal.SIGTERM
+        parent.send_signal(number)
+        assert parent.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
         _, alive = psutil.wait_procs(spark, timeout=10)
         assert alive == []
     finally:

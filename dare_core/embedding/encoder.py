@@ -67,8 +67,16 @@ class Encoder:
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> pa.FixedSizeListArray:
         """Embed texts.
 
+        On a CPU one at a time: a product of matrices rounds otherwise with other numbers of rows, and a text of a
+        hundred tokens fills the cores by itself. So a vector is the same, bit for bit, whatever is embedded beside it.
+
+        Args:
+            texts: what to embed.
+            batch_size: texts at once on an accelerator.
+
         Returns:
-            float32, one vector of length 1 per text, in input order; the same whatever the batch, up to rounding.
+            float32, one vector of length 1 per text, in input order; the same whatever the batch, on an accelerator up
+            to rounding.
 
         Raises:
             ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
@@ -77,7 +85,7 @@ class Encoder:
         if texts:
             vectors = self.model.encode(
                 list(texts),
-                batch_size=batch_size,
+                batch_size=1 if self.model.device.type == "cpu" else batch_size,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,

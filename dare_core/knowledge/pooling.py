@@ -59,8 +59,12 @@ def refresh_pool(
     before = store.manifest(versions[0]) if versions else None
     # Texts of another tokenizer are of no more use.
     base = before if before and before.tokenizer_hash == build.tokenizer_hash else None
-    since = _read_mark(store, base.version) if base else None
+    mark = _read_mark(store, base.version) if base else None
+    since = mark.newest if mark else None
     loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
+    if mark and loads.earlier != mark.texts:  # the clock was set back, or texts were removed
+        since = None
+        loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash)
     if loads.newest is None:
         return base
     scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
@@ -76,7 +80,7 @@ def refresh_pool(
             onto=base.version if base else None,
             replacing=before.version if before else None,
         )
-    _write_mark(store, manifest.version, loads.newest)
+    _write_mark(store, manifest.version, _Mark(loads.newest, loads.earlier + loads.texts))
     return manifest
 
 
@@ -109,20 +113,27 @@ def _segments_by_spark(
     return segments
 
 
-# A version's mark is the time of the newest load that it holds, a file beside the version. It is written after the
-# version is in force: without it everything is read again, and what the pool has already is left out.
+# A version's mark is a file beside it: the time of the newest load that it holds, and how many texts were loaded by
+# then. It is written after the version is in force: without it, or where the number is another by now, everything is
+# read again, and what the pool has already is left out.
+
+
+class _Mark(NamedTuple):
+    newest: datetime
+    texts: int
 
 
 def _mark(version: str) -> str:
     return f"loaded/{version}"
 
 
-def _read_mark(store: PoolStore, version: str) -> datetime | None:
+def _read_mark(store: PoolStore, version: str) -> _Mark | None:
     try:
-        return datetime.fromisoformat(store.files.read(_mark(version)).decode())
+        newest, texts = store.files.read(_mark(version)).decode().split()
+        return _Mark(datetime.fromisoformat(newest), int(texts))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _write_mark(store: PoolStore, version: str, newest: datetime) -> None:
-    store.files.write(_mark(version), newest.isoformat().encode())
+def _write_mark(store: PoolStore, version: str, mark: _Mark) -> None:
+    store.files.write(_mark(version), f"{mark.newest.isoformat()} {mark.texts}".encode())

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dare_core.domains import Framework
 from dare_core.errors import InputError
-from dare_core.files import write_atomically
+from dare_core.files import storing, write_atomically
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
@@ -72,16 +72,30 @@ class Plan(BaseModel):
 
 
 def write_json(path: Path, content: str) -> None:
-    """Write a file that is either whole or not there."""
-    write_atomically(path, content.encode(), durable=False)
+    """Write a file that is either whole or not there.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
+    with storing(path):
+        write_atomically(path, content.encode(), durable=False)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a Parquet file that is either whole or not there.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
     scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
-    scratch.replace(path)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

@@ -110,7 +110,8 @@ class PlannedWriter:
             PoolError: the pinned pool version cannot be opened.
         """
         root = self._settings.pool_dir(self._plan.domain, kind)
-        pool = open_pool(root, self._tokenizer, pool_version) if pool_version else None
+        exactly = self._settings.deterministic
+        pool = open_pool(root, self._tokenizer, pool_version, no_other=exactly) if pool_version else None
         new = self._plan.decoding.max_new_tokens
         form = answer_form(self._plan.framework, kind)
         structural = structural_token_ids(self._tokenizer, form) if form else frozenset[int]()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dare_core.decoding import Engine, Request, Result
 
-#: What torch says when memory is full, on an accelerator and on a CPU.
-_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator")
+#: What torch says when memory is full, on an accelerator and on a CPU; and Python, of a thread that finds none.
+_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator", "can't start new thread")
 
 
 @dataclass
@@ -137,13 +137,14 @@ class Writer:
             eos_token_ids=language_model.eos_token_ids,
             structural_token_ids=structural,
             draft_nodes=settings.draft_nodes,
-            budget=settings.draft_budget,
+            budget="fixed" if settings.deterministic else settings.draft_budget,
             weights=settings.weights,
             compile=settings.compile_layers,
             cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
         )
         self._engine = None  # its cache goes before another is allocated
-        self._engine = Engine(language_model.model, PoolDrafter(pool, settings.learned_tokens), config)
+        learned_tokens = 0 if settings.deterministic else settings.learned_tokens
+        self._engine = Engine(language_model.model, PoolDrafter(pool, learned_tokens), config)
         self.load_seconds += time.perf_counter() - started
         return self._engine
 
@@ -154,9 +155,11 @@ class Writer:
             return probe(self._settings, self._language_model, requests, tokens, seconds)
 
 
-def open_pool(root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | None = None) -> Pool:
+def open_pool(
+    root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | None = None, no_other: bool = False
+) -> Pool:
     """The pool under ``root``, checked against the tokenizer; see :meth:`PoolStore.open`."""
-    return PoolStore(root).open(models.tokenizer_hash(tokenizer), version)
+    return PoolStore(root).open(models.tokenizer_hash(tokenizer), version, no_other)
 
 
 @contextmanager

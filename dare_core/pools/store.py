@@ -223,7 +223,7 @@ class PoolStore:
         everything = groups.pop(GLOBAL_GROUP, [])
         new: list[Segment] = []
         for group, entries in sorted(segments.items()):
-            known = [self._segment(entry) for entry in groups.get(group, [])]
+            known = [self.segment(entry) for entry in groups.get(group, [])]
             for entry in entries:
                 segment, settled = self._only_new(entry, known, forgotten)
                 if segment.texts:
@@ -265,7 +265,7 @@ class PoolStore:
         for name, part in base.groups.items():
             entries = []
             for entry in part.segments:
-                segment = self._segment(entry)
+                segment = self.segment(entry)
                 kept = segment.without(hashes, unnamed)
                 if kept.all():
                     entries.append(entry)
@@ -360,11 +360,11 @@ class PoolStore:
         except FileNotFoundError:
             raise PoolError(f"pool {self.location} has no version {version!r}") from None
 
-    def open(self, tokenizer_hash: str, version: str | None = None) -> Pool:
+    def open(self, tokenizer_hash: str, version: str | None = None, no_other: bool = False) -> Pool:
         """A version (default: the one in force) to draft from.
 
         Headers and, the first time on this host, all bytes are checked. Where a version is damaged the one before it is
-        opened instead, with a warning: texts come out the same, only slower.
+        opened instead, with a warning, unless ``no_other`` may be: strict texts come out the same, only slower.
 
         Raises:
             PoolError: see :meth:`manifest`; or the pool was built with another tokenizer; or no version is whole.
@@ -372,7 +372,7 @@ class PoolStore:
         wanted = self.manifest(version)
         self._check_tokenizer(wanted, tokenizer_hash)
         damage: PoolError | None = None
-        for candidate in self._from(wanted.version):
+        for candidate in [wanted.version] if no_other else self._from(wanted.version):
             try:
                 manifest = self.manifest(candidate)
                 self._check_tokenizer(manifest, tokenizer_hash)
@@ -386,6 +386,14 @@ class PoolStore:
             return Pool(self.files, manifest)
         assert damage is not None
         raise damage
+
+    def segment(self, entry: SegmentEntry) -> Segment:
+        """A segment that a manifest names, mapped into memory.
+
+        Raises:
+            PoolError: its file is missing or damaged.
+        """
+        return Segment.map(self.files.segment(entry))
 
     def check(self, manifest: PoolManifest, thoroughly: bool = False) -> None:
         """Check that a version's files are there and whole.
@@ -419,7 +427,7 @@ class PoolStore:
         """The texts of a version's groups: ``group``, ``token_ids`` and ``day`` (null where unknown)."""
         parts = [pa.table({name: pa.array([], kind) for name, kind in _EXPORTED.items()})]
         for group, part in manifest.groups.items():
-            for segment in map(self._segment, part.segments if group != GLOBAL_GROUP else ()):
+            for segment in map(self.segment, part.segments if group != GLOBAL_GROUP else ()):
                 rows = segment.rows
                 ids = segment.index.tokens[segment.index.tokens != START]
                 ends = np.concatenate([[0], np.cumsum(rows["length"])]).astype(np.int32)
@@ -559,14 +567,11 @@ class PoolStore:
                 f"(model {manifest.model}), but the model in use has tokenizer {tokenizer_hash}; build the pool again"
             )
 
-    def _segment(self, entry: SegmentEntry) -> Segment:
-        return Segment.map(self.files.segment(entry))
-
     def _only_new(
         self, entry: SegmentEntry, known: Sequence[Segment], forgotten: Sequence[int]
     ) -> tuple[Segment, SegmentEntry]:
         """A segment without the texts that the group has, and without those of forgotten entities."""
-        segment = self._segment(entry)
+        segment = self.segment(entry)
         keep = segment.without(np.array(forgotten, np.uint64))
         mine = segment.rows[["text", "entity"]]
         for other in known:
@@ -582,7 +587,7 @@ class PoolStore:
         entries = self._merge_from(entries, tier([entry.tokens for entry in entries], MOST_SEGMENTS))
         if limits == Limits():
             return entries
-        segments = [self._segment(entry) for entry in entries]
+        segments = [self.segment(entry) for entry in entries]
         kept = []
         for entry, segment, keep in zip(entries, segments, choose(segments, limits, today), strict=True):
             if keep.all():
@@ -594,7 +599,7 @@ class PoolStore:
     def _merge_from(self, entries: list[SegmentEntry], begin: int) -> list[SegmentEntry]:
         if begin == len(entries) - 1:
             return entries
-        merged = Segment.merge([self._segment(entry) for entry in entries[begin:]])
+        merged = Segment.merge([self.segment(entry) for entry in entries[begin:]])
         return [*entries[:begin], self._put(merged)]
 
     def _sample(
@@ -608,7 +613,7 @@ class PoolStore:
     ) -> list[SegmentEntry]:
         """The global pool's segments, with its sample of the new ones."""
         if base is not None and halvings > base.halvings:
-            thinned = [self._segment(entry) for entry in entries]
+            thinned = [self.segment(entry) for entry in entries]
             thinned = [Segment.merge([segment], [_sampled(segment, halvings)]) for segment in thinned]
             entries = [self._put(segment) for segment in thinned if segment.texts]
         if new:
@@ -628,7 +633,7 @@ class PoolStore:
         return manifest
 
     def _texts_of(self, entries: Sequence[SegmentEntry]) -> NDArray[np.void]:
-        rows = [self._segment(entry).rows[["text", "entity"]] for entry in entries]
+        rows = [self.segment(entry).rows[["text", "entity"]] for entry in entries]
         return np.concatenate(rows) if rows else np.empty(0, [("text", "<u8"), ("entity", "<u8")])
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Runs that the index lists, newest first; it is rebuilt with every run and reads each listed run's result.
 _LISTED_RUNS: Final = 200
+_WHOLE_FILES: Final = {"class_name": "WholeFiles", "module_name": "dare_core.quality.whole_files"}
 #: Great Expectations keeps one current project per process.
 _one_project = threading.Lock()
 
@@ -110,7 +111,7 @@ def _context(docs_dir: Path) -> "AbstractDataContext":
     site = {
         "class_name": "SiteBuilder",
         "show_how_to_buttons": False,
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir)},
+        "store_backend": {**_WHOLE_FILES, "base_directory": str(docs_dir)},
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "validation_results_limit": _LISTED_RUNS},
         "site_section_builders": {
             # Left alone, runs whose name has "profiling" in it would go to another section.
@@ -118,7 +119,7 @@ def _context(docs_dir: Path) -> "AbstractDataContext":
             "profiling": "None",
         },
     }
-    results = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir / "results")}
+    results = {**_WHOLE_FILES, "base_directory": str(docs_dir / "results")}
     config = DataContextConfig(
         config_version=4.0,
         analytics_enabled=False,

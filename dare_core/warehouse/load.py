@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from psycopg import sql
 from sqlalchemy import Engine, insert, update
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
@@ -220,8 +220,12 @@ def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embedding
         cursor.execute(f"""
             SELECT knowledge.prepare_load(domain, count(*) FILTER (WHERE kind = 'item')) FROM {texts} GROUP BY domain
         """)  # noqa: S608 - names of ours
-        # The clock, not now(): a transaction that began earlier may get the lock later.
-        moment = cursor.execute("SELECT clock_timestamp()").fetchone()
+        # The clock, not now(): a transaction that began earlier may get the lock later. Where the clock was set back,
+        # validity goes on from where it was: it never ends before it began.
+        moment = cursor.execute(f"""
+            SELECT greatest(clock_timestamp(), max(greatest(k.valid_from, k.valid_to)))
+            FROM {texts} AS s JOIN knowledge.knowledge AS k USING (domain, kind, entity_id)
+        """).fetchone()  # noqa: S608 - names of ours
         cursor.execute(
             f"""
             UPDATE knowledge.knowledge AS k SET valid_to = %s FROM {texts} AS s
@@ -389,20 +393,32 @@ def record_evaluation(engine: Engine, row: Mapping[str, object]) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
-    """A psycopg cursor in a transaction that is committed when the block ends well."""
-    with engine.begin() as connection:
-        try:
-            with driver_cursor(connection) as cursor:
-                yield cursor
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-            raise WarehouseError(f"{reason(error)}; run `dare warehouse upgrade`") from error
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            raise InputError(f"the warehouse does not accept these rows: {reason(error)}") from error
-        except psycopg.OperationalError as error:
-            connection.invalidate()
-            raise WarehouseError(
-                f"the warehouse broke off, and nothing was loaded; load again: {reason(error)}"
-            ) from error
+    """A psycopg cursor in a transaction that is committed when the block ends well.
+
+    Raises:
+        InputError: rows break a rule of the tables.
+        WarehouseError: there are no tables, or the connection broke: before the end, and nothing was loaded; or while
+            the transaction was committed, and nobody knows.
+    """
+    try:
+        with engine.begin() as connection:
+            try:
+                with driver_cursor(connection) as cursor:
+                    yield cursor
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+                raise WarehouseError(f"{reason(error)}; run `dare warehouse upgrade`") from error
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                raise InputError(f"the warehouse does not accept these rows: {reason(error)}") from error
+            except psycopg.OperationalError as error:
+                connection.invalidate()
+                raise WarehouseError(
+                    f"the warehouse broke off, and nothing was loaded; load again: {reason(error)}"
+                ) from error
+    except OperationalError as error:  # of BEGIN or COMMIT
+        raise WarehouseError(
+            f"the warehouse broke off, perhaps while it committed; load again, which changes nothing that is there: "
+            f"{reason(error)}"
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, func, select, text
+from sqlalchemy import ColumnElement, Engine, Executable, Row, Text, cast, false, func, select, text, true
 
 from dare_core import schemas
 from dare_core.warehouse.load import differs, staged, transaction
@@ -95,6 +95,13 @@ def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
     query = select(WATERMARK.c.pulled_to).where(WATERMARK.c.domain == domain, WATERMARK.c.kind == kind)
     with engine.connect() as connection:
         return connection.execute(query).scalar_one_or_none()
+
+
+def clock(engine: Engine) -> datetime:
+    """The database's time."""
+    with engine.connect() as connection:
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return now
 
 
 def differing(engine: Engine, pulled: pa.Table) -> int:
@@ -280,17 +287,21 @@ class PoolLoads:
     Attributes:
         texts: how many.
         newest: when the last of them was loaded; None when there are none. Loads take turns, so whatever is committed
-            later is newer.
+            later is newer, unless the database's clock was set back.
+        earlier: how many were loaded up to that moment.
     """
 
     texts: int
     newest: datetime | None
+    earlier: int
 
 
 def pool_loads(engine: Engine, domain: str, kind: str, tokenizer_hash: str, since: datetime | None = None) -> PoolLoads:
     """What was loaded after ``since`` (None: ever), closed texts too."""
-    query = select(func.count(), func.max(KNOWLEDGE.c.valid_from)).where(
-        *_pooled(domain, kind, tokenizer_hash, since, None)
+    loaded = KNOWLEDGE.c.valid_from
+    new, old = (loaded > since, loaded <= since) if since else (true(), false())
+    query = select(func.count().filter(new), func.max(loaded).filter(new), func.count().filter(old)).where(
+        *_pooled(domain, kind, tokenizer_hash, None, None)
     )
     with engine.connect() as connection:
         return PoolLoads(*connection.execute(query).one())

@@ -122,3 +122,16 @@ def test_spark_adds_the_same_texts(load: Load, refresh: Callable[..., PoolManife
     added = refresh(store=spark, spark_pool_texts=2)
     assert held(added) == {"Drama": 2, "日本": 1, "Comedy": 1}
     assert added == refresh(store=alone)
+
+
+def test_what_was_loaded_after_the_clock_was_set_back_is_added_too(
+    load: Load, refresh: Callable[..., PoolManifest | None], engine: Engine
+) -> None:
+    load(a=("Drama", [1, 2]))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE knowledge.knowledge SET valid_from = now() + interval '2 days'")
+    refresh()
+    load(b=("Comedy", [3]))
+    assert held(refresh()) == {"Drama": 1, "Comedy": 1}
+    load(c=("Comedy", [4]))
+    assert held(refresh()) == {"Drama": 1, "Comedy": 2}

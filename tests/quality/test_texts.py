@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from dare_core.domains import TextQuality
-from dare_core.errors import QualityError
+from dare_core.errors import QualityError, StorageError
 from dare_core.quality.texts import Validation, validate
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
 
@@ -285,3 +285,17 @@ assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
 def test_great_expectations_is_imported_only_when_it_is_used() -> None:
     program = "import sys, dare_core.quality.texts; assert 'great_expectations' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(staged(GOOD), tmp_path / "docs")
+    results = sorted((tmp_path / "docs" / "results").rglob("*.json"))
+    before = [path.read_bytes() for path in results]
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+        check(staged(GOOD), tmp_path / "docs", "next")
+    monkeypatch.undo()
+    assert [path.read_bytes() for path in results] == before
+    assert not list((tmp_path / "docs").rglob(".writing-*"))
+    assert len(check(staged(GOOD), tmp_path / "docs", "next").passed) == len(staged(GOOD))

@@ -258,3 +258,35 @@ def test_a_run_is_recorded_column_by_column(engine: Engine) -> None:
         record_run(engine, "run-2", state="loaded")
     with pytest.raises(WarehouseError, match="generation_run_state"):
         record_run(engine, "run-1", state="dancing")
+
+
+def test_where_the_clock_was_set_back_validity_goes_on_from_where_it_was(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows([]))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE knowledge.knowledge SET valid_from = now() + interval '2 days'")
+    load_knowledge(engine, knowledge_rows([{"request_id": "r2", "entity_id": "1", "epoch": 1}]), embedding_rows([]))
+    ordered = "SELECT request_id, valid_from <= coalesce(valid_to, 'infinity') FROM knowledge.knowledge ORDER BY 1"
+    assert _all(engine, ordered) == [("r1", True), ("r2", True)]
+    assert _all(engine, "SELECT count(DISTINCT m) FROM knowledge.knowledge, unnest(ARRAY[valid_from, valid_to]) m") == [
+        (1,)
+    ]
+
+
+def test_a_commit_whose_answer_is_lost_is_loaded_again_and_changes_nothing(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}])
+
+    def broken(connection: object) -> None:
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    do_commit = engine.dialect.do_commit
+    engine.dialect.do_commit = lambda connection: (do_commit(connection), broken(connection))  # type: ignore[method-assign, assignment]
+    try:
+        with pytest.raises(WarehouseError, match="perhaps while it committed; load again"):
+            load_knowledge(engine, rows, embedding_rows(["r1"]))
+    finally:
+        engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+    assert load_knowledge(engine, rows, embedding_rows(["r1"])) == LoadSummary(0, 1, 0)
