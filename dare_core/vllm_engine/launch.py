@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -65,3 +66,15 @@ def environment(threads: int) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+def restart(variables: Mapping[str, str], module: str) -> None:
+    """Start this program again with some variables in its environment, unless they are there already.
+
+    Args:
+        variables: of the environment.
+        module: the program's.
+    """
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **variables})  # noqa: S606  itself, no shell

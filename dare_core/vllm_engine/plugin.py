@@ -13,9 +13,9 @@ def register() -> None:
     """Have a proposer that has a method ``verify`` look at the logits of each step."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # type: ignore[import-not-found]
 
-    sample = GPUModelRunner._sample
-    if hasattr(sample, "__wrapped__"):  # vLLM may load its plugins more than once
+    if is_registered(GPUModelRunner):  # vLLM may load its plugins more than once
         return
+    sample = GPUModelRunner._sample
 
     @wraps(sample)
     def verified_sample(runner: Any, logits: Any, spec_decode_metadata: Any) -> Any:
@@ -25,3 +25,8 @@ def register() -> None:
         return sample(runner, logits, spec_decode_metadata)
 
     GPUModelRunner._sample = verified_sample
+
+
+def is_registered(runner: Any) -> bool:
+    """Whether vLLM's model runner (its class) shows logits to the proposer."""
+    return hasattr(runner._sample, "__wrapped__")

@@ -21,7 +21,9 @@ from dare_core.decoding.budget import Acceptance, StepCost, worthwhile
 from dare_core.decoding.engine import Statistics, is_looping
 from dare_core.decoding.verification import Paths, Rule, judge, longest_paths
 from dare_core.drafts import Context, Forest
+from dare_core.errors import ModelError
 from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.vllm_engine import plugin
 
 #: Under this name requests carry what concerns us in vLLM's sampling parameters.
 ARGUMENT: Final = "dare"
@@ -71,9 +73,16 @@ class PoolProposer:
 
     Args:
         vllm_config: vLLM's own.
+
+    Raises:
+        ModelError: vLLM has not loaded our plugin.
     """
 
     def __init__(self, vllm_config: Any) -> None:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # type: ignore[import-not-found]
+
+        if not plugin.is_registered(GPUModelRunner):
+            raise ModelError("vLLM has not loaded our plugin: dare-platform is not installed there; run make vllm-env")
         self._longest = vllm_config.speculative_config.num_speculative_tokens
         self._device = torch.device("cpu")
         self._vocabulary = vllm_config.model_config.get_vocab_size()
@@ -136,6 +145,7 @@ class PoolProposer:
         seconds = np.maximum.accumulate([self._timings[rows] for rows in sizes])
         self._cost = StepCost(np.array(sizes, np.float64), seconds)
         self._rows, self._timed = None, None
+        _compile()
 
     # A step
 
@@ -303,6 +313,14 @@ class PoolProposer:
             self._timings[rows] = min(now - began, self._timings.get(rows, np.inf))
         elif self._cost is not None and now - began < _INTERRUPTED * float(self._cost(np.array([rows]))[0]):
             self._cost.observe(rows, now - began)
+
+
+def _compile() -> None:
+    """Have Numba compile now what the first text would wait for."""
+    text = np.arange(64, dtype=np.int32) % 8
+    is_looping(text)
+    forest = PoolDrafter(None).draft([Context("", text, 1, len(text))], 8)
+    _best_paths(forest.offsets, forest.parents, Acceptance(PoolDrafter.evidence_kinds).path_probabilities(forest))
 
 
 def _paths(sizes: NDArray[np.int64]) -> Forest:

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,6 +67,7 @@ class Server:
         self._ends: list[int] = []
         self._waiting: deque[list[Any]] = deque()
         self._inside = 0
+        self._written: defaultdict[str, list[int]] = defaultdict(list)
         self._measure(arguments.draft_tokens)
 
     def begin(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -93,16 +94,16 @@ class Server:
             for output in self._engine.step():
                 [made] = output.outputs
                 tokens.append([output.request_id, list(made.token_ids)])
+                self._written[output.request_id] += made.token_ids
                 if output.finished:
                     finished.append(output.request_id)
             self._inside -= len(finished)
             if each_step:
                 break
         facts = self._engine.collective_rpc("dare_take", args=(finished,))[0] if finished else []
-        texts = dict(tokens)
         return {
             "tokens": tokens if each_step else [],
-            "results": [[each, texts[each], fact] for each, fact in zip(finished, facts, strict=True)],
+            "results": [[each, self._written.pop(each), fact] for each, fact in zip(finished, facts, strict=True)],
             "seconds": time.perf_counter() - began,
         }
 
@@ -185,9 +186,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Load, say so, and answer until standard input ends."""
     arguments = _arguments()
-    wanted = launch.environment(arguments.threads)
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], os.environ | wanted)  # noqa: S606  itself, no shell
+    launch.restart(launch.environment(arguments.threads), __spec__.name)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM logs to standard output
     began = time.perf_counter()
