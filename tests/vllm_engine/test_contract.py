@@ -55,7 +55,7 @@ def choices(tiny: Model, context: list[int], n: int = 2) -> list[int]:
 def test_strict_texts_are_greedy_ones_whatever_is_drafted(tiny: Model, open_engine: Open, make_pool: Build) -> None:
     asked = prompts(8)
     expected = [greedy(tiny.model, prompt, NEW_TOKENS) for prompt in asked]
-    noisy = [[*text[:9], (text[9] + 1) % BROKEN, *text[10:25], 5, *text[26:]] for text in expected]
+    noisy = [[(token + 1) % BROKEN if at in (9, 25) else token for at, token in enumerate(text)] for text in expected]
     results = written(open_engine(make_pool({"g": noisy}), config(), {}), requests(asked))
     for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
         result = results[str(i)]
