@@ -165,7 +165,8 @@ class _Bench:
         greedy = runs[f"generate_b{size}"][0].texts
         strict = runs[f"strict_b{size}"][0].texts
         differing = [i for i, text in enumerate(strict) if text != greedy[i]]
-        wrong = [i for i in differing if not self._is_tie(prompts[i], greedy[i], strict[i])]
+        plain = self._plain[self._settings.dtype]
+        wrong = [i for i in differing if not is_tie(plain, prompts[i], greedy[i], strict[i])]
         figures: dict[str, Any] = {
             "strict_equal_share": round(1 - len(differing) / len(greedy), 4),
             "strict_wrong": len(wrong),
@@ -284,18 +285,26 @@ class _Bench:
             self._settings.data_dir / "bench" / f"{name}.log",
         )
 
-    def _is_tie(self, prompt: Sequence[int], expected: list[int], got: list[int]) -> bool:
-        """Whether the first difference is between two tokens of equal logits, but for rounding."""
-        import torch
 
-        model = self._plain[self._settings.dtype].model
-        model.set_attn_implementation("sdpa")
-        at = _common_prefix(expected, got)
-        if at >= min(len(expected), len(got)):
-            return False
-        with torch.inference_mode():
-            top = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].topk(2)
-        return set(top.indices.tolist()) == {expected[at], got[at]} and float(top.values[0] - top.values[1]) < _TIE
+def is_tie(language_model: "LanguageModel", prompt: Sequence[int], expected: list[int], got: list[int]) -> bool:
+    """Whether the first difference is between two tokens of equal logits, but for rounding.
+
+    Args:
+        language_model: one that no engine has taken over.
+        prompt: of both texts.
+        expected: the text that is right.
+        got: the other.
+    """
+    import torch
+
+    model = language_model.model
+    model.set_attn_implementation("sdpa")
+    at = _common_prefix(expected, got)
+    if at >= min(len(expected), len(got)):
+        return False
+    with torch.inference_mode():
+        top = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].topk(2)
+    return set(top.indices.tolist()) == {expected[at], got[at]} and float(top.values[0] - top.values[1]) < _TIE
 
 
 def strict_pool(

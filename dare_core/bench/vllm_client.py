@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dare_core.peer_process import PeerProcess, running
 from dare_core.bench.plain import Run
+from dare_core.peer_process import PeerProcess, running
 from dare_core.settings import PROJECT_DIR
 
 #: Made by ``make bench-vllm``.

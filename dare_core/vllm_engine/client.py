@@ -74,6 +74,7 @@ class VllmServer:
     Attributes:
         version: of vLLM.
         vocabulary: token ids are below it.
+        step_seconds: what steps took when it started, by their rows.
 
     Raises:
         ProgramMissingError: the interpreter is not there.
@@ -92,6 +93,7 @@ class VllmServer:
         self._process = PeerProcess("vLLM", options.command(), options.log, variables)
         ready = _checked(self._process.answer())
         self.version, self.vocabulary = ready["version"], int(ready["vocabulary"])
+        self.step_seconds: dict[str, float] = ready["step_seconds"]
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The server's answer; see :mod:`dare_core.vllm_engine.server`.
@@ -188,7 +190,9 @@ class VllmEngine:
             self._names += 1
             name = str(self._names)  # ids are the caller's, and need not differ
             self._asked[name] = request
-            rows.append([name, request.group, [int(token) for token in request.prompt_token_ids], request.max_new_tokens])
+            rows.append(
+                [name, request.group, [int(token) for token in request.prompt_token_ids], request.max_new_tokens]
+            )
         if not self._asked:
             return refused
         answer = self._server.ask({"add": rows, "each_step": on_tokens is not None})

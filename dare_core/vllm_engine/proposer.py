@@ -139,13 +139,14 @@ class PoolProposer:
         """From now on give every step so many rows, by drafts of nothing in particular, and time it."""
         self._rows = rows
 
-    def measured(self) -> None:
-        """Steps' costs are what the steps since the first :meth:`measure` took."""
+    def measured(self) -> dict[int, float]:
+        """Steps' costs are what the steps since the first :meth:`measure` took: seconds by rows."""
         sizes = sorted(self._timings)
         seconds = np.maximum.accumulate([self._timings[rows] for rows in sizes])
         self._cost = StepCost(np.array(sizes, np.float64), seconds)
         self._rows, self._timed = None, None
         _compile()
+        return dict(zip(sizes, seconds.tolist(), strict=True))
 
     # A step
 
@@ -171,13 +172,13 @@ class PoolProposer:
                 [
                     self._rule.mode == "relaxed"
                     and text is not None
-                    and not is_looping(
-                        batch.token_ids_cpu[i, batch.num_prompt_tokens[i] : batch.num_tokens_no_spec[i]]
-                    )
+                    and not is_looping(batch.token_ids_cpu[i, batch.num_prompt_tokens[i] : batch.num_tokens_no_spec[i]])
                     for i, text in enumerate(texts)
                 ]
             )
-            after = first[forest.trees] + forest.depths - 1  # the rows of logits that each token is judged by
+            after = (first[forest.trees] + forest.depths - 1).astype(
+                np.int64
+            )  # the rows of logits that each token is judged by
             judgement = judge(
                 logits, forest.tokens, after, forest.trees, may_relax[forest.trees] & (forest.tokens >= 0),
                 self._rule, self._never_relaxed,

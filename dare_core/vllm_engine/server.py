@@ -3,7 +3,7 @@
 ``VENV/bin/python -m dare_core.vllm_engine.server OPTIONS`` says when it is ready, and then answers each line of
 standard input with one of standard output::
 
-    {"ready": true, "version": "0.32.0", "vocabulary": 49152, "load_seconds": 21.5}
+    {"version": "0.32.0", "vocabulary": 49152, "load_seconds": 21.5, "step_seconds": {"1": 0.04, …}}
     {"begin": {"pool": {"root": "…", "version": "…", "tokenizer_hash": "…"}, "max_sequences": 16, …}}
     {"begun": true}
     {"add": [["id", "group", [1, 2], 64]], "each_step": false}
@@ -20,7 +20,6 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
-from pathlib import Path
 from typing import Any, Final
 
 from dare_core.errors import DareError, ModelError
@@ -30,10 +29,17 @@ from dare_core.vllm_engine import launch
 _MEASURED_ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 _MEASURED_ROWS_EACH: Final = (1, 2, 3, 4, 6, 8)
 _REPEATS: Final = 3
+#: More than the steps that are timed can emit.
+_MEASURED_TOKENS: Final = 100
 
 
 class Server:
-    """vLLM's engine, and the requests that wait for it or are in it."""
+    """vLLM's engine, and the requests that wait for it or are in it.
+
+    Attributes:
+        vocabulary: token ids are below it.
+        step_seconds: what steps took when they were measured, by their rows.
+    """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from vllm import EngineArgs, LLMEngine  # type: ignore[import-not-found]
@@ -68,7 +74,7 @@ class Server:
         self._waiting: deque[list[Any]] = deque()
         self._inside = 0
         self._written: defaultdict[str, list[int]] = defaultdict(list)
-        self._measure(arguments.draft_tokens)
+        self.step_seconds = self._measure(arguments.draft_tokens)
 
     def begin(self, job: dict[str, Any]) -> dict[str, Any]:
         """Set out for a run; see :meth:`dare_core.vllm_engine.proposer.PoolProposer.begin`.
@@ -90,7 +96,7 @@ class Server:
         finished: list[Any] = []
         while (self._waiting or self._inside) and not finished:
             while self._waiting and self._inside < self._most:
-                self._admit(*self._waiting.popleft(), each_step=each_step)
+                self._admit(self._waiting.popleft(), each_step)
             for output in self._engine.step():
                 [made] = output.outputs
                 tokens.append([output.request_id, list(made.token_ids)])
@@ -107,11 +113,12 @@ class Server:
             "seconds": time.perf_counter() - began,
         }
 
-    def _admit(self, request_id: str, group: str, prompt: list[int], max_new_tokens: int, each_step: bool) -> None:
+    def _admit(self, request: list[Any], each_step: bool) -> None:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input  # type: ignore[import-not-found]
         from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
 
+        request_id, group, prompt, max_new_tokens = request
         kind = RequestOutputKind.DELTA if each_step else RequestOutputKind.FINAL_ONLY
         parameters = SamplingParams(
             temperature=0.0,
@@ -125,12 +132,12 @@ class Server:
         self._engine.add_request(request_id, tokens_input(prompt), parameters)
         self._inside += 1
 
-    def _measure(self, longest: int) -> None:
+    def _measure(self, longest: int) -> dict[int, float]:
         """Have the proposer learn what steps cost, by drafts of every size for one sequence and for all."""
         self._engine.collective_rpc("dare_measure", args=(1,))
         for sequences in dict.fromkeys((1, self._most)):
             for number in range(sequences):
-                self._admit(f"measured {sequences} {number}", "", [5, 6, 7, 8], 4 * 64, each_step=False)
+                self._admit([f"measured {sequences} {number}", "", [5, 6, 7, 8], _MEASURED_TOKENS], each_step=False)
             for _ in range(4):
                 self._engine.step()
             each = [n for n in (_MEASURED_ROWS if sequences == 1 else _MEASURED_ROWS_EACH) if n <= longest + 1]
@@ -141,7 +148,8 @@ class Server:
             self._engine.abort_request([f"measured {sequences} {number}" for number in range(sequences)])
             self._engine.step()
         self._inside = 0
-        self._engine.collective_rpc("dare_measured")
+        seconds: dict[int, float] = self._engine.collective_rpc("dare_measured")[0]
+        return seconds
 
 
 def _answer(server: Server, asked: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _load(arguments: argparse.Namespace) -> Server:
         raise ModelError(f"vLLM {found[1]} is installed in {sys.prefix}")
     try:
         return Server(arguments)
-    except Exception as error:  # noqa: BLE001  whatever it is, the user's process is to say it
+    except Exception as error:  # whatever it is, the user's process is to say it
         import traceback
 
         traceback.print_exc()
@@ -196,8 +204,13 @@ def main() -> None:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), file=answers)
         return
     found = launch.installed()
-    ready = {"ready": True, "version": found and found[1], "vocabulary": server.vocabulary}
-    print(json.dumps({**ready, "load_seconds": time.perf_counter() - began}), file=answers)
+    ready = {
+        "version": found and found[1],
+        "vocabulary": server.vocabulary,
+        "load_seconds": time.perf_counter() - began,
+        "step_seconds": server.step_seconds,
+    }
+    print(json.dumps(ready), file=answers)
     for line in sys.stdin:
         print(json.dumps(_answer(server, json.loads(line))), file=answers)
 

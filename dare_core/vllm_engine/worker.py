@@ -17,9 +17,10 @@ class DareWorker:
         """See :meth:`dare_core.vllm_engine.proposer.PoolProposer.measure`."""
         self.model_runner.drafter.measure(rows)
 
-    def dare_measured(self) -> None:
+    def dare_measured(self) -> dict[int, float]:
         """See :meth:`dare_core.vllm_engine.proposer.PoolProposer.measured`."""
-        self.model_runner.drafter.measured()
+        seconds: dict[int, float] = self.model_runner.drafter.measured()
+        return seconds
 
     def dare_take(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """See :meth:`dare_core.vllm_engine.proposer.PoolProposer.take`."""

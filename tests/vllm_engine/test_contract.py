@@ -1,6 +1,7 @@
 """What both engines owe: the same requests, results, failures and statistics."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -213,9 +214,7 @@ def test_a_request_that_cannot_be_served_fails_alone(
     assert results["good"].token_ids == greedy(tiny.model, good, 6)
 
 
-def test_the_longest_request_that_fits_is_written_to_its_end(
-    tiny: Model, open_engine: Open, make_pool: Build
-) -> None:
+def test_the_longest_request_that_fits_is_written_to_its_end(tiny: Model, open_engine: Open, make_pool: Build) -> None:
     [prompt] = prompts(1)
     prompt = (prompt * LENGTH)[: LENGTH - 20]
     text = greedy(tiny.model, prompt, 20)
@@ -243,7 +242,7 @@ def test_tokens_are_told_as_they_come(tiny: Model, open_engine: Open, make_pool:
     told: dict[str, list[list[int]]] = {str(i): [] for i in range(len(asked))}
     engine = open_engine(pool, config(), {})
     results = list(engine.generate(requests(asked), lambda name, tokens: told[name].append(list(tokens))))
-    assert {name: sum(parts, []) for name, parts in told.items()} == {r.id: r.token_ids for r in results}
+    assert {name: [*chain(*parts)] for name, parts in told.items()} == {r.id: r.token_ids for r in results}
     assert all(len(told[result.id]) == result.statistics.steps for result in results)
 
 
