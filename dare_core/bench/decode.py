@@ -146,7 +146,7 @@ class _Bench:
             for kind in (f"{narrow}_{mode}_b{size}" for narrow in _NARROW for mode in ("strict", "relaxed")):
                 named[kind] = partial(self._write, kind, size)
         if not VENV.exists():
-            self._on_progress("vLLM is not installed (make bench-vllm): its figures will be missing")
+            self._on_progress("vLLM is not installed (make vllm-env): its figures will be missing")
             return named
         for name, dtype, ngram in _VLLM:
             if dtype == _REDUCED and not reduced:

@@ -10,7 +10,7 @@ from dare_core.bench.plain import Run
 from dare_core.peer_process import PeerProcess, running
 from dare_core.settings import PROJECT_DIR
 
-#: Made by ``make bench-vllm``.
+#: Made by ``make vllm-env``.
 VENV: Final = PROJECT_DIR / ".venv-vllm"
 
 

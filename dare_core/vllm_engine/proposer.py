@@ -160,13 +160,15 @@ class PoolProposer:
         """
         self._observe_time()
         texts = [self._text(runner, request_id) for request_id in runner.input_batch.req_ids]
-        sizes = metadata.num_draft_tokens if metadata is not None else [0] * len(texts)
+        sizes = drafted = metadata.num_draft_tokens if metadata is not None else [0] * len(texts)
         accepted: list[list[bool]] = [[] for _ in texts]
         first = np.concatenate([[0], np.cumsum(np.array(sizes) + 1)])
         if metadata is None:
             finite = logits.amax(-1).isfinite().cpu().numpy()
         else:
             forest = _scheduled(texts, sizes, metadata.draft_token_ids.cpu().numpy())
+            # Where a prompt's last token is all that is left to read, vLLM adds drafts of no token.
+            drafted = np.bincount(forest.trees, forest.tokens >= 0, len(texts)).astype(int).tolist()
             batch = runner.input_batch
             may_relax = np.array(
                 [
@@ -195,7 +197,7 @@ class PoolProposer:
             if text is not None and text.error and self._ends:  # so that vLLM ends it
                 logits[first[i] : first[i + 1]] = -torch.inf
                 logits[first[i] : first[i + 1], min(self._ends)] = 0
-        self._step = _Step(texts, sizes, accepted)
+        self._step = _Step(texts, drafted, accepted)
 
     def propose(
         self,

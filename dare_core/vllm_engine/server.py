@@ -72,7 +72,7 @@ class Server:
         self._most = arguments.max_sequences
         self._ends: list[int] = []
         self._waiting: deque[list[Any]] = deque()
-        self._inside = 0
+        self._inside: set[str] = set()
         self._written: defaultdict[str, list[int]] = defaultdict(list)
         self.step_seconds = self._measure(arguments.draft_tokens)
 
@@ -82,11 +82,20 @@ class Server:
         Args:
             job: its, and ``max_sequences``.
         """
+        self._drop()
         self._most, self._ends = job["max_sequences"], job["ends"]
         # Prompts of one run share what they begin with; a run must not find those of the one before.
         self._engine.reset_prefix_cache()
         self._engine.collective_rpc("dare_begin", args=(job,))
         return {"begun": True}
+
+    def _drop(self) -> None:
+        """Forget what waits and is being written: nobody asks for it any more."""
+        self._waiting.clear()
+        if self._inside:
+            self._engine.abort_request(list(self._inside))
+        self._inside.clear()
+        self._written.clear()
 
     def work(self, requests: list[list[Any]], each_step: bool) -> dict[str, Any]:
         """Take in requests, and make steps until a text is finished, or one step; see the module for the answer."""
@@ -95,7 +104,7 @@ class Server:
         tokens: list[Any] = []
         finished: list[Any] = []
         while (self._waiting or self._inside) and not finished:
-            while self._waiting and self._inside < self._most:
+            while self._waiting and len(self._inside) < self._most:
                 self._admit(self._waiting.popleft(), each_step)
             for output in self._engine.step():
                 [made] = output.outputs
@@ -103,7 +112,7 @@ class Server:
                 self._written[output.request_id] += made.token_ids
                 if output.finished:
                     finished.append(output.request_id)
-            self._inside -= len(finished)
+            self._inside.difference_update(finished)
             if each_step:
                 break
         facts = self._engine.collective_rpc("dare_take", args=(finished,))[0] if finished else []
@@ -130,7 +139,7 @@ class Server:
             extra_args={"dare": {"id": request_id, "group": group}},
         )
         self._engine.add_request(request_id, tokens_input(prompt), parameters)
-        self._inside += 1
+        self._inside.add(request_id)
 
     def _measure(self, longest: int) -> dict[int, float]:
         """Have the proposer learn what steps cost, by drafts of every size for one sequence and for all."""
@@ -145,9 +154,7 @@ class Server:
                 self._engine.collective_rpc("dare_measure", args=(n * sequences,))
                 self._engine.step()
             self._engine.step()
-            self._engine.abort_request([f"measured {sequences} {number}" for number in range(sequences)])
-            self._engine.step()
-        self._inside = 0
+            self._drop()
         seconds: dict[int, float] = self._engine.collective_rpc("dare_measured")[0]
         return seconds
 
@@ -162,10 +169,7 @@ def _answer(server: Server, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(arguments: argparse.Namespace) -> Server:
-    found = launch.installed()
-    assert found is not None  # or this program had not come as far
-    if not launch.is_supported(found[1]):
-        raise ModelError(f"vLLM {found[1]} is installed in {sys.prefix}")
+    launch.check_installed()
     try:
         return Server(arguments)
     except Exception as error:  # whatever it is, the user's process is to say it
@@ -203,9 +207,8 @@ def main() -> None:
     except DareError as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), file=answers)
         return
-    found = launch.installed()
     ready = {
-        "version": found and found[1],
+        "version": launch.check_installed(),
         "vocabulary": server.vocabulary,
         "load_seconds": time.perf_counter() - began,
         "step_seconds": server.step_seconds,

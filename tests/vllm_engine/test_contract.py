@@ -86,13 +86,15 @@ def test_texts_do_not_depend_on_who_is_decoded_beside_them(tiny: Model, open_eng
 def test_statistics_add_up(tiny: Model, open_engine: Open, make_pool: Build) -> None:
     asked = prompts(4)
     pool = make_pool({"g": [greedy(tiny.model, prompt, NEW_TOKENS)[:30] for prompt in asked]})
-    for result in open_engine(pool, config(), {}).generate(requests(asked)):
+    results = written(open_engine(pool, config(), {}), requests(asked))
+    for result in results.values():
         figures = result.statistics
         assert figures.prompt_tokens == len(asked[int(result.id)])
         assert figures.new_tokens == len(result.token_ids)
         assert figures.steps <= figures.new_tokens <= figures.accepted + figures.steps
-        assert 0 < figures.accepted <= figures.drafted
+        assert 0 <= figures.accepted <= figures.drafted
         assert figures.seconds > 0
+    assert sum(result.statistics.accepted for result in results.values()) > NEW_TOKENS
 
 
 def test_texts_that_the_pool_holds_take_few_steps_and_end_at_their_length(
@@ -181,16 +183,16 @@ def test_no_more_tokens_in_a_row_pass_by_relaxation_than_the_rule_allows(
 
 
 def test_a_looping_text_is_held_to_strict_verification(tiny: Model, open_engine: Open, make_pool: Build) -> None:
-    texts = {tuple(prompt): greedy(tiny.model, prompt, 60) for prompt in prompts(40)}
+    texts = ((prompt, greedy(tiny.model, prompt, 30)) for prompt in ([token] for token in range(3, BROKEN)))
     prompt, text, at = next(
-        (list(prompt), text, at)
-        for prompt, text in texts.items()
-        for at in range(10, 50)
-        if 1 not in text[: at + 2] and is_looping(np.array(text[:at], np.int32))
+        (prompt, text, at)
+        for prompt, text in texts
+        for at in range(9, len(text) - 2)
+        if is_looping(np.array(text[:at], np.int32))
     )
     second = choices(tiny, [*prompt, *text[:at]])[1]
     pool = make_pool({"g": [[*text[:at], second]]})
-    result = one(open_engine(pool, config(rule=Rule("relaxed", 2, 0.0)), POOL_ALONE), [*prompt], at + 2)
+    result = one(open_engine(pool, config(rule=Rule("relaxed", 2, 0.0)), POOL_ALONE), prompt, at + 2)
     assert result.token_ids[: at + 1] == text[: at + 1]
 
 
@@ -273,6 +275,14 @@ def test_requests_with_one_id_are_both_written_and_wait_for_their_place(open_eng
         results += engine.step()
     assert [(result.id, len(result.token_ids)) for result in results] == [("same", 3), ("same", 4)]
     assert engine.waiting == 0
+
+
+def test_a_run_that_is_given_up_does_not_disturb_the_next(tiny: Model, open_engine: Open) -> None:
+    [prompt, *others] = prompts(5)
+    given_up = open_engine(None, config(max_sequences=2), {})
+    given_up.add(requests(others))
+    given_up.step()
+    assert one(open_engine(None, config(), {}), prompt, 20).token_ids == greedy(tiny.model, prompt, 20)
 
 
 def test_a_pool_that_is_gone_is_named(open_engine: Open, make_pool: Build, tmp_path: Any) -> None:
