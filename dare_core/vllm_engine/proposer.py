@@ -186,7 +186,7 @@ class PoolProposer:
                 self._rule, self._never_relaxed,
             )  # fmt: skip
             paths = longest_paths(forest, judgement, self._rule.max_run)
-            self._acceptance.observe(forest, paths.tried, judgement.passes)
+            self._acceptance.observe(forest, paths.tried & (forest.tokens >= 0), judgement.passes)
             finite = judgement.finite
             self._relax(logits, forest, paths, after, judgement.is_chosen)
             for i, length in enumerate(paths.lengths):
