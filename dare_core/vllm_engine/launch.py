@@ -72,6 +72,9 @@ def environment(threads: int) -> dict[str, str]:
         # Our kernels bring threads of their own, which would wait for vLLM's.
         "DARE_KERNELS": "0",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # The server asks for a little more than the model's length, so that vLLM lets texts draft up to their end. No
+        # token stands there: requests are refused that would not fit into the length proper.
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
