@@ -54,7 +54,7 @@ def test_a_prompt_file_is_written_alike_by_either_engine(vllm_settings: Settings
     assert texts["vllm"] == texts["transformers"]
 
 
-def test_plain_decoding_is_probed_and_a_longer_text_starts_vllm_anew(vllm_settings: Settings) -> None:
+def test_plain_decoding_is_probed_and_longer_texts_start_vllm_anew(vllm_settings: Settings) -> None:
     engines = VllmEngines(vllm_settings)
     assert engines.facts == models.model_facts(vllm_settings)
     asked = [Request(str(number), "g", [3, 4, 5 + number], 8) for number in range(2)]
@@ -62,7 +62,8 @@ def test_plain_decoding_is_probed_and_a_longer_text_starts_vllm_anew(vllm_settin
     assert measured is not None
     assert measured.sequences == 2
     assert measured.plain_tokens_per_second > 0
-    config = EngineConfig(2, 300, Rule("strict"), engines.facts.eos_token_ids)
+    config = EngineConfig(2, engines.facts.context_length, Rule("strict"), frozenset())
     engine = engines.open(config, None)
-    [result] = engine.generate([Request("long", "g", [3] * 280, 4)])
+    [result] = engine.generate([Request("long", "g", [3] * 480, 32)])  # to the end of what the model was made for
     assert result.error is None
+    assert len(result.token_ids) == 32
