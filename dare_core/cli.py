@@ -65,6 +65,13 @@ class VerificationMode(StrEnum):
     relaxed = "relaxed"
 
 
+class EngineName(StrEnum):
+    """What writes texts."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
 class PlanOrder(StrEnum):
     """Who comes first where a run has a limit."""
 
@@ -94,6 +101,7 @@ TopK = Annotated[int | None, typer.Option(help="relaxed: a drafted token must be
 MinProb = Annotated[float | None, typer.Option(help="relaxed: and have a probability above this")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="length of a text at most")]
 Model = Annotated[str | None, typer.Option(help="a transformers causal LM: hub id, folder, or the bundled one's name")]
+EngineOption = Annotated[EngineName | None, typer.Option(help="what writes texts; default: the setting DARE_ENGINE")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 
 
@@ -335,11 +343,12 @@ def pipeline_run(
     as_of: Annotated[datetime | None, typer.Option(help="nothing that happened later is seen; UTC")] = None,
     order: Annotated[PlanOrder | None, typer.Option(help="who comes first under a limit; active: by events")] = None,
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
+    engine: EngineOption = None,
 ) -> None:
     """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
     from dare_core import pipeline
 
-    settings = _settings()
+    settings = _settings(engine=engine and engine.value)
     asked = {
         "run_id": run_id or datetime.now(UTC).strftime("cli-%Y%m%dT%H%M%S"),
         "domain": domain,
@@ -440,6 +449,7 @@ def generate(
     min_prob: MinProb = None,
     max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int | None, typer.Option(help="sequences decoded at once")] = None,
+    engine: EngineOption = None,
 ) -> None:
     """Write texts for a file of prompts; prints one JSON line of figures last."""
     from dare_core.knowledge.prompt_file import generate as write
@@ -451,6 +461,7 @@ def generate(
         min_prob=min_prob,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        engine=engine and engine.value,
     )
     with _progress("writing") as on_progress:
         summary = write(settings, prompts, out, pool, pool_version, on_progress)
@@ -882,16 +893,23 @@ def bench_decode(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 160,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contender; medians are reported")] = 3,
     minutes: Annotated[float, typer.Option(min=0, help="no further repeat that would not end within these")] = 55,
+    engine: Annotated[
+        EngineName, typer.Option(help="vllm: vLLM with our pools beside vLLM without")
+    ] = EngineName.transformers,
     model: Model = None,
     chart: Annotated[Path | None, typer.Option(help="draw the figures into this SVG file")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens per second of transformers, vLLM (where `make bench-vllm` installed it) and the engine, in one run."""
+    """Tokens per second of transformers, vLLM (where `make vllm-env` installed it) and the engine, in one run."""
     from dare_core.bench.decode import Plan
     from dare_core.bench.decode import bench_decode as measure
+    from dare_core.bench.vllm_decode import bench_vllm
 
     plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batch_size), repeats, minutes)
-    result = measure(_settings(model=model), plan, on_progress=stderr.print)
+    of_vllm = engine is EngineName.vllm
+    result = (bench_vllm if of_vllm else measure)(_settings(model=model), plan, on_progress=stderr.print)
+    if chart and of_vllm:
+        raise InputError("--chart draws the figures of our own engine; leave out --engine vllm")
     if chart:
         from dare_core.bench.charts import draw_decode
 
