@@ -46,6 +46,7 @@ faults: $(STAMP)
 faults-full: $(STAMP)
 	@$(BIN)/python -m tests.faults.crash_matrix --work .faults/matrix --times 20
 	@$(BIN)/python -m tests.faults.airflow_kills --work .faults/airflow --times 5
+	@DARE_FUZZ=full $(BIN)/python -m pytest tests/fuzz
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
