@@ -42,10 +42,11 @@ cluster-test: $(STAMP)
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -m faults tests/faults
 
-# The same twenty times each, on with what the folder has of an earlier call; then kills through Airflow.
+# The same twenty times each, on with what the folder has of an earlier call; then kills through Airflow, then fuzzing.
 faults-full: $(STAMP)
 	@$(BIN)/python -m tests.faults.crash_matrix --work .faults/matrix --times 20
 	@$(BIN)/python -m tests.faults.airflow_kills --work .faults/airflow --times 5
+	@DARE_FUZZ=full $(BIN)/python -m pytest tests/fuzz
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
