@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test faults faults-full cluster-test lint bench bench-vllm bench-arctic lock clean
+.PHONY: setup demo ui test faults faults-full cluster-test lint audit bench bench-vllm bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# Asks the advisory database about every pin, so it needs a network, and is no part of test. Status 3: it could not ask.
+audit:
+	@$(PYTHON) scripts/audit.py .venv-audit
+
 bench: $(STAMP)
 	@$(BIN)/dare bench decode
 
@@ -69,4 +73,4 @@ lock:
 	@$(PYTHON) scripts/lock.py
 
 clean:
-	rm -rf $(VENV) .faults .venv-vllm .venv-arctic
+	rm -rf $(VENV) .faults .venv-audit .venv-vllm .venv-arctic

@@ -37,7 +37,7 @@ class RunReport(BaseOperatorLink):
     name = "Run report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
-        return f"/dare/runs/{quote(folder_name(ti_key.run_id))}/report.html"
+        return f"/dare/runs/{quote(folder_name(ti_key.dag_id, ti_key.run_id))}/report.html"
 
 
 def write_knowledge(domain: str, **asked: Any) -> XComArg:

@@ -88,6 +88,9 @@ KINDS_PARAM = Param(
     uniqueItems=True,
 )
 
+#: How Airflow's names of a schedule's runs begin.
+_SCHEDULED = "scheduled__"
+
 #: With its offset, which Airflow does not check.
 _TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$"
 
@@ -109,9 +112,14 @@ DECODING_PARAMS = {
 }
 
 
-def folder_name(run_id: str) -> str:
-    """Airflow's name of a run as the pipeline takes it, which makes folders of it."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)
+def folder_name(dag_id: str, run_id: str) -> str:
+    """Airflow's name of a run as the pipeline takes it, which makes folders of it.
+
+    Airflow calls a run of a schedule by its time alone, so that two domains' runs of midnight are called alike: the DAG
+    is named too.
+    """
+    named = f"{dag_id}__{run_id}" if run_id.startswith(_SCHEDULED) else run_id
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", named)
 
 
 def run_request(domain: str, **asked: Any) -> "RunRequest":
@@ -120,7 +128,8 @@ def run_request(domain: str, **asked: Any) -> "RunRequest":
 
     context = get_current_context()
     fields = {name: value for name, value in context["params"].items() if name in RunRequest.model_fields}
-    return RunRequest(run_id=folder_name(context["run_id"]), domain=domain, **fields | asked)
+    run_id = folder_name(context["dag"].dag_id, context["run_id"])
+    return RunRequest(run_id=run_id, domain=domain, **fields | asked)
 
 
 #: Full memory, a full disk and what another server may mend are worth another try, and so is a killed worker, of which

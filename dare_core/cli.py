@@ -6,6 +6,7 @@ command that needs them.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from dare_core.errors import DareError, InputError, SettingError
 from dare_core.schemas import KINDS
@@ -49,8 +51,11 @@ app.add_typer(bench_app, name="bench")
 
 #: What a command opens and :func:`main` closes.
 _held = ExitStack()
-console = Console()
-stderr = Console(stderr=True)
+# Whatever is shown may come from a source table, so square brackets in it are no markup.
+console = Console(markup=False)
+stderr = Console(stderr=True, markup=False)
+#: Characters that steer a terminal, or turn the direction of what follows.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class VerificationMode(StrEnum):
@@ -107,7 +112,7 @@ def main() -> None:
         with _held:
             app()
     except DareError as error:
-        print(f"dare: {error}", file=sys.stderr)
+        print(f"dare: {_harmless(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dare: interrupted", file=sys.stderr)
@@ -514,6 +519,46 @@ def compare_texts(
         console.print(result_table(name, columns, rows))
 
 
+@app.command()
+def forget(
+    kind: Annotated[EntityKind, typer.Option(help="what the ids are of")],
+    entity: Annotated[list[str], typer.Option(help="id of a user or item in the source; repeatable")],
+    domain: Annotated[str, typer.Option(help="a file of config/")] = "movies",
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove users or items from everything the platform keeps, and search all of it for them. There is no way back.
+
+    Exit status 1: something was found all the same; it says where.
+    """
+    from dare_core.forgetting import forget as forget_entities
+    from dare_core.traces import Entities
+
+    who = Entities(domain, kind.value, tuple(dict.fromkeys(entity)))
+    if not yes and not typer.confirm(f"Remove {who} for good: texts, vectors, pools, staged files, reports?", err=True):
+        raise InputError("nothing was removed")
+    done = forget_entities(_settings(), who, on_step=lambda step: stderr.print(f"{step} …"))
+    if as_json:
+        print(json.dumps(vars(done), ensure_ascii=False))
+    else:
+        console.print(result_table(f"removed of {who}", ("rows of", "count"), done.rows.items()))
+        print(
+            f"{len(done.pool_versions)} pool versions and {len(done.group_models)} group models removed, "
+            f"{len(done.files)} files cleaned"
+        )
+        print(
+            f"searched {done.searched_rows} rows of {done.tables} tables in {done.columns} columns, "
+            f"{done.searched_files} files of {done.searched_bytes} bytes and {done.searched_segments} pool segments: "
+            f"found {len(done.found)}"
+        )
+        for where in done.found:
+            print(f"still there: {where}")
+        for what in done.out_of_reach:
+            print(f"out of reach: {what}")
+    if done.found:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _evaluated(domain: str) -> Iterator[Settings]:
     """Settings, with the warehouse served; films that are not there yet are imported, into the embedded one alone."""
@@ -738,10 +783,11 @@ def quarantine_show(request_id: Annotated[str, typer.Argument(help="see `dare qu
     [row] = found
     by = f" by {row.released_by}" if row.released_by else ""
     when = f", {row.released_at:%Y-%m-%d %H:%M} UTC{by}" if row.released_at else ""
-    print(f"{row.domain} {row.kind} {row.entity_id}, run {row.run_id}, {row.quarantined_at:%Y-%m-%d %H:%M} UTC")
-    print(f"{row.state}{when}; broke {_broken(row.rules)}")
+    about = f"{row.domain} {row.kind} {row.entity_id}, run {row.run_id}"
+    print(_harmless(f"{about}, {row.quarantined_at:%Y-%m-%d %H:%M} UTC"))
+    print(_harmless(f"{row.state}{when}; broke {_broken(row.rules)}"))
     if asked is not None:
-        print(f"\n--- asked\n{asked}\n--- written\n{row.text}")
+        print(_harmless(f"\n--- asked\n{asked}\n--- written\n{row.text}"))
 
 
 @quarantine_app.command("release")
@@ -915,6 +961,34 @@ def bench_platform(
     console.print(result_table("platform", ("figure", "value"), rows))
 
 
+@bench_app.command("soak")
+def bench_soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="of mixed work")] = 30,
+    readers: Annotated[int, typer.Option(min=1, max=150, help="SQL readers at once")] = 50,
+    model: Model = None,
+    chart: Annotated[Path | None, typer.Option(help="draw what was sampled into this SVG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Refreshes, pool rebuilds, SQL readers and a second engine, all at once: does anything fail, or grow?
+
+    Exit status 1: something failed, or the two engines' texts differ.
+    """
+    from dare_core.bench.soak import bench_soak as measure
+    from dare_core.bench.soak import draw_soak
+
+    result = measure(_settings(model=model), minutes, readers, on_progress=stderr.print)
+    if chart:
+        draw_soak(result, chart)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        rows = [(name, value) for name, value in result.items() if not isinstance(value, list | dict)]
+        console.print(result_table("soak", ("figure", "value"), rows))
+        print("\n".join(result["errors"]))
+    if result["errors"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command("project")
 def bench_project(
     record: Annotated[Path | None, typer.Option(help="what `dare bench decode` recorded")] = None,
@@ -978,14 +1052,19 @@ def result_table(title: str, columns: tuple[str, ...] | list[str], rows: Any) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     return table
 
 
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    """Text of a source or a model as a terminal may be given it."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dare_core.errors import SettingError
 from dare_core.settings import Settings
@@ -22,7 +22,14 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_nul(cls, value: object) -> object:
+        if any(isinstance(text, str) and "\0" in text for text in (value if isinstance(value, list) else [value])):
+            raise ValueError("a NUL character is not allowed")  # no table, column, path or URL can have one
+        return value
 
 
 class EntityTable(_Section):
@@ -56,7 +63,10 @@ class Source(_Section):
     db_schema: str = Field("source", alias="schema", description="postgres, jdbc: the tables' schema")
     list_separator: str = Field("|", description="csv: what separates the values of a multi-valued column")
     overlap_minutes: int = Field(
-        60, ge=0, description="a pull reads so much again of what the one before saw: rows may be late by that much"
+        60,
+        ge=0,
+        le=5_256_000,
+        description="a pull reads so much again of what the one before saw: rows may be late by that much",
     )
     max_deleted_share: float = Field(
         0.5,
@@ -67,6 +77,13 @@ class Source(_Section):
     items: EntityTable
     users: EntityTable
     interactions: InteractionTable
+
+    @model_validator(mode="after")
+    def _tables_are_in_the_folder(self) -> "Source":
+        for table in (self.items.table, self.users.table, self.interactions.table):
+            if self.format in ("parquet", "csv") and (table in ("", ".", "..") or "/" in table):
+                raise ValueError(f"table {table!r} cannot name a file of source.location; it may hold no '/'")
+        return self
 
 
 class AttributeGrouping(_Section):
@@ -137,7 +154,7 @@ class Knowledge(_Section):
         description="a user with a text gets another after so many interactions, or when the user's row changed",
     )
     expires_after_days: float | None = Field(
-        None, gt=0, description="texts are written anew after so long; unset: never"
+        None, gt=0, le=36_500, description="texts are written anew after so long; unset: never"
     )
 
 
@@ -248,10 +265,15 @@ def load_domain(settings: Settings, name: str) -> Domain:
 def read_domain(path: Path) -> Domain:
     """The domain of one file; see :func:`load_domain`."""
     try:
-        return Domain.model_validate({"name": path.stem, **tomllib.loads(path.read_text("utf-8"))})
+        content = tomllib.loads(path.read_text("utf-8"))
+        if "name" in content:  # it names folders, and what is stored
+            raise SettingError(f"{path}: name: a domain is called what its file is; remove the line")
+        return Domain.model_validate({"name": path.stem, **content})
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingError(f"{path}: not valid TOML: {error}") from None
     except ValidationError as error:
         problem = error.errors()[0]

@@ -112,9 +112,16 @@ class Forest:
 
 
 class Drafter(Protocol):
-    """Where draft trees come from."""
+    """Where draft trees come from.
+
+    Attributes:
+        evidence_kinds: how many kinds of evidence there are.
+        own_evidence: ``[evidence_kinds]`` bool: the kinds that rest on the text itself, its prompt or its output. What
+            is drafted on these never passes by relaxation: a text relaxed towards itself repeats itself, or its prompt.
+    """
 
     evidence_kinds: int
+    own_evidence: NDArray[np.bool_]
 
     def resolve(self, group: str) -> str | None:
         """The group that texts of ``group`` are drafted from: itself, the global pool ``*``, or None for no pool."""

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from dare_core.errors import PoolError, StorageError
 #: Where a host keeps what belongs to a root on object storage, when nobody says where.
 DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
 
+#: A URL with a password, up to its end.
+_PASSWORD: Final = re.compile(r"([a-z0-9+]+://)[^/@]*:.*@")
+
 
 class Files:
     """Files by their path below a root. A file is there whole or not at all.
@@ -23,9 +27,18 @@ class Files:
     Args:
         root: a folder, or a URL that fsspec knows.
         cache: folder for what this host keeps of a root on object storage.
+
+    Raises:
+        PoolError: the URL holds a password, which would stand in errors, on command lines and in the warehouse.
     """
 
     def __init__(self, root: str, cache: Path = DEFAULT_CACHE) -> None:
+        if _PASSWORD.match(root):
+            shown = _PASSWORD.sub(r"\1…@", root)
+            raise PoolError(
+                f"the URL {shown} holds a password; leave it out, and give it by environment variables of the "
+                "storage's own, or fsspec's configuration"
+            )
         self._fs, path = fsspec.core.url_to_fs(root)
         #: The root as it was given.
         self.location = root

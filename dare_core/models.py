@@ -53,19 +53,27 @@ def load_model(settings: Settings) -> LanguageModel:
     """Load ``settings.model`` for decoding.
 
     Raises:
-        ModelError: it is not there, is no causal LM, needs ``trust_remote_code``, or asks for penalties.
+        ModelError: it is not there, is no causal LM, lacks weights or has none in safetensors, needs
+            ``trust_remote_code``, or asks for penalties.
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     _quieten()
     source = locate(settings)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,  # a pickle can run code
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loaded("model", settings.model, error) from error
+    if missing := sorted(loaded["missing_keys"]):  # which transformers fills with random numbers
+        raise ModelError(f"model {settings.model!r} lacks {len(missing)} of its weights: {missing[0]}, …")
     model = model.eval().to(_device(settings.device))
     config = model.config.get_text_config()
     generation = model.generation_config
@@ -138,8 +146,9 @@ def prompt_format(settings: Settings) -> PromptFormat:
     """
     files = _format_files(locate(settings))
     kept = settings.models_dir / "formats" / f"{files}.json"
-    if files and kept.exists():
-        return PromptFormat(**json.loads(kept.read_text("utf-8")))
+    if files:
+        with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or cut short by a crash: made anew
+            return PromptFormat(**json.loads(kept.read_text("utf-8")))
     tokenizer = load_tokenizer(settings)
     files = files or _format_files(locate(settings))  # a model of the hub is there now
     found = PromptFormat(files, tokenizer_hash(tokenizer), context_length(settings))

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import Engine
 
@@ -42,6 +41,8 @@ from dare_core.reports.facts import gather
 from dare_core.reports.page import figures, write_report
 from dare_core.schemas import (
     ENTITY,
+    GONE,
+    GROUPED,
     KINDS,
     KNOWLEDGE,
     KNOWLEDGE_EMBEDDING,
@@ -138,7 +139,7 @@ def pull(settings: Settings, request: RunRequest) -> dict[str, Any]:
     found: list[Finding] = []
     for kind in window.kinds:
         if summary.get(kind):
-            pulled = pq.read_table(run_dir / "pulled" / kind, schema=PULLED)
+            pulled = shards.read_table(run_dir / "pulled" / kind, PULLED)
             found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
     return summary | {"warnings": _weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
 
@@ -177,10 +178,7 @@ def _window_path(run_dir: Path) -> Path:
 
 
 def _read_window(run_dir: Path) -> PullWindow:
-    try:
-        return PullWindow.model_validate_json(_window_path(run_dir).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{_window_path(run_dir)} is not there: the run has not been pulled") from None
+    return shards.read_json(_window_path(run_dir), PullWindow, "the run has not been pulled")
 
 
 def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -198,15 +196,17 @@ def group(settings: Settings, request: RunRequest) -> dict[str, Any]:
         *("--out", str(run_dir / "grouped")),
     ]
     with open_warehouse(settings) as (url, engine):
-        pulled = (pq.read_table(run_dir / "pulled" / kind, schema=PULLED) for kind in window.kinds)
+        pulled = (shards.read_table(run_dir / "pulled" / kind, PULLED) for kind in window.kinds)
         differing = sum([warehouse_read.differing(engine, of_kind) for of_kind in pulled])
         summary: dict[str, Any] = submit(settings, "group", arguments, url) if differing else {}
         for kind in window.kinds:
-            entities = pq.read_table(run_dir / "grouped" / kind, schema=ENTITY) if differing else ENTITY.empty_table()
-            gone = pq.read_table(run_dir / "pulled" / "gone" / kind)["entity_id"].to_pylist()
+            grouped = shards.read_table(run_dir / "grouped" / kind, GROUPED) if differing else GROUPED.empty_table()
+            entities = grouped.select(ENTITY.names)
+            gone = shards.read_table(run_dir / "pulled" / "gone" / kind, GONE)["entity_id"].to_pylist()
             seen = warehouse_load.Pulled(request.domain, kind, window.until, gone)
             changes = warehouse_load.upsert_entities(engine, entities, seen)
             summary |= {f"{kind}_changed": changes.changed, f"{kind}_deleted": changes.deleted}
+            summary |= {f"{kind}_forgotten": changes.forgotten} if changes.forgotten else {}
     return summary
 
 
@@ -418,7 +418,7 @@ def _texts_by_kind(staged: pa.Table) -> dict[str, dict[str, int]]:
 def embed(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Embed the texts that passed, with each encoder that the warehouse keeps vectors of."""
     run_dir = settings.run_dir(request.run_id)
-    passed = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
+    passed = shards.read_table(run_dir / "validated.parquet", KNOWLEDGE)
     with open_warehouse(settings) as (_, engine):
         embeddings = embedded(settings, engine, passed) if len(passed) else []
     folder = run_dir / "embeddings"
@@ -477,8 +477,8 @@ def load(settings: Settings, request: RunRequest) -> dict[str, Any]:
         QualityError: before, and nothing was loaded; or after, and the texts are there.
     """
     run_dir = settings.run_dir(request.run_id)
-    knowledge = pq.read_table(run_dir / "validated.parquet", schema=KNOWLEDGE)
-    embeddings = [pq.read_table(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
+    knowledge = shards.read_table(run_dir / "validated.parquet", KNOWLEDGE)
+    embeddings = [shards.read_parquet(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
     served = embeddings[0] if embeddings else KNOWLEDGE_EMBEDDING.empty_table()
     bounds = load_domain(settings, request.domain).quality.features
     with open_warehouse(settings) as (_, engine):

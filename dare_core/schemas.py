@@ -14,6 +14,8 @@ from dare_core.kinds import Kind as Kind
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 TOKENS: Final = pa.list_(pa.int32())
+#: Characters of an entity's id at most: keys hold ids, and a database bounds the size of a key.
+MAX_ID: Final = 512
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -41,6 +43,9 @@ ENTITY: Final = pa.schema(
 
 #: What ``spark_jobs/pull.py`` writes: an entity before ``spark_jobs/group.py`` gave it a group.
 PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
+
+#: What ``spark_jobs/pull.py`` writes of entities that are in the source no more.
+GONE: Final = pa.schema([_required("entity_id", pa.string())])
 
 #: What ``spark_jobs/group.py`` writes: an entity, and the rule that gave it its group
 #: (``dare_core.grouping.GroupRule``).
@@ -243,6 +248,17 @@ EVALUATION: Final = pa.schema(
         _required("auc_gain_low", pa.float64()),
         _required("auc_gain_high", pa.float64()),
         _required("result", pa.string()),
+    ]
+)
+
+#: An entity that was forgotten and is never pulled again. ``entity`` is :func:`dare_core.traces.tombstone` of it. Key:
+#: (domain, kind, entity).
+FORGOTTEN: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity", pa.string()),
+        _required("forgotten_at", TIME),
     ]
 )
 

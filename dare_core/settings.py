@@ -9,8 +9,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from dare_core.errors import SettingError
 
@@ -27,6 +33,8 @@ GENERATION_POOL: Final = "gpu"
 WAREHOUSE_CONNECTION: Final = "dare_warehouse"
 
 _CONFIG: Final = "dare.toml"
+#: Characters of a wrong value that an error shows.
+_SHOWN: Final = 200
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Verification = Literal["strict", "relaxed"]
@@ -35,7 +43,9 @@ Verification = Literal["strict", "relaxed"]
 class Settings(BaseSettings):
     """Everything that an installation decides. Build it with :func:`load_settings`, which words the errors."""
 
-    model_config = SettingsConfigDict(env_prefix="DARE_", extra="forbid", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DARE_", extra="forbid", frozen=True, env_ignore_empty=True, allow_inf_nan=False
+    )
 
     data_dir: Path = Field(
         PROJECT_DIR / ".dare", description="where the embedded warehouse, models, pools and runs live"
@@ -113,11 +123,20 @@ class Settings(BaseSettings):
     )
     maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
     evaluate_schedule: str = Field("@weekly", description="of evaluate_features: cron or preset; none: by hand only")
-    deadline_hours: float = Field(12, gt=0, description="a run that takes longer raises an alert")
+    deadline_hours: float = Field(12, gt=0, le=8_760, description="a run that takes longer raises an alert")
     keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
-    keep_run_days: float = Field(14, gt=0, description="maintain removes the staged files of runs older than this")
+    keep_run_days: float = Field(
+        14, gt=0, le=36_500, description="maintain removes the staged files of runs older than this"
+    )
     quarantine_retries: int = Field(2, ge=0, description="times that a text which failed validation is asked for again")
     airflow_port: int = Field(8080, ge=1024, le=65535, description="where `make ui` serves Airflow, on loopback")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_nul(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:  # which neither a path nor a URL can hold
+            raise ValueError("a NUL character is not allowed")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -171,7 +190,9 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingError("; ".join(_sentence(problem) for problem in error.errors())) from None
-    except ValueError as error:  # the TOML file itself
+    except SettingsError as error:  # says which setting, and nothing of its value
+        raise SettingError(f"{error}: {type(error.__cause__).__name__}; is it UTF-8 text?") from None
+    except (ValueError, RecursionError) as error:  # the TOML file itself
         raise SettingError(f"{named or _CONFIG} is not valid TOML: {error}") from None
 
 
@@ -180,5 +201,9 @@ def _sentence(problem: object) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"setting {name} (DARE_{name.upper()}) does not exist"
-    value = "its value" if name == "warehouse_url" else repr(problem["input"])
+    value = "its value" if name == "warehouse_url" else _short(repr(problem["input"]))
     return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"

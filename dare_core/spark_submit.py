@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from dare_core.errors import ProgramMissingError, SourceError
 from dare_core.settings import PROJECT_DIR, Settings
@@ -60,14 +61,24 @@ def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         status = _run(command, _environment(settings, warehouse_url), log.fileno())
         log.seek(0)
-        logged = log.read().splitlines()
+        logged = log.read()
     if status == 0:
-        result: dict[str, Any] = json.loads([line for line in logged if line.startswith("{")][-1])
+        result: dict[str, Any] = json.loads([line for line in logged.splitlines() if line.startswith("{")][-1])
         return result
-    errors = [line.removeprefix("error: ") for line in logged if line.startswith("error: ")]
+    lines = _without_secrets(logged, warehouse_url).splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if status == 2 and errors:
         raise SourceError(errors[-1])
-    raise RuntimeError("\n".join([f"spark-submit {program}.py ended with status {status}:", *logged[-_TAIL:]]))
+    raise RuntimeError("\n".join([f"spark-submit {program}.py ended with status {status}:", *lines[-_TAIL:]]))
+
+
+def _without_secrets(log: str, url: str) -> str:
+    """A log without the warehouse's URL and its password, which a failing library may have put there."""
+    parts = urlsplit(url)
+    passwords = {parts.password or "", *parse_qs(parts.query).get("password", [])}
+    for secret in (url, *passwords, *map(unquote, passwords)):
+        log = log.replace(secret, "***") if secret else log
+    return log
 
 
 def require_java() -> None:

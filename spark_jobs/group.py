@@ -33,12 +33,13 @@ from dare_core.warehouse.connection import connect
 from dare_core.warehouse.group_pointer import WarehousePointer
 from spark_jobs.pull import SECTIONS, json_objects, moment
 from spark_jobs.session import run
-from spark_jobs.source_tables import SourceTables, column
+from spark_jobs.source_tables import SourceTables, column, failures_in_words
 from spark_jobs.user_clusters import cluster_users
 
 _ROUTE: Final = "group_name string, group_rule string"
 
 
+@failures_in_words()
 def group(
     spark: SparkSession,
     domain: Domain,

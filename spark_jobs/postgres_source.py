@@ -19,7 +19,8 @@ older version, once; the newer one belongs to the next run.
 
 Types: whole numbers, floats, ``numeric(p, s)``, bool, text, date, timestamps and one-dimensional arrays of text or
 whole numbers keep their kind. ``numeric`` without precision is read as double; a timestamp without zone is taken as
-UTC; an infinite time or a numeric NaN is null. Any other type (uuid, enum, jsonb, ...) is read as its text.
+UTC; an infinite time, one outside the years 1 to 9999 (which Python cannot hold) and a numeric NaN are null. Any other
+type (uuid, enum, jsonb, ...) is read as its text.
 """
 
 import json
@@ -65,10 +66,12 @@ _AS_THEY_ARE: Final = {pg_types[name].oid: kind for name, kind in _SCALARS.items
     pg_types[name].array_oid: kind for name, kind in _LISTS.items()
 }
 _NUMERIC: Final = pg_types["numeric"].oid
-_FINITE_TIMES: Final = {
-    pg_types["date"].oid: (pa.date32(), "CASE WHEN isfinite({0}) THEN {0} END"),
-    pg_types["timestamp"].oid: (TIME, "CASE WHEN isfinite({0}) THEN {0} AT TIME ZONE 'UTC' END"),
-    pg_types["timestamptz"].oid: (TIME, "CASE WHEN isfinite({0}) THEN {0} END"),
+#: Whether a date or time is one of the calendar's, as SQL; infinite ones are not.
+_IN_CALENDAR: Final = "({0} >= '0001-01-01' AND {0} < '10000-01-01')"
+_TIMES: Final = {
+    pg_types["date"].oid: (pa.date32(), f"CASE WHEN {_IN_CALENDAR} THEN {{0}} END"),
+    pg_types["timestamp"].oid: (TIME, f"CASE WHEN {_IN_CALENDAR} THEN {{0}} AT TIME ZONE 'UTC' END"),
+    pg_types["timestamptz"].oid: (TIME, f"CASE WHEN {_IN_CALENDAR} THEN {{0}} END"),
 }
 
 # A partitioned table's own relation is empty, and a block range applies to each of its leaves: the largest one counts.
@@ -95,8 +98,8 @@ class Column:
         """The column that a result's description announces."""
         if column.type_code in _AS_THEY_ARE:
             return cls(column.name, _AS_THEY_ARE[column.type_code])
-        if column.type_code in _FINITE_TIMES:
-            return cls(column.name, *_FINITE_TIMES[column.type_code])
+        if column.type_code in _TIMES:
+            return cls(column.name, *_TIMES[column.type_code])
         if column.type_code != _NUMERIC:
             return cls(column.name, pa.string(), "{}::text")
         precision, scale = column.precision, column.scale
@@ -185,7 +188,9 @@ class TimeWindow:
         # The bare column is compared, in a session that is in UTC, so that an index on it serves.
         bounds = [(">=", self.since), ("<=", self.until)]
         return [
-            sql.SQL("{} {} {} AND isfinite({})").format(column, sql.SQL(sign), sql.Literal(bound), column)
+            sql.SQL("{} {} {} AND {}").format(
+                column, sql.SQL(sign), sql.Literal(bound), sql.SQL(_IN_CALENDAR).format(column)
+            )
             for column in [sql.Identifier(self.column)]
             for sign, bound in bounds
             if bound is not None
@@ -194,7 +199,7 @@ class TimeWindow:
 
 @dataclass(frozen=True)
 class Timeless:
-    """Rows whose ``column`` holds no time, or an infinite one."""
+    """Rows whose ``column`` holds no time, or one that is not in the calendar."""
 
     column: str
 
@@ -202,7 +207,8 @@ class Timeless:
         return {"time_column": self.column, "timeless": "true"}
 
     def conditions(self) -> list[sql.Composed]:
-        return [sql.SQL("({0} IS NULL OR NOT isfinite({0}))").format(sql.Identifier(self.column))]
+        condition = f"({{0}} IS NULL OR NOT {_IN_CALENDAR})"
+        return [sql.SQL(condition).format(sql.Identifier(self.column))]
 
 
 class PostgresSource(DataSource):  # type: ignore[misc]

@@ -33,10 +33,10 @@ from pyspark.sql.types import StringType
 
 from dare_core.domains import Domain, EntityTable, read_domain
 from dare_core.errors import SettingError
-from dare_core.schemas import KINDS, PULLED, Kind
+from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
 from spark_jobs.postgres_source import Timeless, TimeWindow
 from spark_jobs.session import run
-from spark_jobs.source_tables import Section, SourceTables, column
+from spark_jobs.source_tables import Section, SourceTables, column, failures_in_words, in_calendar
 
 #: The section of the domain file that each kind's table is in.
 SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
@@ -45,8 +45,11 @@ SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
 _RESERVED: Final = {"title", "history", "value", "time"}
 
 _FIRST_FEW: Final = 3
+#: Characters of a value that an error shows.
+_SHOWN: Final = 60
 
 
+@failures_in_words()
 def pull(
     spark: SparkSession,
     domain: Domain,
@@ -65,13 +68,15 @@ def pull(
         as_of: the latest event seen, inclusive.
 
     Returns:
-        entities written by kind, ``<kind>_gone``, and ``dropped_interactions``: those that were read as new and whose
-        user or item is in no table.
+        entities written by kind; ``<kind>_gone``; ``<kind>_forgotten`` where rows of forgotten ones were left out;
+        ``<kind>_later``: rows whose time lies after ``as_of``, which a later pull takes; and of interactions
+        ``dropped_interactions``: those that were read as new and whose user or item is in no table, and
+        ``later_interactions``: those after ``as_of``.
 
     Raises:
         SettingError: an attribute has a reserved name, the group is no attribute, or items lack a title.
-        SourceError: a table or column is missing; an id is missing or there twice; a time is missing or none; or more
-            of a kind is gone than ``max_deleted_share``.
+        SourceError: a table or column is missing; an id is missing, there twice or too long; a time is missing or none;
+            or more of a kind is gone than ``max_deleted_share``.
     """
     _check_names(domain)
     tables = SourceTables(spark, domain, warehouse_url)
@@ -81,6 +86,7 @@ def pull(
         keys = _keys(tables, SECTIONS[kind]).persist()
         _check_keys(tables, SECTIONS[kind], keys)
         known = tables.known_ids(kind).persist()
+        counts[f"{kind}_later"] = keys.where(sf.col("updated_at") > as_of).count()
         counts[f"{kind}_gone"] = _write_gone(tables, kind, keys, known, f"{out}/gone/{kind}")
         unknown = _unknown(keys, known, as_of) if kind in since else None
         if kind == "item":
@@ -88,9 +94,14 @@ def pull(
         else:
             entities, dropped = _users(tables, since.get(kind), as_of, unknown)
         counts[kind] = _write(entities, domain, kind, f"{out}/{kind}")
+        if left_out := tables.forgotten(kind):
+            counts[f"{kind}_forgotten"] = left_out
         keys.unpersist()
         known.unpersist()
-    return counts | {"dropped_interactions": dropped.get["dropped"] if dropped else 0}
+    return counts | {
+        "dropped_interactions": dropped.get["dropped"] if dropped else 0,
+        "later_interactions": _later_interactions(tables, as_of) if dropped else 0,
+    }
 
 
 def _check_names(domain: Domain) -> None:
@@ -119,7 +130,12 @@ def _check_keys(tables: SourceTables, section: Section, keys: DataFrame) -> None
     """Every row of the whole table must have an id of its own and a time: a row without would be lost for good."""
     spec: EntityTable = getattr(tables.domain.source, section)
     wrong = (
-        keys.where((sf.col("rows") > 1) | (sf.col("timeless") > 0) | sf.col("entity_id").isNull())
+        keys.where(
+            (sf.col("rows") > 1)
+            | (sf.col("timeless") > 0)
+            | sf.col("entity_id").isNull()
+            | ~sf.length("entity_id").between(1, MAX_ID)
+        )
         .withColumnRenamed("entity_id", "id")
         .orderBy("id")
         .limit(_FIRST_FEW)
@@ -127,8 +143,10 @@ def _check_keys(tables: SourceTables, section: Section, keys: DataFrame) -> None
     )
     if not wrong:
         return
-    if wrong[0]["id"] is None:
+    if not wrong[0]["id"]:  # null or empty, which come first
         raise tables.error(section, f"{wrong[0]['rows']} rows have no {spec.id}")
+    if long := [row["id"][:_SHOWN] for row in wrong if len(row["id"]) > MAX_ID]:
+        raise tables.error(section, f"{spec.id} has more than {MAX_ID} characters: {long[0]!r}…")
     repeated = [row["id"] for row in wrong if row["rows"] > 1]
     if repeated:
         raise tables.error(section, f"several rows have the same {spec.id}: {', '.join(map(repr, repeated))}, …")
@@ -231,6 +249,14 @@ def _check_times(tables: SourceTables) -> None:
         raise tables.error("interactions", f"{spec.time} is empty, or no time, for user and item {', '.join(pairs)}, …")
 
 
+def _later_interactions(tables: SourceTables, as_of: datetime) -> int:
+    """Many of them tell of a mistake: times in another unit, or of another zone."""
+    time = tables.domain.source.interactions.time
+    times = tables.read("interactions", [time], TimeWindow(time, as_of, None))
+    count: int = times.where(_time(time) > as_of).count()
+    return count
+
+
 def _interactions(
     tables: SourceTables,
     users: DataFrame,
@@ -292,7 +318,7 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
 
 def _time(name: str) -> Column:
     """The column as a time; null where it cannot be read as one (a file may hold text)."""
-    return column(name).try_cast("timestamp")
+    return in_calendar(column(name).try_cast("timestamp"))
 
 
 def _as_json(structs: pa.Array) -> pa.Array:

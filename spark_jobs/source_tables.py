@@ -1,20 +1,43 @@
 """A domain's source tables as Spark frames, wherever they lie."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Final, Literal
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
-from pyspark.sql.types import ArrayType, BinaryType, DataType, StringType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    BooleanType,
+    DataType,
+    DateType,
+    NullType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+)
 
 from dare_core.domains import Domain, EntityTable
 from dare_core.errors import SourceError
-from dare_core.schemas import Kind
+from dare_core.schemas import KINDS, Kind
+from dare_core.warehouse.connection import connect
+from dare_core.warehouse.forget import forgotten
 from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow
+
+#: How Spark words what it met in a file, and the PostgreSQL reader in a table.
+_DAMAGED_FILE: Final = re.compile(r"\[FAILED_READ_FILE\.\w+\] Encountered error while reading file (\S+?)\.\s")
+_DATABASE: Final = re.compile(r"^psycopg\.(?:errors\.)?\w+: (.+)", re.MULTILINE)
+
+#: What a column, or the values of a list in it, may hold.
+_PLAIN: Final = (NullType, StringType, NumericType, BooleanType, DateType, TimestampType, TimestampNTZType)
 
 Section = Literal["items", "users", "interactions"]
 
@@ -22,6 +45,23 @@ Section = Literal["items", "users", "interactions"]
 def column(name: str) -> Column:
     """The column of exactly this name, dots and backticks included."""
     return sf.col("`" + name.replace("`", "``") + "`")
+
+
+@contextmanager
+def failures_in_words() -> Iterator[None]:
+    """Spark finds damaged files and refused rows while it works: pages of stack traces, of which one line is of use.
+
+    Raises:
+        SourceError: instead of them; names the file, or says what the database said.
+    """
+    try:
+        yield
+    except (Py4JJavaError, PySparkException) as error:
+        if found := _DAMAGED_FILE.search(str(error)):
+            raise SourceError(f"{found[1]} cannot be read: it is damaged, cut short, or of another format") from None
+        if found := _DATABASE.search(str(error)):
+            raise SourceError(f"the source database refused to go on: {found[1].strip()}") from None
+        raise
 
 
 @dataclass(frozen=True)
@@ -39,12 +79,14 @@ class SourceTables:
     def read(self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None = None) -> DataFrame:
         """The columns of the items', users' or interactions' table, text made safe to store.
 
+        Rows of forgotten users and items are left out wherever the column of their ids is read.
+
         Args:
             window: rows outside it may be left out where that saves reading them; the caller filters all the same.
 
         Raises:
-            SourceError: the table or a column is missing, or a column is binary; names the table, the column and the
-                key of the domain file.
+            SourceError: the table or a column is missing, or a column is binary or nested; names the table, the column
+                and the key of the domain file.
         """
         frame = self._load(section, columns, window)
         for name in columns:
@@ -52,8 +94,52 @@ class SourceTables:
                 raise self._missing_column(section, name, frame.columns)
             if isinstance(frame.schema[name].dataType, BinaryType):
                 raise self.error(section, f"column {name!r} ({self._key(section, name)}) holds binary data")
+            if not _is_plain(frame.schema[name].dataType):
+                raise self.error(
+                    section,
+                    f"column {name!r} ({self._key(section, name)}) holds {frame.schema[name].dataType.simpleString()}; "
+                    "texts, numbers, truth values, times and lists of them can be read",
+                )
         chosen = frame.select(*[_legible(frame.schema[name].dataType, column(name)).alias(name) for name in columns])
+        for name, kind in self._id_columns(section).items():
+            if name in columns and self._tombstones[kind]:
+                chosen = chosen.where(~self._is_forgotten(name, kind))
         return self._split_lists(section, chosen) if self.domain.source.format == "csv" else chosen
+
+    def forgotten(self, kind: Kind) -> int:
+        """How many rows of a kind's table :meth:`read` leaves out, since their entities were forgotten."""
+        if not self._tombstones[kind]:
+            return 0
+        section: Section = "items" if kind == "item" else "users"
+        [name] = self._id_columns(section)
+        ids = self._load(section, [name], None).select(column(name))
+        rows: int = ids.where(self._is_forgotten(name, kind)).count()
+        return rows
+
+    @cached_property
+    def _tombstones(self) -> dict[Kind, list[str]]:
+        """What is kept of the domain's forgotten entities, by kind; nothing without a warehouse."""
+        found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        if self.warehouse_url is not None:
+            engine = connect(self.warehouse_url)
+            found |= {kind: forgotten(engine, self.domain.name, kind) for kind in KINDS}
+            engine.dispose()
+        return found
+
+    def _id_columns(self, section: Section) -> dict[str, Kind]:
+        """The columns of a table that hold ids of entities, and of which kind."""
+        source = self.domain.source
+        match section:
+            case "items":
+                return {source.items.id: "item"}
+            case "users":
+                return {source.users.id: "user"}
+            case "interactions":
+                return {source.interactions.user: "user", source.interactions.item: "item"}
+
+    def _is_forgotten(self, name: str, kind: Kind) -> Column:
+        entity = sf.concat(sf.lit(f"{self.domain.name}/{kind}/"), column(name).cast("string"))
+        return sf.coalesce(sf.sha2(entity, 256).isin(self._tombstones[kind]), sf.lit(False))
 
     def known_ids(self, kind: Kind) -> DataFrame:
         """Column ``entity_id`` of the domain's entities that the warehouse has; none without a warehouse."""
@@ -169,9 +255,24 @@ class SourceTables:
 
 
 def _legible(kind: DataType, values: Column) -> Column:
-    """Text as PostgreSQL can store it: files and other databases can hold NUL characters and broken UTF-8."""
+    """Values as PostgreSQL and Python can hold them.
+
+    Files and other databases can hold NUL characters, broken UTF-8 and times before the year 1 or after 9999.
+    """
     if isinstance(kind, StringType):
         return sf.translate(sf.make_valid_utf8(values), "\0", "")
     if isinstance(kind, ArrayType) and isinstance(kind.elementType, StringType):
         return sf.transform(values, lambda value: _legible(kind.elementType, value))
+    if isinstance(kind, DateType | TimestampType | TimestampNTZType):
+        return in_calendar(values)
     return values
+
+
+def _is_plain(kind: DataType) -> bool:
+    of = kind.elementType if isinstance(kind, ArrayType) else kind
+    return isinstance(of, _PLAIN)
+
+
+def in_calendar(times: Column) -> Column:
+    """Dates or times of the years 1 to 9999; null where they are others, which neither Python nor JSON can hold."""
+    return sf.when(sf.year(times).between(1, 9999), times)

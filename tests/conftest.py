@@ -1,7 +1,7 @@
 """A PostgreSQL server for the whole session, a fresh migrated database for each test that asks for one, rows for it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 from xdist.scheduler import LoadScopeScheduling
 
 from dare_core import schemas
@@ -79,6 +79,12 @@ def template_url(server_url: str) -> str:
     upgrade(engine)
     engine.dispose()
     return url
+
+
+@pytest.fixture(scope="session")
+def copied_database(server_url: str) -> Callable[[str], AbstractContextManager[str]]:
+    """Copies a database, by its URL, for as long as a block lasts; nobody may be connected to the original."""
+    return lambda original: _database(server_url, str(make_url(original).database))
 
 
 @pytest.fixture

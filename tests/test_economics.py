@@ -14,7 +14,7 @@ from dare_core import models, pipeline
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
 from dare_core.pipeline import PullWindow, RunRequest
-from dare_core.schemas import ENTITY, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
+from dare_core.schemas import ENTITY, GROUPED, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
 from dare_core.settings import Settings
 from dare_core.warehouse import read
 from dare_core.warehouse.load import EntityChanges, Pulled, load_knowledge, record_run, upsert_entities
@@ -298,7 +298,7 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
     assert read.watermark(engine, "movies", "user") == window.until
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, Any]:
-        table = pa.Table.from_pylist([user(0, events=11)], ENTITY)
+        table = pa.Table.from_pylist([user(0, events=11) | {"group_rule": "attribute"}], GROUPED)
         shards.write_table(run_dir / "grouped" / "user" / "0.parquet", table)
         return {"user": 1}
 

@@ -26,6 +26,7 @@ class ArcticCache:
     """
 
     evidence_kinds = 1
+    own_evidence = np.zeros(1, np.bool_)
 
     def __init__(self, process: PeerProcess, texts: Sequence[NDArray[np.int32]]) -> None:
         self._process = process

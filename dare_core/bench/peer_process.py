@@ -18,10 +18,12 @@ class PeerProcess:
     Attributes:
         name: what to call it in errors.
         log: where its standard error goes.
+        pid: of the process.
     """
 
     name: str
     log: Path
+    pid: int
     _asks: IO[str]
     _answers: IO[str]
 
@@ -65,6 +67,6 @@ def running(name: str, command: Sequence[str | Path], log: Path) -> Iterator[Pee
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            yield PeerProcess(name, log, process.stdin, process.stdout)
+            yield PeerProcess(name, log, process.pid, process.stdin, process.stdout)
         finally:
             process.kill()  # it holds nothing that is worth an orderly end

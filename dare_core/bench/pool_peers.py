@@ -23,6 +23,7 @@ class PythonTrie:
     """
 
     evidence_kinds = 1
+    own_evidence = np.zeros(1, np.bool_)
 
     def __init__(self, texts: Sequence[NDArray[np.int32]]) -> None:
         self._root: dict[int, list[Any]] = {}
@@ -78,6 +79,7 @@ class PromptLookup:
     """transformers' prompt lookup, which drafts one branch from the text itself."""
 
     evidence_kinds = 1
+    own_evidence = np.ones(1, np.bool_)
 
     def __init__(self) -> None:
         from transformers.generation.candidate_generator import PromptLookupCandidateGenerator

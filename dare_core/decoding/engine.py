@@ -391,13 +391,15 @@ class Engine:
         forest, first = step.forest, step.first_logits
         behind = forest.parents - forest.offsets[forest.trees] + 1  # of a node's parent, its row within the tree's
         relaxed = self._config.rule.mode == "relaxed"
-        may_relax = np.array([relaxed and not is_looping(s.context.output) for s in step.sequences])
+        may_relax = np.array([relaxed and not is_looping(s.context.output) for s in step.sequences])[forest.trees]
+        if self._drafter is not None:
+            may_relax &= ~self._drafter.own_evidence[forest.evidence]
         return judge(
             logits,
             forest.tokens,
             first[forest.trees] + np.where(forest.parents < 0, 0, behind),
             forest.trees,
-            may_relax[forest.trees],
+            may_relax,
             self._config.rule,
             self._never_relaxed,
             self._generator,

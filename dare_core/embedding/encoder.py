@@ -48,7 +48,11 @@ class Encoder:
         device = None if settings.device == "auto" else settings.device
         try:
             model = SentenceTransformer(
-                source, device=device, trust_remote_code=settings.trust_remote_code, local_files_only=local
+                source,
+                device=device,
+                trust_remote_code=settings.trust_remote_code,
+                local_files_only=local,
+                model_kwargs={"use_safetensors": True},  # a pickle can run code
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

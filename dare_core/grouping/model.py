@@ -10,8 +10,9 @@ import json
 import logging
 import re
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -106,10 +107,19 @@ class FilePointer:
         self._path = path
 
     def read(self) -> str | None:
-        """See :class:`Pointer`."""
-        with suppress(FileNotFoundError):
+        """See :class:`Pointer`.
+
+        Raises:
+            PoolError: the file holds no text.
+        """
+        try:
             return self._path.read_text("utf-8").strip()
-        return None
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            raise PoolError(
+                f"{self._path} is damaged: {error}; write a name of the files in versions/ into it"
+            ) from None
 
     def move(self, version: str) -> None:
         """See :class:`Pointer`."""
@@ -188,7 +198,7 @@ class GroupModelStore:
             return _from_content(content, tables)
         except FileNotFoundError as error:
             raise _DamageError(f"group model {version}: {error.filename or error} is missing") from None
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise _DamageError(f"group model {version}: {path} is damaged: {error}") from None
 
     def publish(self, model: GroupModel) -> str:
@@ -206,6 +216,54 @@ class GroupModelStore:
         self._pointer.move(version)
         self._expire(version)
         return version
+
+    def purge(self, users: Sequence[str] = (), items: Sequence[str] = ()) -> list[str]:
+        """Leave no assignment of these users and no factors of these items in any version.
+
+        A version without them is put in force, and every other one that has them, or cannot be read, is removed with
+        its tables. Broken off, it is run again.
+
+        Returns:
+            The versions that were removed.
+
+        Raises:
+            PoolError: as :meth:`read` and :meth:`publish`.
+        """
+        model = self.read()
+        if model is not None:
+            self.publish(_without(model, users, items))
+        held = set(self.holding(users, items))
+        removed = []
+        for version in self.versions():
+            if version != self.current() and self._may_name(version, held):
+                self.files.remove(_path(version))
+                removed.append(version)
+        for name in held:
+            self.files.remove(name)
+        return removed
+
+    def holding(self, users: Iterable[str] = (), items: Iterable[str] = ()) -> list[str]:
+        """The tables' files that name one of these users or items, or cannot be read, whichever version has them."""
+        sought = {"entity_id": pa.array(users, pa.string()), "item_id": pa.array(items, pa.string())}
+        return [name for name in (f"tables/{name}" for name in self.files.names("tables")) if self._names(name, sought)]
+
+    def _names(self, name: str, sought: Mapping[str, pa.Array]) -> bool:
+        try:
+            table = pq.read_table(pa.BufferReader(self.files.read(name)))
+        except (OSError, pa.ArrowException):
+            return True
+        return any(
+            bool(pc.any(pc.is_in(table[column], ids)).as_py())
+            for column, ids in sought.items()
+            if column in table.column_names
+        )
+
+    def _may_name(self, version: str, files: set[str]) -> bool:
+        try:
+            tables = json.loads(self.files.read(_path(version)))["tables"].values()
+        except (ValueError, KeyError, AttributeError):
+            return True
+        return any(f"tables/{digest}.parquet" in files for digest in tables)
 
     def _expire(self, current: str) -> None:
         for version in [old for old in self.versions() if old != current][KEPT_VERSIONS - 1 :]:
@@ -231,6 +289,17 @@ class GroupModelStore:
         if hashlib.sha256(body).hexdigest() != digest:
             raise ValueError(f"table {digest[:16]} does not match its checksum")
         return pq.read_table(pa.BufferReader(body))
+
+
+def _without(model: GroupModel, users: Sequence[str], items: Sequence[str]) -> GroupModel:
+    """The model without some users and items; the very same where it has none of them."""
+    of_others = pc.invert(pc.is_in(model.assignments["entity_id"], pa.array(users, pa.string())))
+    model = replace(model, assignments=model.assignments.filter(of_others).combine_chunks())
+    if model.items is None:
+        return model
+    kept = np.array([item not in items for item in model.items.ids], np.bool_)
+    ids = tuple(item for item in model.items.ids if item not in items)
+    return replace(model, items=replace(model.items, ids=ids, factors=model.items.factors[kept]))
 
 
 def _path(version: str) -> str:

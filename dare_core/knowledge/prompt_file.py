@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
@@ -18,6 +18,10 @@ from dare_core.settings import Settings
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request, Result
+
+
+#: Characters of a wrong value that an error shows.
+_SHOWN: Final = 200
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def read_prompts(path: Path, encode: Callable[[str], list[int]]) -> list[PromptL
         except (ValueError, InputError) as error:
             raise InputError(f"{path}:{number}: {error}") from None
         if prompt.id in prompts:
-            raise InputError(f"{path}:{number}: id {prompt.id!r} stands on an earlier line too")
+            raise InputError(f"{path}:{number}: id {_short(prompt.id)} stands on an earlier line too")
         prompts[prompt.id] = prompt
     if not prompts:
         raise InputError(f"{path}: holds no prompts")
@@ -70,19 +74,24 @@ def _parse(line: str, encode: Callable[[str], list[int]]) -> PromptLine:
         raise InputError('not an object like {"id": …, "group": …, "prompt": …}')
     for name in ("id", "group"):
         if not isinstance(row.get(name), str):
-            raise InputError(f"{name} is {row.get(name)!r}; a string is needed")
+            raise InputError(f"{name} is {_short(row.get(name))}; a string is needed")
         row[name].encode()  # half of a surrogate pair is no text
     if ("prompt" in row) == ("prompt_token_ids" in row):
         raise InputError("one of prompt and prompt_token_ids is needed, and not both")
     if "prompt" in row:
         if not isinstance(row["prompt"], str):
-            raise InputError(f"prompt is {row['prompt']!r}; a string is needed")
+            raise InputError(f"prompt is {_short(row['prompt'])}; a string is needed")
         row["prompt"].encode()
         return PromptLine(row["id"], row["group"], encode(row["prompt"]))
     ids = row["prompt_token_ids"]
     if not isinstance(ids, list) or not all(type(token) is int and abs(token) < 2**31 for token in ids):
         raise InputError("prompt_token_ids is not a list of token ids")
     return PromptLine(row["id"], row["group"], ids)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def generate(

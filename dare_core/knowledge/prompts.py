@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dare_core.domains import Domain, Framework
+from dare_core.errors import InputError
 from dare_core.knowledge.answers import answer_form
 from dare_core.schemas import Kind
 
@@ -46,12 +47,24 @@ def render(domain: Domain, kind: Kind, attributes: _Attributes, dropped_history:
         domain: gives framework, nouns and factors.
         kind: item or user.
         attributes: the entity's, as ``schemas.ENTITY`` holds them.
-        dropped_history: how many of the oldest history entries are left out.
+        dropped_history: how many of the oldest history entries are left out. Those of items without a title are
+            always.
+
+    Raises:
+        InputError: an item has no title.
     """
     ask_item, ask_user = _FRAMEWORKS[domain.knowledge.framework]
     if kind == "item":
+        if not _is_titled(attributes):
+            raise InputError("the item has no title to ask about")
         return ask_item(domain, attributes)
-    return ask_user(domain, attributes, attributes.get("history", [])[dropped_history:])
+    history = attributes.get("history", [])[dropped_history:]
+    return ask_user(domain, attributes, [entry for entry in history if _is_titled(entry)])
+
+
+def _is_titled(attributes: _Attributes) -> bool:
+    title = attributes.get("title")
+    return title is not None and bool(_text(title))
 
 
 # ---- KAR
@@ -123,7 +136,7 @@ def _rlmrec_user(domain: Domain, attributes: _Attributes, history: Sequence[_Att
         f'{words.noun}, and as "{words.value_unit}" what the user made of it.\n'
         + _profile_rules(f"which kinds of {words.plural} the user is likely to enjoy")
     )
-    lines = [_as_json(domain, entry, **{words.value_unit: entry["value"]}) for entry in history]
+    lines = [_as_json(domain, entry, **_value(domain, entry)) for entry in history]
     message = f"{_user(domain, attributes)}\n" + ("\n".join(lines) or "(no entries)")
     return Question(message, system, _opening("rlmrec", "user"))
 
@@ -195,8 +208,15 @@ def _history(domain: Domain, history: Sequence[_Attributes]) -> str:
 
 
 def _history_line(domain: Domain, entry: _Attributes) -> str:
-    value = f"{entry['value']:g}" if isinstance(entry["value"], float) else str(entry["value"])
-    return f'- "{_text(entry["title"])}": {value} {domain.knowledge.value_unit}'
+    shown = f'- "{_text(entry["title"])}"'
+    for unit, value in _value(domain, entry).items():
+        shown += f": {f'{value:g}' if isinstance(value, float) else _text(value)} {unit}"
+    return shown
+
+
+def _value(domain: Domain, entry: _Attributes) -> dict[str, Any]:
+    """What the user made of an item, by its unit; empty where the source does not say."""
+    return {} if entry.get("value") is None else {domain.knowledge.value_unit: _tidy(entry["value"])}
 
 
 def _as_json(domain: Domain, attributes: _Attributes, **more: object) -> str:

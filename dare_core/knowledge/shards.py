@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dare_core.domains import Framework
 from dare_core.errors import InputError
@@ -28,6 +28,10 @@ from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
 
 _SECONDS: Final = b"engine_seconds"
+#: Characters of a problem that an error shows.
+_SHOWN: Final = 300
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Shard(BaseModel):
@@ -35,7 +39,7 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^[a-z]+-[0-9]+$", description="names files and a folder")
     kind: Kind
     requests: int
     pool_version: str | None
@@ -87,24 +91,80 @@ def write_table(path: Path, table: pa.Table) -> None:
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            pq.write_table(table, scratch, compression="zstd")
+            pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
             scratch.replace(path)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
 
 
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A Parquet file, or a folder of them, that holds what the schema says and nothing else.
+
+    Raises:
+        InputError: it is no Parquet, cut short or damaged; lacks a column or has another, or one of another type; or a
+            required value is missing.
+    """
+    table = read_parquet(path)
+    if not table.num_columns and not len(table):  # a folder without files
+        return schema.empty_table()
+    there = dict(zip(table.column_names, table.schema.types, strict=True))
+    for field in schema:
+        if there.pop(field.name, None) != field.type:
+            raise _unreadable(path, f"it has no column {field.name!r} of type {field.type}")
+        if not field.nullable and table[field.name].null_count:
+            raise _unreadable(path, f"column {field.name!r} has {table[field.name].null_count} rows without a value")
+    if there:
+        raise _unreadable(path, f"it has a column {next(iter(there))!r} that does not belong there")
+    return table.select(schema.names).cast(schema)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or a folder of them, whatever it holds; or some columns of it.
+
+    Raises:
+        InputError: it is no Parquet, cut short or damaged.
+    """
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table.validate(full=True)
+        names = table.column_names  # those that are no text raise here
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(path, str(error)) from None
+    if len(set(names)) < len(names):
+        raise _unreadable(path, "two of its columns have one name")
+    return table
+
+
+def read_json(path: Path, kind: type[_Model], missing: str) -> _Model:
+    """A file that :func:`write_json` wrote of a model.
+
+    Raises:
+        InputError: it is ``missing``, which says what has not been done; or it holds something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there: {missing}") from None
+    except (OSError, ValidationError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise _unreadable(path, problem) from None
+
+
+def _unreadable(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"{path} is not what a run left there: {' '.join(problem.split())[:_SHOWN]}; remove it, and run the stage that "
+        "writes it again"
+    )
+
+
 def read_plan(run_dir: Path) -> Plan:
     """The plan of a run.
 
     Raises:
-        InputError: the run has not been planned.
+        InputError: the run has not been planned, or the plan is damaged.
     """
-    path = run_dir / "plan.json"
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there: the run has not been planned") from None
+    return read_json(run_dir / "plan.json", Plan, "the run has not been planned")
 
 
 def write_shards(
@@ -121,8 +181,12 @@ def write_shards(
 
 
 def read_shard(run_dir: Path, shard: str) -> pa.Table:
-    """A shard's requests."""
-    return pq.read_table(_shard_path(run_dir, shard), schema=REQUEST)
+    """A shard's requests.
+
+    Raises:
+        InputError: see :func:`read_table`.
+    """
+    return read_table(_shard_path(run_dir, shard), REQUEST)
 
 
 def _shard_path(run_dir: Path, shard: str) -> Path:
@@ -130,7 +194,11 @@ def _shard_path(run_dir: Path, shard: str) -> Path:
 
 
 def read_staged(run_dir: Path, shards: Iterable[str]) -> tuple[pa.Table, pa.Table]:
-    """All written texts and all failed requests of some shards."""
+    """All written texts and all failed requests of some shards.
+
+    Raises:
+        InputError: see :func:`read_table`.
+    """
     folders = [run_dir / "staged" / shard for shard in shards]
     return (
         _read_parts((part for folder in folders for part in sorted(folder.glob("part-*.parquet"))), KNOWLEDGE),
@@ -166,13 +234,22 @@ def write_part(staged: Path, number: int, rows: list[dict[str, Any]], seconds: f
 
 
 def _read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *(pq.read_table(path, schema=schema) for path in paths)])
+    return pa.concat_tables([schema.empty_table(), *(read_table(path, schema) for path in paths)])
 
 
 def read_manifest(staged: Path) -> dict[str, Any] | None:
-    """What a worker said of its finished shard; None while it is not finished."""
+    """What a worker said of its finished shard; None while it is not finished.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = staged / "manifest.json"
     try:
-        content: dict[str, Any] = json.loads((staged / "manifest.json").read_bytes())
-        return content
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _unreadable(path, "it holds no object")
+    return content

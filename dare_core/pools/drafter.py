@@ -11,7 +11,7 @@ from dare_core.drafts import Context, Forest
 from dare_core.pools.learned import CUT, LearnedTexts
 from dare_core.pools.manifest import GLOBAL_GROUP
 from dare_core.pools.mapping import MAPPED
-from dare_core.pools.occurrences import EVIDENCE_KINDS
+from dare_core.pools.occurrences import EVIDENCE_KINDS, OWN_EVIDENCE
 from dare_core.pools.store import MOST_SEGMENTS, Pool
 from dare_core.pools.trees import Workspace, addresses_of, grow_trees
 
@@ -41,6 +41,7 @@ class PoolDrafter:
     """
 
     evidence_kinds = EVIDENCE_KINDS
+    own_evidence = OWN_EVIDENCE
 
     def __init__(
         self,

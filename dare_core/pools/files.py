@@ -60,6 +60,27 @@ class PoolFiles(Files):
         write_atomically(path, data)
         return path
 
+    def copies(self, folder: str) -> dict[str, float]:
+        """Files of the cache's folder, as :meth:`names`; none where the root is local. All roots share the cache."""
+        if self.local:
+            return {}
+        return {path.name: path.stat().st_mtime for path in (self._cache / folder).glob("*") if path.is_file()}
+
+    def read_copy(self, name: str) -> bytes:
+        """The bytes of a file of the cache.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return (self._cache / name).read_bytes()
+
+    def remove_copies(self, name: str) -> None:
+        """Remove what this host, and others that share the folder, keep of a file: copies and notes of checks."""
+        if self.local is None:
+            (self._cache / name).unlink(missing_ok=True)
+        for stamp in (self.local or self.host_root).glob(f"verified/*/{Path(name).name}"):
+            stamp.unlink(missing_ok=True)
+
     def _verify_once(self, path: Path, entry: SegmentEntry, anew: bool) -> None:
         """Check a segment's bytes unless this host has, and nobody has written to the file since."""
         try:

@@ -23,6 +23,9 @@ MAX_MATCH: Final = 16
 #: Every so many ranks of the order, the key of the rank's context is kept beside it.
 STRIDE: Final = 16
 
+#: How many last tokens a key may hold: the smaller the token ids, the more.
+KEY_TOKENS: Final = (4, 3, 2)
+
 #: Compile a function at its first call. The machine code is kept in ``__pycache__`` and holds that of the functions it
 #: calls: who edits one of these deletes what is kept of its callers in other files. It runs without Python's lock.
 compiled: Final = njit(cache=True, nogil=True)
@@ -66,7 +69,7 @@ def with_keys(tokens: NDArray[np.int32], order: NDArray[np.int32]) -> ContextInd
 
 def tokens_per_key(largest: int) -> int:
     """How many tokens, none above ``largest``, a key of 64 bits holds; two more values are needed, and one is spare."""
-    return next(n for n in (4, 3, 2) if largest + 3 < 1 << (64 // n))
+    return next(n for n in KEY_TOKENS if largest + 3 < 1 << (64 // n))
 
 
 def colex_order(tokens: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -19,13 +19,15 @@ def read_knowledge(path: Path) -> pa.Table:
         type.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        names = table.column_names
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    if missing := [name for name in POOL_TEXT.names if name not in table.column_names]:
-        raise InputError(f"{path}: column {missing[0]!r} is missing; there are: {', '.join(table.column_names)}")
+    if missing := [name for name in POOL_TEXT.names if name not in names]:
+        raise InputError(f"{path}: column {missing[0]!r} is missing; there are: {', '.join(names)}")
     optional = [
         field for field in POOL_KNOWLEDGE if field.name in table.column_names and field.name not in POOL_TEXT.names
     ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -11,6 +12,8 @@ from dare_core.pools.segments import FORMAT, SegmentEntry
 
 #: The pool of all groups' texts, which every version holds beside its groups.
 GLOBAL_GROUP: Final = "*"
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,36 @@ class PoolManifest:
                     + ("update this installation" if found > FORMAT else "build the pool again")
                 )
             groups = {
-                group: GroupManifest(tuple(SegmentEntry(**segment) for segment in part["segments"]))
+                group: GroupManifest(tuple(_entry(**segment) for segment in _list(part["segments"])))
                 for group, part in content.pop("groups").items()
             }
-            content["forgotten"] = tuple(content["forgotten"])
+            content["forgotten"] = tuple(map(_number, _list(content["forgotten"])))
             manifest = cls(version=version, groups=groups, **content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            for text in (manifest.model, manifest.tokenizer_hash, manifest.scheme):
+                if not isinstance(text, str):
+                    raise ValueError(f"{text!r} stands where a name is needed")
+            for number in (manifest.vocabulary, manifest.halvings):
+                _number(number)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise PoolError(f"{name}: not a pool manifest: {error}") from None
         if hashlib.sha256(data).hexdigest()[:16] != version:
             raise PoolError(f"{name} is damaged: its content does not have its name")
         return manifest
+
+
+def _entry(sha256: str, texts: int, tokens: int, size: int) -> SegmentEntry:
+    if not _SHA256.fullmatch(sha256):  # it names a file
+        raise ValueError(f"{sha256[:80]!r} is no SHA-256")
+    return SegmentEntry(sha256, _number(texts), _number(tokens), _number(size))
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} stands where a list is needed")
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} stands where a number is needed")
+    return value

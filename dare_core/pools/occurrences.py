@@ -42,6 +42,8 @@ MATCH_KINDS: Final = MAX_MATCH.bit_length()
 #: The kinds of evidence from each source, the best source first, begin here.
 OWN, LEARNED, GROUP, GLOBAL, RECENT = range(0, 4 * MATCH_KINDS + 1, MATCH_KINDS)
 EVIDENCE_KINDS: Final = RECENT + 1
+#: ``[EVIDENCE_KINDS]`` bool: which kinds rest on the text itself.
+OWN_EVIDENCE: Final = np.isin(np.arange(EVIDENCE_KINDS), [*range(OWN, LEARNED), RECENT])
 
 #: Occurrences that a draft can need: two pools at each match length, the text itself, learned texts, recent tokens.
 MOST: Final = MAX_OCCURRENCES * (2 * MATCH_KINDS + 2) + RECENT_TOKENS

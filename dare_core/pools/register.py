@@ -6,14 +6,19 @@ With a warehouse these are rows in its database (:mod:`dare_core.warehouse.pool_
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from dare_core.errors import PoolError
 from dare_core.files import write_atomically
 from dare_core.pools.manifest import PoolManifest
+
+#: What a version is named: the first hex digits of its manifest's SHA-256.
+VERSION: Final = re.compile(r"[0-9a-f]{16}")
+_MEND: Final = "write into it the names of the files in versions/, without .json, the one to be in force first"
 
 
 class Register(Protocol):
@@ -55,11 +60,23 @@ class FileRegister:
         self._folder = folder
 
     def versions(self) -> list[str]:
-        """See :class:`Register`."""
+        """See :class:`Register`.
+
+        Raises:
+            PoolError: the list cannot be read, or is none. It is not taken for an empty one: what the version in force
+                keeps out would come back.
+        """
+        path = self._folder / "CURRENT"
         try:
-            return (self._folder / "CURRENT").read_text().split()
-        except OSError:
+            versions = path.read_text("ascii").split()
+        except FileNotFoundError:
             return []
+        except (OSError, ValueError) as error:
+            raise PoolError(f"{path} cannot be read: {error}; {_MEND}") from None
+        for version in versions or [""]:  # it is never left empty
+            if not VERSION.fullmatch(version):
+                raise PoolError(f"{path} is damaged: {version[:40]!r} is no version; {_MEND}")
+        return versions
 
     def publish(self, manifest: PoolManifest, expected: str | None) -> None:
         """See :class:`Register`."""
@@ -77,8 +94,14 @@ class FileRegister:
 
     def pins(self) -> dict[str, str]:
         """See :class:`Register`."""
-        pins = (json.loads(path.read_text("utf-8")) for path in (self._folder / "pins").glob("*.json"))
-        return {pin["holder"]: pin["version"] for pin in pins}
+        pins = {}
+        for path in (self._folder / "pins").glob("*.json"):
+            try:
+                pin = json.loads(path.read_text("utf-8"))
+                pins[str(pin["holder"])] = str(pin["version"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise PoolError(f"{path} is no pin: {error}; remove it when no run is at work") from None
+        return pins
 
     def pin(self, version: str, holder: str) -> None:
         """See :class:`Register`."""

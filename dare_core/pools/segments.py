@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
 from dare_core.pools.index import (
+    KEY_TOKENS,
     START,
     STRIDE,
     ContextIndex,
@@ -53,6 +54,9 @@ _HEADER: Final = np.dtype(
     ]
 )
 assert _HEADER.itemsize == 64
+
+
+_NONE: Final = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -164,9 +168,16 @@ class Segment:
             heapq.heappush(orders, (len(merged), k, merged))
         return cls(rows[chosen], with_keys(tokens, orders[0][2]))
 
-    def without(self, entities: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """``[texts]`` bool: which texts are about none of the entities (hashes, see :func:`entity_hash`)."""
-        return ~np.isin(self.rows["entity"], entities)
+    def without(self, entities: NDArray[np.uint64], texts: NDArray[np.uint64] = _NONE) -> NDArray[np.bool_]:
+        """``[texts]`` bool: which texts are about none of the entities, and none of some texts that are about nobody.
+
+        Args:
+            entities: hashes, see :func:`entity_hash`.
+            texts: hashes, see :func:`text_hash`.
+        """
+        unnamed = (self.rows["entity"] == 0) & np.isin(self.rows["text"], texts)
+        kept: NDArray[np.bool_] = ~(np.isin(self.rows["entity"], entities) | unnamed)
+        return kept
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -193,20 +204,22 @@ class Segment:
         header = np.frombuffer(data, _HEADER, 1)[0]
         if header["magic"] != _MAGIC:
             raise PoolError(f"{name} is damaged or no pool segment")
-        if header["format"] > FORMAT:
-            raise PoolError(f"{name} has format {header['format']}, newer than the {FORMAT} of this release; update it")
         if header["checksum"] != zlib.crc32(bytes(data[: _HEADER.itemsize - 4])):
             raise PoolError(f"{name} is damaged: its header's checksum is wrong")
+        if header["format"] != FORMAT:
+            raise PoolError(
+                f"{name}: format {header['format']} is not the format {FORMAT} that this release reads; "
+                + ("update this installation" if header["format"] > FORMAT else "build the pool again")
+            )
         texts, tokens, at = int(header["texts"]), int(header["tokens"]), _HEADER.itemsize
+        token, key = np.dtype("<i4"), np.dtype("<u8")
+        sizes = ((TEXT_ROW, texts), (key, -(-tokens // STRIDE)), (token, tokens), (token, tokens))
+        if not 0 <= texts <= tokens or header["key_tokens"] not in KEY_TOKENS:
+            raise PoolError(f"{name} is damaged: its header says what cannot be")
+        if at + sum(kind.itemsize * count for kind, count in sizes) != len(data):
+            raise PoolError(f"{name} is damaged: it is cut short, or something follows it")
         arrays: list[Any] = []
-        for kind, count in (
-            (TEXT_ROW, texts),
-            (np.dtype("<u8"), -(-tokens // STRIDE)),
-            (np.dtype("<i4"), tokens),
-            (np.dtype("<i4"), tokens),
-        ):
-            if at + count * kind.itemsize > len(data):
-                raise PoolError(f"{name} is damaged: it is cut short")
+        for kind, count in sizes:
             arrays.append(np.frombuffer(data, kind, count, at))
             at += count * kind.itemsize
         rows, keys, token_ids, order = arrays
@@ -231,6 +244,11 @@ class Segment:
 def entity_hash(entity_id: str) -> int:
     """What stands for an entity in :data:`TEXT_ROW`."""
     return _hash(entity_id.encode()) or 1
+
+
+def text_hash(token_ids: Sequence[int]) -> int:
+    """What stands for a text's tokens in :data:`TEXT_ROW`."""
+    return _hash(np.asarray(token_ids, np.int32).tobytes())
 
 
 def _hash(data: bytes) -> int:

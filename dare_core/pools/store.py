@@ -8,7 +8,6 @@
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ from dare_core.pools.files import DEFAULT_CACHE_BYTES, PoolFiles
 from dare_core.pools.index import START
 from dare_core.pools.manifest import GLOBAL_GROUP, GroupManifest, PoolManifest
 from dare_core.pools.mapping import MAPPED, rows_of
-from dare_core.pools.register import FileRegister, Register
-from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, tier
+from dare_core.pools.register import VERSION, FileRegister, Register
+from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, text_hash, tier
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ GLOBAL_TOKENS: Final = 2_000_000
 #: A file that no version names is removed when it is older: a builder at work may be about to name it.
 _GRACE_SECONDS: Final = 24 * 3600
 _EXPORTED: Final = {"group": pa.string(), "token_ids": pa.list_(pa.int32()), "day": pa.date32()}
-_VERSION: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Pool:
@@ -248,23 +246,27 @@ class PoolStore:
         self._unnamed |= {entry.sha256 for entries in segments.values() for entry in entries}
         return self._put_in_force(manifest, before)
 
-    def forget(self, entities: Iterable[str]) -> PoolManifest:
+    def forget(self, entities: Iterable[str], texts: Iterable[Sequence[int]] = ()) -> PoolManifest:
         """Put a version in force without any text about these entities, and keep them out of later ones.
 
-        Older versions hold the texts until they are expired.
+        Older versions hold the texts until they are expired, or purged: see :meth:`purge`.
+
+        Args:
+            entities: ids.
+            texts: token ids of texts that go too where the pool does not know whom they are about.
 
         Raises:
             PoolError: there is no pool, or as :meth:`publish`.
         """
         before = self.current()
         base = self.manifest(before)
-        hashes = np.array([entity_hash(entity) for entity in entities], np.uint64)
+        hashes, unnamed = _hashes(entities, texts)
         groups: dict[str, GroupManifest] = {}
         for name, part in base.groups.items():
             entries = []
             for entry in part.segments:
                 segment = self.segment(entry)
-                kept = segment.without(hashes)
+                kept = segment.without(hashes, unnamed)
                 if kept.all():
                     entries.append(entry)
                 elif kept.any():
@@ -277,6 +279,45 @@ class PoolStore:
             forgotten=tuple(sorted({*base.forgotten, *hashes.tolist()})),
         )  # fmt: skip
         return self._put_in_force(manifest, before)
+
+    def purge(self, entities: Sequence[str], texts: Sequence[Sequence[int]] = ()) -> list[str]:
+        """Leave nothing of these entities in any file of the pool, nor in this host's cache; arguments as of forget.
+
+        A version without them is put in force; every other version that holds a text of theirs is removed, pinned or
+        not, and so are their files, those of candidates and of broken-off builders too. Broken off, it is run again.
+
+        Returns:
+            The versions that were removed.
+
+        Raises:
+            PoolError: as :meth:`publish`.
+        """
+        if self._current():
+            self.forget(entities, texts)
+        held = set(self.holding(entities, texts))
+        in_force = self._current()
+        pins = self.register.pins()
+        removed = list[str]()
+        for name in self.files.names("versions"):
+            version = name.removesuffix(".json")
+            if version == in_force or not (name.startswith(".writing-") or self._may_name(version, held)):
+                continue
+            for holder, pinned in pins.items():
+                if pinned == version:
+                    self.register.unpin(holder)
+            self.register.drop(version)
+            self.files.remove(f"versions/{name}")
+            removed += [version] if VERSION.fullmatch(version) else []
+        for name in held:
+            self.files.remove(name)
+            self.files.remove_copies(name)
+        return removed
+
+    def holding(self, entities: Iterable[str], texts: Iterable[Sequence[int]] = ()) -> list[str]:
+        """The segments' files that hold a text of these entities, or cannot be read, whichever version names them."""
+        hashes, unnamed = _hashes(entities, texts)
+        names = [f"segments/{name}" for name in {**self.files.names("segments"), **self.files.copies("segments")}]
+        return [name for name in names if not self._is_without(name, hashes, unnamed)]
 
     # Reading
 
@@ -312,7 +353,7 @@ class PoolStore:
             PoolError: the version is not there, or its manifest is damaged or from a newer release.
         """
         version = version or self.current()
-        if not _VERSION.fullmatch(version):
+        if not VERSION.fullmatch(version):
             raise PoolError(f"{version!r} is not a pool version; versions are 16 hex digits")
         try:
             return PoolManifest.of_json(self.files.read(_path(version)), version, f"{self.location}/{_path(version)}")
@@ -485,6 +526,24 @@ class PoolStore:
             log.warning("%s", error)
             return set()
 
+    def _may_name(self, version: str, files: set[str]) -> bool:
+        """Whether a version names one of the files, as far as its manifest can be read."""
+        try:
+            return any(f"segments/{entry.sha256}" in files for entry in _entries(self.manifest(version)))
+        except PoolError:
+            return True
+
+    def _is_without(self, name: str, entities: NDArray[np.uint64], texts: NDArray[np.uint64]) -> bool:
+        try:
+            if self.files.local:
+                segment = Segment.map(self.files.local / name)
+            else:
+                data = self.files.read(name) if self.files.exists(name) else self.files.read_copy(name)
+                segment = Segment.of_bytes(data, name)
+        except (PoolError, FileNotFoundError):
+            return False
+        return bool(segment.without(entities, texts).all())
+
     def _is_whole(self, entry: SegmentEntry) -> bool:
         try:
             self.files.segment(entry)
@@ -576,6 +635,14 @@ class PoolStore:
     def _texts_of(self, entries: Sequence[SegmentEntry]) -> NDArray[np.void]:
         rows = [self.segment(entry).rows[["text", "entity"]] for entry in entries]
         return np.concatenate(rows) if rows else np.empty(0, [("text", "<u8"), ("entity", "<u8")])
+
+
+def _hashes(entities: Iterable[str], texts: Iterable[Sequence[int]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """What stands for entities and for texts in a segment's rows."""
+    return (
+        np.array([entity_hash(entity) for entity in entities], np.uint64),
+        np.array([text_hash(token_ids) for token_ids in texts], np.uint64),
+    )
 
 
 def check_group(group: str) -> None:

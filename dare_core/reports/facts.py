@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from sqlalchemy import Engine
 
 from dare_core.errors import InputError
@@ -213,7 +212,7 @@ def _state(plan: Plan | None, record: dict[str, Any]) -> State:
 def _read_staged(run_dir: Path, names: Sequence[str]) -> _Staged:
     staged = _Staged()
     for part in shards.staged_parts(run_dir, names):
-        table = pq.read_table(part, columns=list(_MEASURED))
+        table = shards.read_parquet(part, list(_MEASURED))
         seconds = shards.part_seconds(part)
         staged.seconds += seconds
         if not len(table):
@@ -233,7 +232,7 @@ def _funnels(
     if plan is None:
         return []
     validated = run_dir / "validated.parquet"
-    passed = Counter(pq.read_table(validated, columns=["kind"])["kind"].to_pylist()) if validated.exists() else None
+    passed = Counter(shards.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
     return [
         Funnel(
             kind=kind,
@@ -283,7 +282,7 @@ def _samples(run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
     for kind in dict.fromkeys(shard.kind for shard in plan.shards) if plan else ():
         names = [shard.name for shard in plan.shards if shard.kind == kind] if plan else []
         for part in shards.staged_parts(run_dir, names):
-            rows = pq.read_table(part).slice(0, _SAMPLES).to_pylist()
+            rows = shards.read_parquet(part).slice(0, _SAMPLES).to_pylist()
             samples += rows
             if rows:
                 break

@@ -19,7 +19,7 @@ import pyarrow as pa
 from dare_core.errors import SourceError
 from dare_core.schemas import TIME
 from dare_core.sources.importer import described_stream
-from dare_core.sources.lines import FirstSeen, LeftOutError, LineFile, in_batches, legible, microseconds
+from dare_core.sources.lines import FirstSeen, LeftOutError, LineFile, identifier, in_batches, legible, microseconds
 
 #: What a file's name ends with.
 SUFFIXES: Final = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -137,14 +137,12 @@ def _first(row: dict[str, Any], *names: str) -> Any:
         if row.get(name) not in (None, ""):
             if isinstance(row[name], str | int | float):
                 return row[name]
-            raise ValueError(f"{name} is {row[name]!r}")
+            raise ValueError(f"{name} is a {type(row[name]).__name__}")
     raise ValueError(f"neither {' nor '.join(names)}")
 
 
 def _id(row: dict[str, Any], *names: str) -> str:
-    if text := legible(str(_first(row, *names))):
-        return text
-    raise ValueError(f"{names[0]} is blank")
+    return identifier(str(_first(row, *names)))
 
 
 def _words(value: object) -> str | None:

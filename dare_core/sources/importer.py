@@ -13,11 +13,10 @@ from sqlalchemy import Engine
 from dare_core.errors import InputError, SourceError
 from dare_core.warehouse.connection import driver_cursor, reason
 from dare_core.warehouse.copy import copy_rows, sql_type
+from dare_core.warehouse.imported import MARK, is_imported
 
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DESCRIPTION: Final = b"source_table"
-#: How comments of imported tables begin; a table without it is somebody else's and is never replaced.
-_MARK: Final = "Imported: "
 
 
 def described(table: pa.Table, comment: str, primary_key: Sequence[str], indexes: Sequence[str] = ()) -> pa.Table:
@@ -102,20 +101,14 @@ def _replace(cursor: psycopg.Cursor[Any], schema: str, name: str, table: pa.Tabl
     cursor.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(target, key))
     for column in description["indexes"]:
         cursor.execute(sql.SQL("CREATE INDEX ON {} ({})").format(target, sql.Identifier(column)))
-    comment = sql.Literal(_MARK + description["comment"])
+    comment = sql.Literal(MARK + description["comment"])
     cursor.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(target, comment))
     cursor.execute(sql.SQL("ANALYZE {}").format(target))
     return rows
 
 
 def _refuse_foreign(cursor: psycopg.Cursor[Any], schema: str, name: str) -> None:
-    cursor.execute(
-        "SELECT coalesce(obj_description(c.oid, 'pg_class'), '') FROM pg_class AS c "
-        "JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
-        [schema, name],
-    )
-    present = cursor.fetchone()
-    if present and not present[0].startswith(_MARK):
+    if is_imported(cursor, schema, name) is False:
         raise SourceError(
             f"{schema}.{name} exists and was not imported; it is left alone: rename it, or drop it, and import again"
         )

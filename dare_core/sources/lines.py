@@ -12,6 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from dare_core.errors import SourceError
+from dare_core.schemas import MAX_ID
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,20 @@ def legible(value: str) -> str:
     """
     value.encode()
     return value.replace("\0", "").strip()
+
+
+def identifier(value: str) -> str:
+    """A user's or item's id, as :func:`legible`.
+
+    Raises:
+        ValueError: it is blank, or too long for a key.
+    """
+    text = legible(value)
+    if not text:
+        raise ValueError("an id is blank")
+    if len(text) > MAX_ID:
+        raise ValueError(f"an id has {len(text)} characters, more than {MAX_ID}")
+    return text
 
 
 def microseconds(seconds: float) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from dare_core.sources.importer import described_stream
-from dare_core.sources.lines import FirstSeen, LineFile, in_batches, legible, microseconds
+from dare_core.sources.lines import FirstSeen, LineFile, identifier, in_batches, legible, microseconds
 from dare_core.sources.movielens import ITEMS, RATINGS, UPDATED_AT, YEAR_IN_TITLE, in_reading_order
 
 _NO_GENRES: Final = "(no genres listed)"
@@ -55,6 +55,7 @@ def read_release(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Li
 
     def rating(line: bytes) -> Sequence[Any]:
         user, item, value, time = _fields(split(line), 4)
+        user, item = identifier(user), identifier(item)
         row = user, item, _rating(value), microseconds(int(time))
         seen.note(user, item, row[3])
         return row
@@ -67,6 +68,7 @@ def read_release(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Li
         if not name:
             raise ValueError("no title")
         named = [] if genres == _NO_GENRES else [genre for genre in legible(genres).split("|") if genre]
+        item = identifier(item)
         return item, name, int(year[1]) if year else None, named, seen.of_item(item)
 
     def user(line: bytes) -> Sequence[Any]:
@@ -74,7 +76,8 @@ def read_release(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Li
         known = occupation.isdecimal() and int(occupation) < len(_OCCUPATIONS)
         if age not in _AGES or not known:
             raise ValueError(f"age {age!r} or occupation {occupation!r} is no code of the release")
-        return name, _AGES[age], gender, _OCCUPATIONS[int(occupation)], zip_code, seen.of_user(name)
+        name = identifier(name)
+        return name, _AGES[age], legible(gender), _OCCUPATIONS[int(occupation)], legible(zip_code), seen.of_user(name)
 
     headers = (b"userId,movieId,rating,timestamp", b"movieId,title,genres") if is_csv else (None, None)
     told = f"of MovieLens, {folder.name}"

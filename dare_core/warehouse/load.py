@@ -63,10 +63,11 @@ class Pulled:
 
 @dataclass(frozen=True)
 class EntityChanges:
-    """How many entities are new or changed, and how many were found gone."""
+    """How many entities are new or changed, how many were found gone, and how many left out as forgotten."""
 
     changed: int
     deleted: int
+    forgotten: int = 0
 
 
 def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = None) -> EntityChanges:
@@ -76,7 +77,7 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
     had been gone. Alone, ``data_as_of`` never moves back. A pull that saw less than an earlier one, of an ``as_of`` in
     the past, replaces no entity that is as new as its own, notices no deletion, and leaves the watermark where it is.
 
-    The valid knowledge of what is gone ends now.
+    The valid knowledge of what is gone ends now. What was forgotten (:mod:`dare_core.warehouse.forget`) is left out.
 
     Raises:
         InputError: the rows do not fit the schema, or hold one entity twice.
@@ -85,6 +86,14 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
     with transaction(engine) as cursor, staged(cursor, "entity", entities, schemas.ENTITY) as rows:
         _refuse_duplicates(cursor, rows)
         lock(cursor, "entity")
+        # Under the lock, which whoever forgets takes too.
+        cursor.execute(f"""
+            DELETE FROM {rows} AS s USING knowledge.forgotten AS f
+            WHERE (f.domain, f.kind) = (s.domain, s.kind) AND f.entity = encode(
+                sha256(convert_to(s.domain || '/' || s.kind || '/' || s.entity_id, 'UTF8')), 'hex'
+            )
+        """)  # noqa: S608 - names of ours
+        forgotten = cursor.rowcount
         latest = pulled is None or _move_watermark(cursor, pulled)
         cursor.execute(
             f"""
@@ -105,7 +114,7 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
         )
         changed = cursor.rowcount
         deleted = _mark_gone(cursor, pulled) if pulled is not None and latest else 0
-        return EntityChanges(changed, deleted)
+        return EntityChanges(changed, deleted, forgotten)
 
 
 def differs(present: str, pulled: str) -> str:

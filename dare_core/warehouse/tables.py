@@ -163,3 +163,5 @@ QUARANTINED_TEXT: Final = Table("quarantined_text", metadata, *_columns(schemas.
 EVALUATION: Final = Table(
     "evaluation", metadata, *_columns(schemas.EVALUATION, key=("domain", "evaluated_at"), json=("result",))
 )
+
+FORGOTTEN: Final = Table("forgotten", metadata, *_columns(schemas.FORGOTTEN, key=("domain", "kind", "entity")))

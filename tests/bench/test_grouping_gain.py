@@ -21,6 +21,7 @@ class Guess:
     """Drafts the same tree everywhere: 1 then 2 then 3, and 5 beside the first."""
 
     evidence_kinds = 1
+    own_evidence = np.zeros(1, np.bool_)
 
     def resolve(self, group: str) -> str | None:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dare_core.pipeline import RunRequest
 from dare_core.settings import PROJECT_DIR
 
 DAGS = PROJECT_DIR / "dags"
@@ -66,9 +67,10 @@ def decided(error):
 
 
 from dare_core import errors
-from dare_wiring import RETRY_POLICY
+from dare_wiring import RETRY_POLICY, folder_name
 
 print(json.dumps({
+    "folders": [folder_name(*run) for run in json.loads(sys.argv[3])],
     "retries": {
         name: decided(getattr(errors, name)("")) for name in dir(errors) if name.endswith("Error")
     } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect"))},
@@ -108,6 +110,12 @@ BAD_PARAMS = [
 ]
 
 
+#: Runs as Airflow calls them: of two DAGs that a schedule starts at one moment, and by hand.
+RUNS = [
+    ("refresh_knowledge_films", "scheduled__2026-01-01T00:00:00+00:00"),
+    ("refresh_knowledge_movies", "scheduled__2026-01-01T00:00:00+00:00"),
+    ("refresh_knowledge_movies", "manual__2026-01-01T00:00:00+00:00_x/../.."),
+]
 #: A second domain, with a schedule of its own.
 HOURLY = """
 [schedule]
@@ -121,7 +129,7 @@ def parse(home: Path, **settings: str) -> dict[str, Any]:
     environment |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **settings}
     attempts = [("refresh_knowledge_movies", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]
     program = subprocess.run(
-        [sys.executable, "-c", DESCRIBE, str(DAGS), json.dumps(attempts)],
+        [sys.executable, "-c", DESCRIBE, str(DAGS), json.dumps(attempts), json.dumps(RUNS)],
         env=environment,
         cwd=home,
         capture_output=True,
@@ -168,6 +176,16 @@ def test_domain_files_that_are_broken_are_import_errors_and_the_other_domains_ke
         ("songs.toml", "schedule.refresh: "),
     ):
         assert any(file in line and problem in line for line in found["errors"]["domain_errors.py"].splitlines()), file
+
+
+def test_two_domains_runs_of_one_moment_have_folders_of_their_own_and_no_name_leads_elsewhere(
+    parsed: dict[str, Any],
+) -> None:
+    films, movies, by_hand = parsed["folders"]
+    assert films == "refresh_knowledge_films__scheduled__2026-01-01T00-00-00-00-00"
+    assert movies == films.replace("films", "movies")
+    assert by_hand == "manual__2026-01-01T00-00-00-00-00_x-..-.."
+    assert all(RunRequest(run_id=name).run_id == name for name in parsed["folders"])
 
 
 def test_importing_them_brings_in_no_torch_spark_gx_or_arrow(parsed: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Scripted:
     """A drafter whose trees come from ``grow``: nodes and parents, from the group and the output so far."""
 
     evidence_kinds = 1
+    own_evidence = np.zeros(1, np.bool_)
 
     def __init__(self, grow: Callable[[str, list[int], int], tuple[list[int], list[int]]]) -> None:
         self._grow = grow

@@ -292,6 +292,17 @@ def test_tokens_of_an_answers_structure_are_never_relaxed(tiny_llama: PreTrained
         assert (held.token_ids[0], held.statistics.relaxed) == (best, 0)
 
 
+def test_what_is_drafted_from_the_text_itself_is_never_relaxed(tiny_llama: PreTrainedModel) -> None:
+    prompt = prompts(tiny_llama, 1)[0]
+    tiny_llama.set_attn_implementation("eager")
+    with torch.inference_mode():
+        best, second_best = tiny_llama(torch.tensor([prompt])).logits[0, -1].topk(2).indices.tolist()
+    drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else ([second_best], [-1]))
+    drafter.own_evidence = np.ones(1, np.bool_)
+    [held] = engine_of(tiny_llama, drafter, config(rule=Rule("relaxed", 2, 0.0))).generate(requests([prompt], 4))
+    assert (held.token_ids[0], held.statistics.relaxed) == (best, 0)
+
+
 def test_the_drafter_learns_finished_texts_and_which_tokens_were_relaxed(tiny_llama: PreTrainedModel) -> None:
     prompt = prompts(tiny_llama, 1)[0]
     tiny_llama.set_attn_implementation("eager")

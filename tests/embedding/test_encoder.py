@@ -137,6 +137,7 @@ def test_a_hub_encoder_gets_the_setting_for_remote_code(monkeypatch: pytest.Monk
         "device": "cuda:1",
         "trust_remote_code": True,
         "local_files_only": False,
+        "model_kwargs": {"use_safetensors": True},
     }
 
 

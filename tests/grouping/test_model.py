@@ -176,3 +176,18 @@ def test_a_publication_that_is_interrupted_leaves_the_model_before(
         assert (read.interactions == 7) == (store.current() == first)
     assert written == 4  # two tables, the version, the pointer
     assert [path.name for path in root.rglob(".*")] == []
+
+
+def test_users_and_items_are_purged_from_every_version(store: GroupModelStore, root: Path) -> None:
+    alone = store.publish(GroupModel(ATTRIBUTES))
+    for cluster in ("cluster 1", "cluster 4"):
+        store.publish(clustered(cluster))
+    (root / "tables" / "torn.parquet").write_bytes(b"PAR1")
+    assert len(store.holding(["u"], ["j"])) == 4, "two tables of users, one of items, and one that cannot be read"
+    assert len(store.purge(["u"], ["j"])) == 2
+    left = store.read()
+    assert left is not None and left.items is not None
+    assert (left.assignments["entity_id"].to_pylist(), left.items.ids, left.items.factors.shape) == ([], ("i",), (1, 3))
+    assert store.holding(["u"], ["j"]) == []
+    assert alone in store.versions()
+    assert store.purge(["u"], ["j"]) == []

@@ -175,6 +175,8 @@ def test_where_nothing_matches_the_latest_tokens_of_the_text_are_drafted_last() 
     assert set(paths(forest)) == {(1,), (1, 2), (1, 2, 3), (2,), (2, 3)}
     assert set(forest.evidence.tolist()) == {RECENT}
     assert RECENT < EVIDENCE_KINDS == PoolDrafter.evidence_kinds
+    own = set(np.flatnonzero(PoolDrafter.own_evidence))
+    assert own == {*range(OWN, LEARNED), RECENT}, "of pools and learned texts nothing is the text's own"
 
 
 def test_a_finished_text_is_drafted_from_in_every_group() -> None:

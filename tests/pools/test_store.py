@@ -200,6 +200,60 @@ def test_a_group_whose_last_text_is_forgotten_is_gone(tmp_path: Path) -> None:
     assert pools.open("h").resolve("Horror") == GLOBAL_GROUP
 
 
+def test_purging_leaves_no_file_that_holds_a_text_of_the_entity(tmp_path: Path) -> None:
+    pools = PoolStore(tmp_path)
+    mine, hers = ("Drama", [11, 12, 13], "user 7"), ("Drama", [1, 2, 3], "user 8")
+    without = build(pools, texts(hers))
+    first, second = build(pools, texts(mine, hers)), add(pools, texts(("Horror", [14, 15], "user 7")))
+    pools.pin(first.version, "a run that is over")
+    candidate = PoolManifest.of(second.groups, **{**_facts(second), "model": "another"})
+    pools.files.write(f"versions/{candidate.version}.json", candidate.to_json())
+    (tmp_path / "segments" / ".writing-x").write_bytes(b"cut short")
+    removed = pools.purge(["user 7"])
+    assert sorted(removed) == sorted([first.version, second.version, candidate.version])
+    assert pools.versions()[1:] == [without.version], "which never held any"
+    assert pools.holding(["user 7"]) == []
+    assert held(pools.open("h"), "Drama") == [[1, 2, 3]]
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or np.array([11, 12, 13], np.int32).tobytes() not in path.read_bytes()
+    stamps = {path.name for path in tmp_path.glob("verified/*/*")}
+    assert stamps <= {path.name for path in (tmp_path / "segments").iterdir()}
+    in_force = pools.current()
+    assert (pools.purge(["user 7"]), pools.current()) == ([], in_force), "again, it changes nothing"
+
+
+def test_texts_that_a_pool_knows_nobody_for_are_purged_by_their_tokens(tmp_path: Path) -> None:
+    pools = PoolStore(tmp_path)
+    build(pools, texts(("Drama", [11, 12, 13]), ("Drama", [1, 2, 3]), ("Horror", [11, 12, 13], "user 8")))
+    assert len(pools.holding([], [[11, 12, 13]])) == 2, "of the group and of all groups"
+    pools.purge([], [[11, 12, 13]])
+    assert held(pools.open("h"), "Drama") == [[1, 2, 3]]
+    assert held(pools.open("h"), "Horror") == [[11, 12, 13]], "is known to be somebody else's"
+
+
+def test_purging_reaches_the_cache_of_a_pool_on_object_storage(tmp_path: Path) -> None:
+    pools = PoolStore("memory://purged/pool", cache=tmp_path)
+    build(pools, texts(("Drama", [11, 12, 13], "user 7"), ("Horror", [1], "user 8")))
+    assert held(pools.open("h"), "Drama") == [[11, 12, 13]]
+    pools.purge(["user 7"])
+    assert pools.holding(["user 7"]) == []
+    for path in (tmp_path / "segments").iterdir():
+        assert np.array([11, 12, 13], np.int32).tobytes() not in path.read_bytes()
+
+
+def test_a_segment_that_cannot_be_read_counts_as_holding(tmp_path: Path) -> None:
+    pools = PoolStore(tmp_path)
+    build(pools, texts(("Drama", [1, 2, 3], "user 8")))
+    (tmp_path / "segments" / "torn").write_bytes(b"DAREPOOL")
+    assert pools.holding(["user 7"]) == ["segments/torn"]
+    pools.purge(["user 7"])
+    assert not (tmp_path / "segments" / "torn").exists()
+
+
+def _facts(manifest: PoolManifest) -> dict[str, Any]:
+    return {name: value for name, value in vars(manifest).items() if name not in ("version", "groups")}
+
+
 # What goes wrong
 
 

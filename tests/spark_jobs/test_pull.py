@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from dare_core.errors import SettingError, SourceError
 from dare_core.schemas import PULLED
+from dare_core.traces import tombstone
 from spark_jobs.pull import pull
 
 Pull = Callable[..., tuple[dict[str, int], dict[str, dict[str, Any]]]]
@@ -62,7 +63,9 @@ def test_items_carry_title_and_attributes_in_configured_order(pulled: Pull, shop
 
 def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) -> None:
     counts, rows = pulled("user")
-    assert counts == {"user": 4, "user_gone": 0, "dropped_interactions": 2}
+    assert counts == {
+        "user": 4, "user_gone": 0, "user_later": 0, "dropped_interactions": 2, "later_interactions": 0,
+    }  # fmt: skip
     first = attributes(rows["user"]["1"])
     assert first["age"] == 24
     assert [(entry["title"], entry["value"], entry["time"]) for entry in first["history"]] == [
@@ -77,7 +80,10 @@ def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) 
 
 def test_nothing_after_as_of_is_seen(pulled: Pull) -> None:
     counts, rows = pulled("item", "user", as_of=day(10))
-    assert counts == {"item": 2, "item_gone": 0, "user": 3, "user_gone": 0, "dropped_interactions": 2}
+    assert counts == {
+        "item": 2, "item_gone": 0, "item_later": 1, "user": 3, "user_gone": 0, "user_later": 2,
+        "dropped_interactions": 2, "later_interactions": 1,
+    }  # fmt: skip
     assert set(rows["item"]) == {"1", "2"}
     assert set(rows["user"]) == {"1", "2", "4"}  # the third came later
     assert rows["user"]["1"]["data_as_of"] == day(10)  # inclusive
@@ -103,7 +109,7 @@ def test_only_what_changed_since_the_watermark_is_pulled_with_its_whole_history(
     assert set(rows["user"]) == {"1", "2"}  # one acted, one changed
     assert len(attributes(rows["user"]["1"])["history"]) == 3
     counts, _ = pulled("item", "user", item=day(30), user=day(30))
-    assert counts == {"item": 0, "item_gone": 0, "user": 0, "user_gone": 0, "dropped_interactions": 0}
+    assert set(counts.values()) == {0}
 
 
 def test_events_are_counted_up_to_as_of(pulled: Pull) -> None:
@@ -232,3 +238,15 @@ def test_jdbc_tables_are_sources(pulled: Pull, spark: SparkSession, shop: Any) -
     with pytest.raises(SourceError, match="no JDBC driver for source location; set jdbc_driver_jar") as raised:
         pulled("item")
     assert "hunter2" not in str(raised.value)
+
+
+def test_forgotten_users_and_items_are_left_out_and_counted(pulled: Pull, shop: Any) -> None:
+    for kind, entity_id in (("user", "4"), ("item", "2")):
+        mark = tombstone("shop", kind, entity_id)
+        shop.execute(f"INSERT INTO knowledge.forgotten VALUES ('shop', '{kind}', '{mark}', now())")
+    counts, rows = pulled("item", "user")
+    assert (counts["item_forgotten"], counts["user_forgotten"]) == (1, 1)
+    assert (set(rows["item"]), set(rows["user"])) == ({"1", "3"}, {"1", "2", "3"})
+    assert [entry["title"] for entry in attributes(rows["user"]["1"])["history"]] == [
+        shop.odd_title, "Later", shop.odd_title
+    ]  # fmt: skip
