@@ -42,8 +42,8 @@ ORDER: Final = list(STAGES)
 END: Final = "end"
 #: Tries of a stage until it must have come through.
 _PATIENCE: Final = 4
-#: Seconds that a stage may take.
-_LONGEST: Final = 180
+#: Seconds that a stage may take, on a machine that may be busy with something else for minutes.
+_LONGEST: Final = 900
 #: Parts that two runs of one domain share, whoever of them did what.
 _SHARED: Final = ("warehouse.entity", "warehouse.knowledge", "warehouse.knowledge_embedding", "warehouse.rendering")
 _PRELOADED: Final = [
