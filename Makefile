@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test faults faults-full cluster-test lint audit bench bench-vllm bench-arctic lock clean
+.PHONY: setup demo ui test faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -60,9 +60,13 @@ audit:
 bench: $(STAMP)
 	@$(BIN)/dare bench decode
 
-# vLLM's CPU build in an environment of its own, so that `make bench` measures it too.
-bench-vllm:
+# vLLM's CPU build in an environment of its own: the second engine (docs/vllm.md), and a peer in `make bench`.
+vllm-env:
 	@sh scripts/install_vllm.sh .venv-vllm
+
+# Both engines against one contract; without vLLM's environment the tests say that they are skipped.
+vllm-test: $(STAMP) vllm-env
+	@$(BIN)/python -m pytest tests/vllm_engine
 
 # Arctic Inference's suffix cache likewise, for `dare bench pool`.
 bench-arctic:

@@ -75,8 +75,46 @@ def load_model(settings: Settings) -> LanguageModel:
     if missing := sorted(loaded["missing_keys"]):  # which transformers fills with random numbers
         raise ModelError(f"model {settings.model!r} lacks {len(missing)} of its weights: {missing[0]}, …")
     model = model.eval().to(_device(settings.device))
-    config = model.config.get_text_config()
-    generation = model.generation_config
+    facts = _facts(settings, model.generation_config, model.config)
+    return LanguageModel(model, settings.model, facts.eos_token_ids, facts.context_length)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's folder says about decoding.
+
+    Attributes:
+        eos_token_ids: tokens that end a text.
+        context_length: positions that the model was made for.
+    """
+
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
+def model_facts(settings: Settings) -> ModelFacts:
+    """The facts of ``settings.model``, without its weights.
+
+    Raises:
+        ModelError: it is not there, or asks for penalties.
+    """
+    import transformers
+
+    _quieten()
+    source = locate(settings)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("config", settings.model, error) from error
+    try:
+        generation = transformers.GenerationConfig.from_pretrained(source)
+    except OSError:  # it has none of its own
+        generation = transformers.GenerationConfig.from_model_config(config)
+    return _facts(settings, generation, config)
+
+
+def _facts(settings: Settings, generation: Any, config: Any) -> ModelFacts:
+    config = config.get_text_config()
     eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
     ignored = [name for name in _SAMPLING_PENALTIES if getattr(generation, name, None) not in (None, 0, 1, 1.0)]
     if ignored and not settings.ignore_penalties:
@@ -84,12 +122,7 @@ def load_model(settings: Settings) -> LanguageModel:
             f"model {settings.model!r} asks for {', '.join(ignored)} in its generation config, which draft trees do "
             "not support; set DARE_IGNORE_PENALTIES=true to decode without"
         )
-    return LanguageModel(
-        model=model,
-        name=settings.model,
-        eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
-        context_length=config.max_position_embeddings,
-    )
+    return ModelFacts(frozenset([eos] if isinstance(eos, int) else eos or []), int(config.max_position_embeddings))
 
 
 def load_tokenizer(settings: Settings) -> "PreTrainedTokenizerBase":

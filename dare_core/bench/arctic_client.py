@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.bench import arctic_peer
-from dare_core.bench.peer_process import PeerProcess, running
 from dare_core.bench.pool_peers import forest_of
 from dare_core.drafts import Context, Forest
+from dare_core.peer_process import PeerProcess, running
 from dare_core.settings import PROJECT_DIR
 
 #: Made by ``make bench-arctic``.

@@ -121,9 +121,9 @@ class _Bench:
         }
         stored: tuple[Storage, ...] = ("model", *_NARROW.values())
         self._ours = {storage: models.load_model(settings) for storage in stored}  # the engine takes them over
-        self._asked, others = _requests(settings, plan)
+        self._asked, others = movie_requests(settings, plan)
         self._last: dict[str, Engine] = {}  # of each contender's runs
-        self.pool = self._write_pool(others)
+        self.pool = strict_pool(settings, plan, others, self._ours["model"], on_progress)
 
     def contenders(self, peers: ExitStack) -> dict[str, Callable[[], Run]]:
         """Every contender by name, which ends with its batch size; starts vLLM where it is installed."""
@@ -146,7 +146,7 @@ class _Bench:
             for kind in (f"{narrow}_{mode}_b{size}" for narrow in _NARROW for mode in ("strict", "relaxed")):
                 named[kind] = partial(self._write, kind, size)
         if not VENV.exists():
-            self._on_progress("vLLM is not installed (make bench-vllm): its figures will be missing")
+            self._on_progress("vLLM is not installed (make vllm-env): its figures will be missing")
             return named
         for name, dtype, ngram in _VLLM:
             if dtype == _REDUCED and not reduced:
@@ -165,7 +165,8 @@ class _Bench:
         greedy = runs[f"generate_b{size}"][0].texts
         strict = runs[f"strict_b{size}"][0].texts
         differing = [i for i, text in enumerate(strict) if text != greedy[i]]
-        wrong = [i for i in differing if not self._is_tie(prompts[i], greedy[i], strict[i])]
+        plain = self._plain[self._settings.dtype]
+        wrong = [i for i in differing if not is_tie(plain, prompts[i], greedy[i], strict[i])]
         figures: dict[str, Any] = {
             "strict_equal_share": round(1 - len(differing) / len(greedy), 4),
             "strict_wrong": len(wrong),
@@ -284,43 +285,68 @@ class _Bench:
             self._settings.data_dir / "bench" / f"{name}.log",
         )
 
-    def _write_pool(self, others: "list[Request]") -> Pool:
-        """A pool of strict texts, written on first use."""
-        from dare_core.decoding import Engine
 
-        tokenizer = models.load_tokenizer(self._settings)
-        tokenizer_hash = models.tokenizer_hash(tokenizer)
-        asked = hashlib.sha256(repr([(r.id, r.max_new_tokens) for r in others]).encode()).hexdigest()[:12]
-        store = PoolStore(self._settings.data_dir / "bench" / f"{tokenizer_hash}-{asked}")
-        if not (store.root / "CURRENT").exists():
-            self._on_progress(f"writing a pool of {len(others)} texts, once")
-            model, config = self._model_and_config("strict", max(self._plan.batch_sizes))
-            engine = Engine(model, PoolDrafter(None), config)
-            rows = []
-            groups = {request.id: request.group for request in others}
-            for result in engine.generate(others):
-                rows.append({"group": groups[result.id], "token_ids": result.token_ids})
-                if len(rows) % 50 == 0:
-                    self._on_progress(f"pool: {len(rows)} of {len(others)} texts")
-            rows.sort(key=lambda row: (row["group"], row["token_ids"]))
-            store.build(pa.Table.from_pylist(rows, POOL_TEXT), self._settings.model, tokenizer_hash, len(tokenizer))
-        return store.open(tokenizer_hash)
+def is_tie(language_model: "LanguageModel", prompt: Sequence[int], expected: list[int], got: list[int]) -> bool:
+    """Whether the first difference is between two tokens of equal logits, but for rounding.
 
-    def _is_tie(self, prompt: Sequence[int], expected: list[int], got: list[int]) -> bool:
-        """Whether the first difference is between two tokens of equal logits, but for rounding."""
-        import torch
+    Args:
+        language_model: one that no engine has taken over.
+        prompt: of both texts.
+        expected: the text that is right.
+        got: the other.
+    """
+    import torch
 
-        model = self._plain[self._settings.dtype].model
-        model.set_attn_implementation("sdpa")
-        at = _common_prefix(expected, got)
-        if at >= min(len(expected), len(got)):
-            return False
-        with torch.inference_mode():
-            top = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].topk(2)
-        return set(top.indices.tolist()) == {expected[at], got[at]} and float(top.values[0] - top.values[1]) < _TIE
+    model = language_model.model
+    model.set_attn_implementation("sdpa")
+    at = _common_prefix(expected, got)
+    if at >= min(len(expected), len(got)):
+        return False
+    with torch.inference_mode():
+        top = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].topk(2)
+    return set(top.indices.tolist()) == {expected[at], got[at]} and float(top.values[0] - top.values[1]) < _TIE
 
 
-def _requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Request]]":
+def strict_pool(
+    settings: Settings, plan: Plan, others: "list[Request]", language_model: "LanguageModel", on_progress: OnProgress
+) -> Pool:
+    """A pool of strict texts, written on first use.
+
+    Args:
+        settings: the model's name, and where the pool is kept.
+        plan: batch sizes.
+        others: the texts to write.
+        language_model: the engine takes it over.
+        on_progress: told how far it is.
+    """
+    from dare_core.decoding import Engine, EngineConfig, Rule
+
+    tokenizer = models.load_tokenizer(settings)
+    tokenizer_hash = models.tokenizer_hash(tokenizer)
+    asked = hashlib.sha256(repr([(r.id, r.max_new_tokens) for r in others]).encode()).hexdigest()[:12]
+    store = PoolStore(settings.data_dir / "bench" / f"{tokenizer_hash}-{asked}")
+    if not (store.root / "CURRENT").exists():
+        on_progress(f"writing a pool of {len(others)} texts, once")
+        config = EngineConfig(
+            max_sequences=max(plan.batch_sizes),
+            max_length=max(len(request.prompt_token_ids) + request.max_new_tokens for request in others),
+            rule=Rule("strict"),
+            eos_token_ids=language_model.eos_token_ids,
+            draft_nodes=settings.draft_nodes,
+        )
+        engine = Engine(language_model.model, PoolDrafter(None), config)
+        rows = []
+        groups = {request.id: request.group for request in others}
+        for result in engine.generate(others):
+            rows.append({"group": groups[result.id], "token_ids": result.token_ids})
+            if len(rows) % 50 == 0:
+                on_progress(f"pool: {len(rows)} of {len(others)} texts")
+        rows.sort(key=lambda row: (row["group"], row["token_ids"]))
+        store.build(pa.Table.from_pylist(rows, POOL_TEXT), settings.model, tokenizer_hash, len(tokenizer))
+    return store.open(tokenizer_hash)
+
+
+def movie_requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Request]]":
     """The prompts asked, and those of the pool's texts; both spread evenly over all items."""
     from dare_core.decoding import Request
 

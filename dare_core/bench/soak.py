@@ -29,8 +29,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlalchemy import Engine, text
 
-from dare_core.bench.peer_process import running
 from dare_core.errors import DareError
+from dare_core.peer_process import running
 from dare_core.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dare_core.bench import vllm_peer
-from dare_core.bench.peer_process import PeerProcess, running
 from dare_core.bench.plain import Run
+from dare_core.peer_process import PeerProcess, running
 from dare_core.settings import PROJECT_DIR
 
-#: Made by ``make bench-vllm``.
+#: Made by ``make vllm-env``.
 VENV: Final = PROJECT_DIR / ".venv-vllm"
 
 
@@ -53,6 +52,7 @@ def serving_vllm(
         "ngram": ngram,
     }
     options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    command: list[str | Path] = [VENV / "bin" / "python", vllm_peer.__file__, model, *options, "--eos", *map(str, ends)]
-    with running("vLLM", command, log) as process:
+    program: list[str | Path] = [VENV / "bin" / "python", "-m", "dare_core.bench.vllm_peer"]
+    command = [*program, model, *options, "--eos", *map(str, ends)]
+    with running("vLLM", command, log, {"PYTHONPATH": str(PROJECT_DIR)}) as process:
         yield VllmPeer(process.answer()["version"], process)

@@ -1,7 +1,7 @@
 """vLLM's CPU build as a peer: a program for its own environment (see ``scripts/install_vllm.sh``), asked in JSON lines.
 
-Token ids in, token ids out, greedy. ``VENV/bin/python vllm_peer.py MODEL_FOLDER`` says when it is ready, and then
-answers each line of standard input with one of standard output::
+Token ids in, token ids out, greedy. ``VENV/bin/python -m dare_core.bench.vllm_peer MODEL_FOLDER`` says when it is
+ready, and then answers each line of standard input with one of standard output::
 
     {"ready": true, "version": "0.32.0", "load_seconds": 21.5}
     {"prompts": [[1, 2], [3]], "max_new_tokens": 64, "batch_size": 2}
@@ -21,42 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-
-def environment(threads: int) -> dict[str, str]:
-    """The variables that vLLM's notes on CPUs ask for, which must be there before the process starts.
-
-    Intel's OpenMP and tcmalloc are loaded first. In one process vLLM leaves OpenMP alone, so its threads get here what
-    vLLM gives those of its worker processes: a processor each, and 5 ms of spinning before they sleep, so that an idle
-    peer costs nothing.
-
-    Args:
-        threads: processors to use.
-
-    Raises:
-        ValueError: this process may not use as many.
-    """
-    processors = sorted(os.sched_getaffinity(0))[:threads]
-    if len(processors) < threads:
-        raise ValueError(f"{threads} threads asked for, {len(processors)} processors at hand: lower --threads")
-    folders = [Path(sys.prefix, "lib"), *Path("/usr/lib").glob("*-linux-gnu")]
-    names = ("libiomp5.so", "libtcmalloc_minimal.so.4")
-    libraries = [next((str(at / name) for at in folders if (at / name).exists()), None) for name in names]
-    return {
-        "LD_PRELOAD": ":".join(library for library in libraries if library),
-        "OMP_NUM_THREADS": str(threads),
-        "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{','.join(map(str, processors))}]",
-        "KMP_BLOCKTIME": "5",
-        "KMP_TPAUSE": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound above
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # What it saves ahead of time cannot be loaded on CPUs (0.32.0), so each start would compile anew.
-        "VLLM_USE_AOT_COMPILE": "0",
-        # Numba's OpenMP layer, which n-gram speculation would use, leaves the model with a single thread.
-        "NUMBA_THREADING_LAYER": "workqueue",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+from dare_core.vllm_engine import launch
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -152,9 +117,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Load, say so, and answer until standard input ends."""
     arguments = _arguments()
-    wanted = environment(arguments.threads)
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)  # noqa: S606  itself, no shell
+    launch.restart(launch.environment(arguments.threads), __spec__.name)
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM logs to standard output

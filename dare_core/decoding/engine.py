@@ -302,7 +302,7 @@ class Engine:
                 sequence = entry
                 sequence.slot = self._cache.admit(sequence.context.tokens[: sequence.context.length])
                 sequence.context.tokens = self._cache.tokens[sequence.slot]
-            elif problem := self._unfit(entry):
+            elif problem := unfit(entry, self._vocabulary, self._config.max_length):
                 refused.append(Result(entry.id, [], None, problem, None, Statistics()))
                 continue
             else:
@@ -324,21 +324,6 @@ class Engine:
             started=time.perf_counter(),
             statistics=Statistics(prompt_tokens=len(prompt)),
         )
-
-    def _unfit(self, request: Request) -> str | None:
-        prompt = np.asarray(request.prompt_token_ids, dtype=np.int64)
-        if not len(prompt):
-            return "the prompt has no tokens"
-        if request.max_new_tokens < 1:
-            return f"max_new_tokens is {request.max_new_tokens}; at least 1 is needed"
-        if prompt.min() < 0 or prompt.max() >= self._vocabulary:
-            return f"the prompt holds a token id outside 0..{self._vocabulary - 1}"
-        if len(prompt) + request.max_new_tokens > self._config.max_length:
-            return (
-                f"{len(prompt)} prompt tokens and {request.max_new_tokens} new ones exceed "
-                f"the engine's length of {self._config.max_length}"
-            )
-        return None
 
     def _unseen(self, sequence: _Sequence) -> int:
         """Committed tokens that the model has not seen yet: one, unless it is still reading the prompt."""
@@ -516,6 +501,29 @@ class Engine:
             cache.wipe(slot)
         self.statistics = RunStatistics()
         return cost
+
+
+def unfit(request: Request, vocabulary: int, max_length: int) -> str | None:
+    """Why a request cannot be served; None if it can.
+
+    Args:
+        request: the caller's.
+        vocabulary: token ids are below it.
+        max_length: of a prompt and its text, in tokens.
+    """
+    prompt = np.asarray(request.prompt_token_ids, dtype=np.int64)
+    if not len(prompt):
+        return "the prompt has no tokens"
+    if request.max_new_tokens < 1:
+        return f"max_new_tokens is {request.max_new_tokens}; at least 1 is needed"
+    if prompt.min() < 0 or prompt.max() >= vocabulary:
+        return f"the prompt holds a token id outside 0..{vocabulary - 1}"
+    if len(prompt) + request.max_new_tokens > max_length:
+        return (
+            f"{len(prompt)} prompt tokens and {request.max_new_tokens} new ones exceed "
+            f"the engine's length of {max_length}"
+        )
+    return None
 
 
 def is_looping(output: NDArray[np.int32]) -> bool:

@@ -12,7 +12,7 @@ from dare_core.knowledge import shards
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request
-    from dare_core.models import LanguageModel
+    from dare_core.knowledge.engines import Engines
     from dare_core.settings import Settings
 
 _MOST_STEPS: Final = 32
@@ -47,7 +47,7 @@ class Probe:
 
 def probe(
     settings: "Settings",
-    language_model: "LanguageModel",
+    engines: "Engines",
     requests: "Sequence[Request]",
     tokens: int,
     seconds: float,
@@ -56,14 +56,14 @@ def probe(
 
     Args:
         settings: batch size, and how the model runs.
-        language_model: the loaded one, which an engine has taken over before.
+        engines: that the shard was written with.
         requests: of the shard that was written; as many are decoded as fit into a batch.
         tokens, seconds: what was written, and how long it took.
 
     Returns:
         None where that time does not suffice for a few steps.
     """
-    from dare_core.decoding import Engine, EngineConfig, Request, Rule
+    from dare_core.decoding import EngineConfig, Request, Rule
 
     budget = settings.probe_share * seconds
     if not budget or not tokens:
@@ -73,14 +73,14 @@ def probe(
     longest = max(len(request.prompt_token_ids) for request in asked) + _MOST_STEPS
     config = EngineConfig(
         max_sequences=len(asked),
-        max_length=min(longest, language_model.context_length),
+        max_length=min(longest, engines.facts.context_length),
         rule=Rule("strict"),
-        eos_token_ids=language_model.eos_token_ids,
+        eos_token_ids=engines.facts.eos_token_ids,
         draft_nodes=0,
         weights=settings.weights,
         compile=settings.compile_layers,
     )
-    engine = Engine(language_model.model, None, config)
+    engine = engines.open(config, None, drafts=False)
     engine.add(asked)
     emitted: list[str] = []
     timed: list[float] = []

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dare_core import models
 from dare_core.errors import OutOfMemoryError
+from dare_core.knowledge.engines import AnyEngine, load_engines
 from dare_core.knowledge.probe import Probe, probe
-from dare_core.pools import Pool, PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolStore
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dare_core.decoding import Engine, Request, Result
+    from dare_core.decoding import Request, Result
 
 #: What torch says when memory is full, on an accelerator and on a CPU; and Python, of a thread that finds none.
 _OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator", "can't start new thread")
@@ -74,7 +75,7 @@ class Writer:
         load_seconds: that loading the model and setting up engines (compiling, measuring step costs) took.
 
     Raises:
-        ModelError: see :func:`dare_core.models.load_model`.
+        ModelError, SettingError: see :func:`dare_core.knowledge.engines.load_engines`.
         OutOfMemoryError: the model does not fit into memory.
     """
 
@@ -83,8 +84,7 @@ class Writer:
         self._settings = settings
         self._tokenizer = tokenizer
         with _full_memory_worded(settings):
-            self._language_model = models.load_model(settings)
-        self._engine: Engine | None = None
+            self._engines = load_engines(settings)
         self.seconds = 0.0
         self.load_seconds = time.perf_counter() - started
 
@@ -125,16 +125,16 @@ class Writer:
         """A result's text, without control tokens."""
         return str(self._tokenizer.decode(result.token_ids, skip_special_tokens=True))
 
-    def _prepare(self, pool: Pool | None, longest: int, sequences: int, structural: frozenset[int]) -> "Engine":
-        from dare_core.decoding import Engine, EngineConfig, Rule
+    def _prepare(self, pool: Pool | None, longest: int, sequences: int, structural: frozenset[int]) -> AnyEngine:
+        from dare_core.decoding import EngineConfig, Rule
 
-        settings, language_model = self._settings, self._language_model
+        settings, facts = self._settings, self._engines.facts
         started = time.perf_counter()
         config = EngineConfig(
             max_sequences=min(settings.batch_size, sequences),
-            max_length=min(longest, language_model.context_length),
+            max_length=min(longest, facts.context_length),
             rule=Rule(settings.verification, settings.top_k, settings.min_prob),
-            eos_token_ids=language_model.eos_token_ids,
+            eos_token_ids=facts.eos_token_ids,
             structural_token_ids=structural,
             draft_nodes=settings.draft_nodes,
             budget="fixed" if settings.deterministic else settings.draft_budget,
@@ -142,17 +142,14 @@ class Writer:
             compile=settings.compile_layers,
             cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
         )
-        self._engine = None  # its cache goes before another is allocated
-        learned_tokens = 0 if settings.deterministic else settings.learned_tokens
-        self._engine = Engine(language_model.model, PoolDrafter(pool, learned_tokens), config)
+        engine = self._engines.open(config, pool)
         self.load_seconds += time.perf_counter() - started
-        return self._engine
+        return engine
 
     def probe(self, requests: "Sequence[Request]", tokens: int, seconds: float) -> Probe | None:
         """See :func:`dare_core.knowledge.probe.probe`."""
-        self._engine = None  # its cache goes before another is allocated
         with _full_memory_worded(self._settings):
-            return probe(self._settings, self._language_model, requests, tokens, seconds)
+            return probe(self._settings, self._engines, requests, tokens, seconds)
 
 
 def open_pool(

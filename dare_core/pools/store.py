@@ -53,6 +53,11 @@ class Pool:
         self._rows = np.empty(0, MAPPED)
 
     @property
+    def location(self) -> str:
+        """The root of its store, from where another process may open the same version."""
+        return self._files.location
+
+    @property
     def segments(self) -> NDArray[np.void]:
         """``[n]`` :data:`~dare_core.pools.mapping.MAPPED`: what :meth:`area` has mapped so far."""
         return self._rows

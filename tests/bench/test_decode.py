@@ -30,7 +30,7 @@ def test_a_run_measures_every_contender_and_checks_the_texts(
     ratio = result["tokens_per_second"]["strict_b1"] / result["tokens_per_second"]["generate_b1"]
     assert result["strict_b1_vs_generate"] == pytest.approx(ratio, rel=0.01)
     assert result["strict_worst_vs_vllm"] is None
-    assert any("make bench-vllm" in line for line in said)
+    assert any("make vllm-env" in line for line in said)
     assert result["strict_wrong"] == 0
     assert result["overhead_ms_b16"] > 0
     assert sum(result["time_shares"]["relaxed_b4"].values()) == pytest.approx(1, abs=0.001)

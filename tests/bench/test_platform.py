@@ -8,7 +8,8 @@ import pytest
 
 from dare_core import models
 from dare_core.bench.platform import PARTS, dag_import, write_bare
-from dare_core.cli import PlatformPart, main
+from dare_core.cli import main
+from dare_core.cli.bench import PlatformPart
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.knowledge.costs import Estimate

@@ -1,0 +1,5 @@
+"""``python -m dare_core.cli``."""
+
+from dare_core.cli import main
+
+main()

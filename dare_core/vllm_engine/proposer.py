@@ -1,0 +1,368 @@
+"""vLLM's proposer over our pools, in vLLM's worker: drafts a path for every text, and judges it by our rule.
+
+A step calls :meth:`PoolProposer.verify` with the target's logits, through :mod:`~dare_core.vllm_engine.plugin`, and
+:meth:`PoolProposer.propose` with the tokens that came of it. vLLM verifies paths, not trees: of each text's draft tree
+the path is taken of which most tokens are expected to be accepted, and of all paths as much as pays.
+
+vLLM imports this module after its worker has started, and Numba with it (see :mod:`dare_core.vllm_engine`).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+
+from dare_core.decoding.budget import Acceptance, StepCost, worthwhile
+from dare_core.decoding.engine import Statistics, is_looping
+from dare_core.decoding.verification import Paths, Rule, judge, longest_paths
+from dare_core.drafts import Context, Forest
+from dare_core.errors import ModelError
+from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.vllm_engine import plugin
+
+#: Under this name requests carry what concerns us in vLLM's sampling parameters.
+ARGUMENT: Final = "dare"
+#: A step that took so many times as long as expected was interrupted by something else, and teaches nothing.
+_INTERRUPTED: Final = 4.0
+
+
+@dataclass
+class _Text:
+    """A request that is being written.
+
+    Attributes:
+        wanted: new tokens it may still emit.
+        shares, evidence: of the path that it was last drafted, as of a :class:`~dare_core.drafts.Forest`.
+        trusted: of the output: not by relaxation alone.
+    """
+
+    id: str
+    group: str
+    wanted: int
+    draft_group: str | None
+    started: float
+    shares: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    evidence: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
+    trusted: list[bool] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=Statistics)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What :meth:`PoolProposer.verify` found out.
+
+    Attributes:
+        texts: by row of the batch; None for a row that is not ours.
+        drafted: ``[s]`` tokens drafted for each.
+        accepted: for each, of its accepted draft tokens, whether they are the target's own.
+    """
+
+    texts: list[_Text | None]
+    drafted: list[int]
+    accepted: list[list[bool]]
+
+
+class PoolProposer:
+    """vLLM's ``custom_class`` proposer.
+
+    Args:
+        vllm_config: vLLM's own.
+
+    Raises:
+        ModelError: vLLM has not loaded our plugin.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # type: ignore[import-not-found]
+
+        if not plugin.is_registered(GPUModelRunner):
+            raise ModelError("vLLM has not loaded our plugin: dare-platform is not installed there; run make vllm-env")
+        self._longest = vllm_config.speculative_config.num_speculative_tokens
+        self._device = torch.device("cpu")
+        self._vocabulary = vllm_config.model_config.get_vocab_size()
+        self._most = vllm_config.scheduler_config.max_num_seqs
+        self._cost: StepCost | None = None
+        self._timed: tuple[float, int] | None = None  # when the step began that is being made, and its rows
+        self._rows: int | None = None  # while steps are measured: how many each is to have
+        self._timings: dict[int, float] = {}
+        self._step = _Step([], [], [])
+        self._texts: dict[str, _Text] = {}  # by vLLM's request id
+        self._finished: dict[str, _Text] = {}  # by ours
+        self.begin({"pool": None, "rule": {}, "ends": [], "structural": [], "nodes": 0, "budget": "fixed"})
+
+    def load_model(self, *_: Any) -> None:
+        """There is no draft model."""
+
+    def begin(self, job: dict[str, Any]) -> None:
+        """Set out for a run: what to draft from, and what passes.
+
+        Args:
+            job: ``pool`` (``root``, ``version``, ``tokenizer_hash``; or None), ``rule`` (fields of
+                :class:`~dare_core.decoding.verification.Rule`), ``ends``, ``structural`` (token ids), ``nodes`` of a
+                draft tree, ``budget``, and arguments of :class:`PoolDrafter` as ``drafter``; None drafts nothing.
+
+        Raises:
+            PoolError: the version cannot be opened.
+        """
+        pool = job["pool"] and PoolStore(job["pool"]["root"]).open(
+            job["pool"]["tokenizer_hash"], job["pool"]["version"]
+        )
+        options = job.get("drafter")
+        self._drafter = PoolDrafter(pool, **options) if options is not None else None
+        self._rule = Rule(**job["rule"])
+        self._ends = frozenset(job["ends"])
+        self._nodes = job["nodes"]
+        self._measured_budget = job["budget"] == "measured"
+        self._acceptance = Acceptance(PoolDrafter.evidence_kinds)
+        self._never_relaxed = torch.zeros(self._vocabulary, dtype=torch.bool)
+        self._never_relaxed[sorted(self._ends | set(job["structural"]))] = True
+        self._never_relaxed = self._never_relaxed.to(self._device)
+        self._texts.clear()
+        self._finished.clear()
+
+    def take(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What became of finished requests: ``draft_group``, ``error``, and the fields of their statistics.
+
+        Args:
+            ids: ours.
+        """
+        texts = [self._finished.pop(each) for each in ids]
+        return [{"draft_group": t.draft_group, "error": t.error, "statistics": asdict(t.statistics)} for t in texts]
+
+    def measure(self, rows: int) -> None:
+        """From now on give every step so many rows, by drafts of nothing in particular, and time it."""
+        self._rows = rows
+
+    def measured(self) -> dict[int, float]:
+        """Steps' costs are what the steps since the first :meth:`measure` took: seconds by rows."""
+        sizes = sorted(self._timings)
+        seconds = np.maximum.accumulate([self._timings[rows] for rows in sizes])
+        self._cost = StepCost(np.array(sizes, np.float64), seconds)
+        self._rows, self._timed = None, None
+        _compile()
+        return dict(zip(sizes, seconds.tolist(), strict=True))
+
+    # A step
+
+    def verify(self, runner: Any, logits: torch.Tensor, metadata: Any) -> None:
+        """Judge the step's drafts, and make what passes by relaxation alone the argmax where it stands.
+
+        Args:
+            runner: vLLM's model runner.
+            logits: ``[drafted + s, vocabulary]``: of each row of the batch, after its last token and each drafted one.
+            metadata: vLLM's description of the drafts; None where there are none.
+        """
+        self._observe_time()
+        texts = [self._text(runner, request_id) for request_id in runner.input_batch.req_ids]
+        sizes = drafted = metadata.num_draft_tokens if metadata is not None else [0] * len(texts)
+        accepted: list[list[bool]] = [[] for _ in texts]
+        first = np.concatenate([[0], np.cumsum(np.array(sizes) + 1)])
+        if metadata is None:
+            finite = logits.amax(-1).isfinite().cpu().numpy()
+        else:
+            forest = _scheduled(texts, sizes, metadata.draft_token_ids.cpu().numpy())
+            # Where a prompt's last token is all that is left to read, vLLM adds drafts of no token.
+            drafted = np.bincount(forest.trees, forest.tokens >= 0, len(texts)).astype(int).tolist()
+            batch = runner.input_batch
+            may_relax = np.array(
+                [
+                    self._rule.mode == "relaxed"
+                    and text is not None
+                    and not is_looping(batch.token_ids_cpu[i, batch.num_prompt_tokens[i] : batch.num_tokens_no_spec[i]])
+                    for i, text in enumerate(texts)
+                ]
+            )
+            after = (first[forest.trees] + forest.depths - 1).astype(
+                np.int64
+            )  # the rows of logits that each token is judged by
+            may_relax = may_relax[forest.trees] & (forest.tokens >= 0) & ~PoolDrafter.own_evidence[forest.evidence]
+            judgement = judge(logits, forest.tokens, after, forest.trees, may_relax, self._rule, self._never_relaxed)
+            paths = longest_paths(forest, judgement, self._rule.max_run)
+            self._acceptance.observe(forest, paths.tried & (forest.tokens >= 0), judgement.passes)
+            finite = judgement.finite
+            self._relax(logits, forest, paths, after, judgement.is_chosen)
+            for i, length in enumerate(paths.lengths):
+                accepted[i] = judgement.is_chosen[paths.nodes[i, :length]].tolist()
+        for i, text in enumerate(texts):
+            if text is not None and text.error is None and not finite[first[i] : first[i + 1]].all():
+                text.error = "the model's logits are not finite"
+            if text is not None and text.error and self._ends:  # so that vLLM ends it
+                logits[first[i] : first[i + 1]] = -torch.inf
+                logits[first[i] : first[i + 1], min(self._ends)] = 0
+        self._step = _Step(texts, drafted, accepted)
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: NDArray[np.int32],
+        token_ids_cpu: NDArray[np.int32],
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """Take in what the step emitted, and draft for the next one.
+
+        Args:
+            sampled_token_ids: by row of the batch; none where a prompt is still being read.
+            num_tokens_no_spec: ``[rows]``: tokens of prompt and output.
+            token_ids_cpu: ``[rows, length]`` int32: these tokens.
+            slot_mappings: not needed.
+        """
+        going: list[int] = []
+        contexts: list[Context] = []
+        step = self._step
+        for i, sampled in enumerate(sampled_token_ids):
+            text = step.texts[i]
+            if text is None or not sampled:
+                continue
+            emitted = self._emit(text, sampled, step.drafted[i], step.accepted[i])
+            length = int(num_tokens_no_spec[i]) - len(sampled) + emitted
+            context = Context(text.group, token_ids_cpu[i], length - len(text.trusted), length)
+            if sampled[emitted - 1] in self._ends or not text.wanted:
+                self._retire(text, context)
+            else:
+                going.append(i)
+                contexts.append(context)
+        drafts: list[list[int]] = [[] for _ in sampled_token_ids]
+        forest = self._draft(contexts, [step.texts[i] for i in going])
+        for k, i in enumerate(going):
+            text = step.texts[i]
+            assert text is not None
+            begin, end = forest.offsets[k : k + 2]
+            text.shares, text.evidence = forest.shares[begin:end], forest.evidence[begin:end]
+            drafts[i] = forest.tokens[begin:end].tolist()
+        rows = sum(map(len, drafts)) + len(going)
+        self._timed = (time.perf_counter(), rows) if going and len(going) == len(sampled_token_ids) else None
+        return drafts
+
+    def _text(self, runner: Any, request_id: str) -> _Text | None:
+        if request_id in self._texts:
+            return self._texts[request_id]
+        request = runner.requests[request_id]
+        ours = (request.sampling_params.extra_args or {}).get(ARGUMENT)
+        if ours is None:
+            return None
+        text = self._texts[request_id] = _Text(
+            id=ours["id"],
+            group=ours["group"],
+            wanted=request.sampling_params.max_tokens,
+            draft_group=self._drafter.resolve(ours["group"]) if self._drafter else None,
+            started=time.perf_counter(),
+            statistics=Statistics(prompt_tokens=request.num_prompt_tokens),
+        )
+        return text
+
+    def _relax(
+        self, logits: torch.Tensor, forest: Forest, paths: Paths, after: NDArray[np.int64], is_chosen: NDArray[np.bool_]
+    ) -> None:
+        taken = paths.nodes[paths.nodes >= 0]
+        relaxed = taken[~is_chosen[taken]]
+        rows, tokens = (torch.from_numpy(part[relaxed].astype(np.int64)) for part in (after, forest.tokens))
+        logits[rows.to(logits.device), tokens.to(logits.device)] = torch.inf
+
+    def _emit(self, text: _Text, sampled: list[int], drafted: int, accepted: list[bool]) -> int:
+        """Count the tokens that a step emitted, up to an end of sequence; how many they are."""
+        emitted = next((i + 1 for i, token in enumerate(sampled) if token in self._ends), len(sampled))
+        passed, statistics = accepted[:emitted], text.statistics
+        text.trusted += [*passed, True][:emitted]
+        text.wanted -= emitted
+        statistics.new_tokens += emitted
+        statistics.steps += 1
+        statistics.drafted += drafted
+        statistics.accepted += len(passed)
+        statistics.relaxed += passed.count(False)
+        return emitted
+
+    def _retire(self, text: _Text, context: Context) -> None:
+        if self._drafter and text.error is None:
+            self._drafter.learn(context, np.array(text.trusted))
+        text.statistics.seconds = time.perf_counter() - text.started
+        self._finished[text.id] = text
+        self._texts = {request_id: other for request_id, other in self._texts.items() if other is not text}
+
+    def _draft(self, contexts: list[Context], texts: Sequence[_Text | None]) -> Forest:
+        if self._rows is not None:
+            return self._rows_to_measure(len(contexts))
+        if self._drafter is None or not self._nodes or not contexts:
+            return Forest.empty(len(contexts))
+        forest = self._drafter.draft(contexts, self._nodes)
+        # A step emits one token of the target's own besides; what lies deeper than the rest could not be emitted.
+        room = np.array([min(text.wanted - 1, self._longest) for text in texts if text is not None])
+        forest = forest.keep(forest.depths <= room[forest.trees])
+        probabilities = self._acceptance.path_probabilities(forest)
+        kept = _best_paths(forest.offsets, forest.parents, probabilities)
+        forest, probabilities = forest.keep(kept), probabilities[kept]
+        if self._measured_budget and self._cost is not None and len(forest):
+            forest = forest.keep(worthwhile(probabilities, len(contexts), len(contexts), self._cost))
+        return forest
+
+    def _rows_to_measure(self, sequences: int) -> Forest:
+        """Paths of token 0, so long that a step of so many sequences has :attr:`_rows` rows."""
+        assert self._rows is not None
+        sizes = np.full(sequences, max(0, self._rows - sequences) // max(1, sequences))
+        return _paths(np.minimum(sizes, self._longest))
+
+    def _observe_time(self) -> None:
+        if self._timed is None:
+            return
+        (began, rows), now = self._timed, time.perf_counter()
+        if self._rows is not None:
+            self._timings[rows] = min(now - began, self._timings.get(rows, np.inf))
+        elif self._cost is not None and now - began < _INTERRUPTED * float(self._cost(np.array([rows]))[0]):
+            self._cost.observe(rows, now - began)
+
+
+def _compile() -> None:
+    """Have Numba compile now what the first text would wait for."""
+    text = np.arange(64, dtype=np.int32) % 8
+    is_looping(text)
+    forest = PoolDrafter(None).draft([Context("", text, 1, len(text))], 8)
+    _best_paths(forest.offsets, forest.parents, Acceptance(PoolDrafter.evidence_kinds).path_probabilities(forest))
+
+
+def _paths(sizes: NDArray[np.int64]) -> Forest:
+    """Trees of ``sizes`` nodes that are paths of token 0."""
+    leaves = Forest.of_leaves(sizes)
+    places = np.arange(len(leaves), dtype=np.int32)
+    depths = places - leaves.offsets[leaves.trees] + 1
+    return Forest(
+        leaves.offsets,
+        leaves.tokens,
+        np.where(depths == 1, -1, places - 1).astype(np.int32),
+        depths.astype(np.int32),
+        leaves.shares,
+        leaves.evidence,
+    )
+
+
+def _scheduled(texts: Sequence[_Text | None], sizes: Sequence[int], tokens: NDArray[np.int32]) -> Forest:
+    """The drafts that vLLM scheduled: of each text's last one the beginning; it may have less room than was drafted."""
+    paths = _paths(np.array(sizes))
+    shares, evidence = paths.shares, paths.evidence
+    for begin, size, text in zip(paths.offsets, sizes, texts, strict=False):
+        if text is not None and size <= len(text.shares):
+            shares[begin : begin + size] = text.shares[:size]
+            evidence[begin : begin + size] = text.evidence[:size]
+    return Forest(paths.offsets, tokens.astype(np.int32), paths.parents, paths.depths, shares, evidence)
+
+
+@njit(cache=True, nogil=True)
+def _best_paths(offsets, parents, probabilities):  # type: ignore[no-untyped-def]
+    """``[n]`` bool: of each tree the path of which most nodes are expected to be accepted."""
+    kept = np.zeros(len(parents), np.bool_)
+    expected = probabilities.copy()
+    for tree in range(len(offsets) - 1):
+        best = -1
+        for node in range(offsets[tree], offsets[tree + 1]):
+            if parents[node] >= 0:
+                expected[node] += expected[parents[node]]
+            if best < 0 or expected[node] > expected[best]:
+                best = node
+        while best >= 0:
+            kept[best] = True
+            best = parents[best]
+    return kept
