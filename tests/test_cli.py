@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from dare_core.cli import main
 from dare_core.schemas import GENERATED
+from dare_core.warehouse.load import load_knowledge
 from tests.tiny_model import save_tiny_model
 
 Dare = Callable[..., tuple[int, str, str]]
@@ -303,7 +304,12 @@ def test_a_folder_without_a_release_is_one_line(dare: Dare, tmp_path: Path) -> N
 
 
 def test_a_digest_names_parts_and_ends_with_status_1_where_something_is_unfinished(
-    dare: Dare, warehouse_url: str, monkeypatch: pytest.MonkeyPatch, engine: Engine
+    dare: Dare,
+    warehouse_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
+    knowledge_rows: Callable[..., pa.Table],
+    embedding_rows: Callable[..., pa.Table],
 ) -> None:
     monkeypatch.setenv("DARE_WAREHOUSE_URL", warehouse_url)
     upsert = "INSERT INTO knowledge.watermark VALUES ('movies', 'item', '2024-01-01')"
@@ -314,11 +320,7 @@ def test_a_digest_names_parts_and_ends_with_status_1_where_something_is_unfinish
     assert (code, found["unfinished"]) == (0, [])
     assert found["parts"]["warehouse.watermark"]["rows"] == 1
     assert dare("digest", "--json")[1] == printed
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO knowledge.pool_version VALUES "
-            "('movies', 'item', '0123456789abcdef', '', 'm', 't', 1, 1, 1, false, now())"
-        )
+    load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows([]))
     code, printed, _ = dare("digest", "--json")
     assert code == 1
-    assert "has no version '0123456789abcdef'" in json.loads(printed)["unfinished"][0]
+    assert json.loads(printed)["unfinished"] == ["1 valid texts have no vector of the encoder in force"]

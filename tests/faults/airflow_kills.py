@@ -59,6 +59,8 @@ def kill_tasks(work: Path, times: int) -> list[Try]:
             matrix = Matrix(work, server, start(server))
             matrix.prepare()
             matrix.installation.put_back("pull")
+            # That of an earlier call is encrypted with a key that went with the data folder.
+            matrix.installation.administer("DROP DATABASE IF EXISTS airflow WITH (FORCE)")
             # Airflow 3.3.2 clears no task of a run whose deadline is still to come, so every run misses it.
             changes = {"max_acceptance_loss": 1.0, "deadline_hours": 0.0001}
             settings = matrix.installation.settings().model_copy(update=changes)

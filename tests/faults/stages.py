@@ -112,7 +112,7 @@ class Installation:
         text = before + after[after.index("[knowledge]") :].replace("min_new_events = 5", "min_new_events = 1") + LAX
         (self.home / "config" / f"{DOMAIN}.toml").write_text(text, "utf-8")
         save_tiny_model(self.home / "model")
-        self._administer("DROP DATABASE IF EXISTS tried WITH (FORCE)")
+        self.administer("DROP DATABASE IF EXISTS tried WITH (FORCE)")
         engine = connect(self.database)
         upgrade(engine)
         with engine.begin() as connection:
@@ -131,7 +131,7 @@ class Installation:
         kept = self.home / "states" / state
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(self.data_dir, kept)
-        self._administer(
+        self.administer(
             f"DROP DATABASE IF EXISTS state_{state} WITH (FORCE)", f"CREATE DATABASE state_{state} TEMPLATE tried"
         )
 
@@ -139,9 +139,10 @@ class Installation:
         """Data folder and database as they were when ``state`` was kept."""
         shutil.rmtree(self.data_dir, ignore_errors=True)
         shutil.copytree(self.home / "states" / state, self.data_dir)
-        self._administer("DROP DATABASE IF EXISTS tried WITH (FORCE)", f"CREATE DATABASE tried TEMPLATE state_{state}")
+        self.administer("DROP DATABASE IF EXISTS tried WITH (FORCE)", f"CREATE DATABASE tried TEMPLATE state_{state}")
 
-    def _administer(self, *statements: str) -> None:
+    def administer(self, *statements: str) -> None:
+        """Run statements on the server, each by itself."""
         engine: Engine = connect(self.server_url)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for statement in statements:
