@@ -73,7 +73,7 @@ class VllmServer:
     Attributes:
         version: of vLLM.
         vocabulary: token ids are below it.
-        step_seconds: what steps took when it started, by their rows.
+        step_seconds: what steps took when it started, by their sequences and drafted tokens.
 
     Raises:
         ProgramMissingError: the interpreter is not there.
@@ -90,7 +90,7 @@ class VllmServer:
         self._process = PeerProcess("vLLM", options.command(), options.log, variables)
         ready = _checked(self._process.answer())
         self.version, self.vocabulary = ready["version"], int(ready["vocabulary"])
-        self.step_seconds: dict[str, float] = ready["step_seconds"]
+        self.step_seconds: dict[str, dict[str, float]] = ready["step_seconds"]
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The server's answer; see :mod:`dare_core.vllm_engine.server`.
