@@ -9,6 +9,7 @@ from typing import Final
 from dare_core.bench.plain import Run
 from dare_core.peer_process import PeerProcess, running
 from dare_core.settings import PROJECT_DIR
+from dare_core.vllm_engine import launch
 
 #: Made by ``make vllm-env``.
 VENV: Final = PROJECT_DIR / ".venv-vllm"
@@ -54,5 +55,5 @@ def serving_vllm(
     options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     program: list[str | Path] = [VENV / "bin" / "python", "-m", "dare_core.bench.vllm_peer"]
     command = [*program, model, *options, "--eos", *map(str, ends)]
-    with running("vLLM", command, log, {"PYTHONPATH": str(PROJECT_DIR)}) as process:
+    with running("vLLM", command, log, launch.this_checkout()) as process:
         yield VllmPeer(process.answer()["version"], process)

@@ -103,7 +103,10 @@ class _Bench:
         server = VllmServer(vllm_options(sized, longest, facts.context_length))
         running.callback(server.close)
         self.version = server.version
-        self.figures["step_ms_by_rows"] = {rows: round(1e3 * s, 2) for rows, s in server.step_seconds.items()}
+        self.figures["step_ms_by_sequences_and_drafted"] = {
+            sequences: {drafted: round(1e3 * seconds, 2) for drafted, seconds in of_these.items()}
+            for sequences, of_these in server.step_seconds.items()
+        }
         for size in plan.batch_sizes:
             mine = asked[: plan.prompts_at(size)]
             prompts = [request.prompt_token_ids for request in mine]

@@ -1,6 +1,5 @@
 """The engine's interface over vLLM: starts the server in vLLM's environment and speaks its JSON lines."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from dare_core.decoding.engine import EngineConfig, OnTokens, Request, Result, R
 from dare_core.errors import DareError, ModelError, ProgramMissingError
 from dare_core.peer_process import PeerProcess
 from dare_core.pools import Pool
-from dare_core.settings import PROJECT_DIR
+from dare_core.vllm_engine import launch
 
 _SERVER: Final = "dare_core.vllm_engine.server"
 #: The longest path that is drafted.
@@ -74,7 +73,7 @@ class VllmServer:
     Attributes:
         version: of vLLM.
         vocabulary: token ids are below it.
-        step_seconds: what steps took when it started, by their rows.
+        step_seconds: what steps took when it started, by their sequences and drafted tokens.
 
     Raises:
         ProgramMissingError: the interpreter is not there.
@@ -87,13 +86,11 @@ class VllmServer:
                 f"vLLM's environment has no interpreter {options.python}; run `make vllm-env`, or set DARE_VLLM_PYTHON"
             )
         self.options = options
-        # The code of this very checkout, whatever is installed beside vLLM.
-        paths = [str(PROJECT_DIR), *filter(None, [os.environ.get("PYTHONPATH")])]
-        variables = {"PYTHONPATH": os.pathsep.join(paths), "NUMBA_CACHE_DIR": str(options.compiled)}
+        variables = {**launch.this_checkout(), "NUMBA_CACHE_DIR": str(options.compiled)}
         self._process = PeerProcess("vLLM", options.command(), options.log, variables)
         ready = _checked(self._process.answer())
         self.version, self.vocabulary = ready["version"], int(ready["vocabulary"])
-        self.step_seconds: dict[str, float] = ready["step_seconds"]
+        self.step_seconds: dict[str, dict[str, float]] = ready["step_seconds"]
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The server's answer; see :mod:`dare_core.vllm_engine.server`.

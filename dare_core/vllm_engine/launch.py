@@ -39,6 +39,12 @@ def is_supported(release: str) -> bool:
     return FIRST_VERSION <= tuple(int(part) for part in release.split("+")[0].split(".")[:2]) < END_VERSION
 
 
+def this_checkout() -> dict[str, str]:
+    """The variables that have another interpreter run this very code, whatever lies beside vLLM or where it starts."""
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
 def environment(threads: int) -> dict[str, str]:
     """The variables that vLLM's notes on CPUs ask for, which must be there before the process starts.
 

@@ -17,18 +17,17 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from dare_core.decoding.budget import Acceptance, StepCost, worthwhile
+from dare_core.decoding.budget import Acceptance, worthwhile
 from dare_core.decoding.engine import Statistics, is_looping
 from dare_core.decoding.verification import Paths, Rule, judge, longest_paths
 from dare_core.drafts import Context, Forest
 from dare_core.errors import ModelError
 from dare_core.pools import PoolDrafter, PoolStore
 from dare_core.vllm_engine import plugin
+from dare_core.vllm_engine.costs import StepCosts, is_measured
 
 #: Under this name requests carry what concerns us in vLLM's sampling parameters.
 ARGUMENT: Final = "dare"
-#: A step that took so many times as long as expected was interrupted by something else, and teaches nothing.
-_INTERRUPTED: Final = 4.0
 
 
 @dataclass
@@ -87,10 +86,11 @@ class PoolProposer:
         self._device = torch.device("cpu")
         self._vocabulary = vllm_config.model_config.get_vocab_size()
         self._most = vllm_config.scheduler_config.max_num_seqs
-        self._cost: StepCost | None = None
-        self._timed: tuple[float, int] | None = None  # when the step began that is being made, and its rows
-        self._rows: int | None = None  # while steps are measured: how many each is to have
-        self._timings: dict[int, float] = {}
+        self._costs: StepCosts | None = None
+        # When the step began that is being made, its sequences, and the tokens drafted for them.
+        self._timed: tuple[float, int, int] | None = None
+        self._forced: int | None = None  # while steps are measured: how many tokens each is to draft
+        self._timings: dict[int, dict[int, float]] = {}  # least seconds, by sequences and drafted tokens
         self._step = _Step([], [], [])
         self._texts: dict[str, _Text] = {}  # by vLLM's request id
         self._finished: dict[str, _Text] = {}  # by ours
@@ -135,18 +135,21 @@ class PoolProposer:
         texts = [self._finished.pop(each) for each in ids]
         return [{"draft_group": t.draft_group, "error": t.error, "statistics": asdict(t.statistics)} for t in texts]
 
-    def measure(self, rows: int) -> None:
-        """From now on give every step so many rows, by drafts of nothing in particular, and time it."""
-        self._rows = rows
+    def measure(self, drafted: int) -> None:
+        """From now on have every step verify so many tokens, of nothing in particular, and time it."""
+        self._forced = drafted
 
-    def measured(self) -> dict[int, float]:
-        """Steps' costs are what the steps since the first :meth:`measure` took: seconds by rows."""
-        sizes = sorted(self._timings)
-        seconds = np.maximum.accumulate([self._timings[rows] for rows in sizes])
-        self._cost = StepCost(np.array(sizes, np.float64), seconds)
-        self._rows, self._timed = None, None
+    def measured(self) -> dict[int, dict[int, float]]:
+        """Steps' costs are what the steps since the first :meth:`measure` took.
+
+        Returns:
+            Seconds, by sequences and drafted tokens.
+        """
+        self._timings = {n: of_n for n, of_n in self._timings.items() if is_measured(of_n)}
+        self._costs = StepCosts(self._timings) if self._timings else None
+        self._forced, self._timed = None, None
         _compile()
-        return dict(zip(sizes, seconds.tolist(), strict=True))
+        return self._timings
 
     # A step
 
@@ -158,7 +161,7 @@ class PoolProposer:
             logits: ``[drafted + s, vocabulary]``: of each row of the batch, after its last token and each drafted one.
             metadata: vLLM's description of the drafts; None where there are none.
         """
-        self._observe_time()
+        self._observe_time(len(runner.input_batch.req_ids))
         texts = [self._text(runner, request_id) for request_id in runner.input_batch.req_ids]
         sizes = drafted = metadata.num_draft_tokens if metadata is not None else [0] * len(texts)
         accepted: list[list[bool]] = [[] for _ in texts]
@@ -235,8 +238,8 @@ class PoolProposer:
             begin, end = forest.offsets[k : k + 2]
             text.shares, text.evidence = forest.shares[begin:end], forest.evidence[begin:end]
             drafts[i] = forest.tokens[begin:end].tolist()
-        rows = sum(map(len, drafts)) + len(going)
-        self._timed = (time.perf_counter(), rows) if going and len(going) == len(sampled_token_ids) else None
+        is_whole = going and len(going) == len(sampled_token_ids)  # no prompt is being read besides
+        self._timed = (time.perf_counter(), len(going), len(forest)) if is_whole else None
         return drafts
 
     def _text(self, runner: Any, request_id: str) -> _Text | None:
@@ -285,8 +288,8 @@ class PoolProposer:
         self._texts = {request_id: other for request_id, other in self._texts.items() if other is not text}
 
     def _draft(self, contexts: list[Context], texts: Sequence[_Text | None]) -> Forest:
-        if self._rows is not None:
-            return self._rows_to_measure(len(contexts))
+        if self._forced is not None:
+            return self._forced_paths(len(contexts))
         if self._drafter is None or not self._nodes or not contexts:
             return Forest.empty(len(contexts))
         forest = self._drafter.draft(contexts, self._nodes)
@@ -296,24 +299,28 @@ class PoolProposer:
         probabilities = self._acceptance.path_probabilities(forest)
         kept = _best_paths(forest.offsets, forest.parents, probabilities)
         forest, probabilities = forest.keep(kept), probabilities[kept]
-        if self._measured_budget and self._cost is not None and len(forest):
-            forest = forest.keep(worthwhile(probabilities, len(contexts), len(contexts), self._cost))
+        if self._measured_budget and self._costs is not None and len(forest):
+            sequences, cost = len(contexts), self._costs.of(len(contexts))
+            forest = forest.keep(worthwhile(probabilities, sequences, sequences, lambda rows: cost(rows - sequences)))
         return forest
 
-    def _rows_to_measure(self, sequences: int) -> Forest:
-        """Paths of token 0, so long that a step of so many sequences has :attr:`_rows` rows."""
-        assert self._rows is not None
-        sizes = np.full(sequences, max(0, self._rows - sequences) // max(1, sequences))
+    def _forced_paths(self, sequences: int) -> Forest:
+        """Paths of token 0, of :attr:`_forced` tokens together, as equal as can be."""
+        assert self._forced is not None
+        sizes = np.full(sequences, self._forced // max(1, sequences))
+        sizes[: self._forced - int(sizes.sum())] += 1
         return _paths(np.minimum(sizes, self._longest))
 
-    def _observe_time(self) -> None:
-        if self._timed is None:
+    def _observe_time(self, taking_part: int) -> None:
+        """Learn how long the step took, unless others than those drafted for take part: these are reading prompts."""
+        if self._timed is None or self._timed[1] != taking_part:
             return
-        (began, rows), now = self._timed, time.perf_counter()
-        if self._rows is not None:
-            self._timings[rows] = min(now - began, self._timings.get(rows, np.inf))
-        elif self._cost is not None and now - began < _INTERRUPTED * float(self._cost(np.array([rows]))[0]):
-            self._cost.observe(rows, now - began)
+        (began, sequences, drafted), now = self._timed, time.perf_counter()
+        if self._forced is not None:
+            timings = self._timings.setdefault(sequences, {})
+            timings[drafted] = min(now - began, timings.get(drafted, np.inf))
+        elif self._costs is not None:
+            self._costs.of(sequences).observe(drafted, now - began)
 
 
 def _compile() -> None:

@@ -3,7 +3,7 @@
 ``VENV/bin/python -m dare_core.vllm_engine.server OPTIONS`` says when it is ready, and then answers each line of
 standard input with one of standard output::
 
-    {"version": "0.32.0", "vocabulary": 49152, "load_seconds": 21.5, "step_seconds": {"1": 0.04, …}}
+    {"version": "0.32.0", "vocabulary": 49152, "load_seconds": 21.5, "step_seconds": {"1": {"0": 0.04, …}, …}}
     {"begin": {"pool": {"root": "…", "version": "…", "tokenizer_hash": "…"}, "max_sequences": 16, …}}
     {"begun": true}
     {"add": [["id", "group", [1, 2], 64]], "each_step": false}
@@ -20,17 +20,24 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
+from math import ceil
 from typing import Any, Final
 
 from dare_core.errors import DareError, ModelError
 from dare_core.vllm_engine import launch
 
-#: Rows of the steps that are timed when the engine starts, and how often.
-_MEASURED_ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
-_MEASURED_ROWS_EACH: Final = (1, 2, 3, 4, 6, 8)
+#: Sequences of the steps that are timed when the engine starts, beside as many as it may have; and for each sequence,
+#: tokens drafted in them.
+_MEASURED_SEQUENCES: Final = (1, 4, 16, 64)
+_MEASURED_DRAFTS: Final = (0, 0.25, 1, 2, 3, 5, 8, 16)
+#: No step is timed that verifies more tokens.
+_MOST_DRAFTED: Final = 160
 _REPEATS: Final = 3
-#: More than the steps that are timed can emit.
-_MEASURED_TOKENS: Final = 100
+#: The timed sequences have one prompt of some of these blocks and one token: vLLM keeps blocks, and reads them once.
+_BLOCK: Final = 128
+_BLOCKS: Final = 2
+#: New tokens of theirs at most: more than the steps emit.
+_MEASURED_TOKENS: Final = 64
 
 
 class Server:
@@ -38,7 +45,7 @@ class Server:
 
     Attributes:
         vocabulary: token ids are below it.
-        step_seconds: what steps took when they were measured, by their rows.
+        step_seconds: what steps took when they were measured, by their sequences and drafted tokens.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -74,7 +81,7 @@ class Server:
         self._waiting: deque[list[Any]] = deque()
         self._inside: set[str] = set()
         self._written: defaultdict[str, list[int]] = defaultdict(list)
-        self.step_seconds = self._measure(arguments.draft_tokens)
+        self.step_seconds = self._measure(arguments.max_length, arguments.draft_tokens)
 
     def begin(self, job: dict[str, Any]) -> dict[str, Any]:
         """Set out for a run; see :meth:`dare_core.vllm_engine.proposer.PoolProposer.begin`.
@@ -141,21 +148,23 @@ class Server:
         self._engine.add_request(request_id, tokens_input(prompt), parameters)
         self._inside.add(request_id)
 
-    def _measure(self, longest: int) -> dict[int, float]:
-        """Have the proposer learn what steps cost, by drafts of every size for one sequence and for all."""
-        self._engine.collective_rpc("dare_measure", args=(1,))
-        for sequences in dict.fromkeys((1, self._most)):
+    def _measure(self, max_length: int, longest: int) -> dict[int, dict[int, float]]:
+        """Have the proposer learn what steps cost, by drafts of nothing in particular."""
+        prompt = [5, 6] * (_BLOCK // 2 * min(_BLOCKS, max_length // 2 // _BLOCK)) + [7]
+        tokens = min(_MEASURED_TOKENS, max_length - len(prompt))
+        self._engine.collective_rpc("dare_measure", args=(0,))
+        most = self._most
+        for sequences in sorted({most, *(count for count in _MEASURED_SEQUENCES if count < most)}):
             for number in range(sequences):
-                self._admit([f"measured {sequences} {number}", "", [5, 6, 7, 8], _MEASURED_TOKENS], each_step=False)
-            for _ in range(4):
-                self._engine.step()
-            each = [n for n in (_MEASURED_ROWS if sequences == 1 else _MEASURED_ROWS_EACH) if n <= longest + 1]
-            for n in [each[-1], *each * _REPEATS]:
-                self._engine.collective_rpc("dare_measure", args=(n * sequences,))
+                self._admit([f"measured {sequences} {number}", "", prompt, tokens], each_step=False)
+            sizes = sorted({ceil(each * sequences) for each in _MEASURED_DRAFTS if each <= longest})
+            sizes = [size for size in sizes if size <= max(_MOST_DRAFTED, sequences)]
+            for size in [0, 0, sizes[-1], *sizes * _REPEATS]:
+                self._engine.collective_rpc("dare_measure", args=(size,))
                 self._engine.step()
             self._engine.step()
             self._drop()
-        seconds: dict[int, float] = self._engine.collective_rpc("dare_measured")[0]
+        seconds: dict[int, dict[int, float]] = self._engine.collective_rpc("dare_measured")[0]
         return seconds
 
 

@@ -13,13 +13,13 @@ class DareWorker:
         """See :meth:`dare_core.vllm_engine.proposer.PoolProposer.begin`."""
         self.model_runner.drafter.begin(job)
 
-    def dare_measure(self, rows: int) -> None:
+    def dare_measure(self, drafted: int) -> None:
         """See :meth:`dare_core.vllm_engine.proposer.PoolProposer.measure`."""
-        self.model_runner.drafter.measure(rows)
+        self.model_runner.drafter.measure(drafted)
 
-    def dare_measured(self) -> dict[int, float]:
+    def dare_measured(self) -> dict[int, dict[int, float]]:
         """See :meth:`dare_core.vllm_engine.proposer.PoolProposer.measured`."""
-        seconds: dict[int, float] = self.model_runner.drafter.measured()
+        seconds: dict[int, dict[int, float]] = self.model_runner.drafter.measured()
         return seconds
 
     def dare_take(self, ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -243,6 +243,15 @@ def test_logits_that_are_not_finite_fail_their_own_text_only(
         assert results[name].token_ids == text or is_tie(tiny.model, prompt, text, results[name].token_ids)
 
 
+def test_a_measured_budget_changes_no_text(tiny: Model, open_engine: Open, make_pool: Build) -> None:
+    asked = prompts(6)
+    expected = [greedy(tiny.model, prompt, NEW_TOKENS) for prompt in asked]
+    pool = make_pool({"g": [text[:30] for text in expected]})
+    results = written(open_engine(pool, config(budget="measured", max_sequences=SEQUENCES), {}), requests(asked))
+    for i, (prompt, text) in enumerate(zip(asked, expected, strict=True)):
+        assert results[str(i)].token_ids == text or is_tie(tiny.model, prompt, text, results[str(i)].token_ids)
+
+
 def test_tokens_are_told_as_they_come(tiny: Model, open_engine: Open, make_pool: Build) -> None:
     asked = prompts(4)
     pool = make_pool({"g": [greedy(tiny.model, prompt, NEW_TOKENS) for prompt in asked]})
