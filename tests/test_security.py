@@ -312,7 +312,9 @@ class Reading(ast.NodeVisitor):
             value = ast.unparse(keyword.value)
             if (keyword.arg, value) in {("allow_pickle", "True"), ("weights_only", "False"), ("shell", "True")}:
                 self.found.append(f"{called}({keyword.arg}={value})")
-            if keyword.arg == "trust_remote_code" and value != "settings.trust_remote_code":
+            # vLLM's process is told the setting by an option.
+            told = {"settings.trust_remote_code", "arguments.trust_remote_code"}
+            if keyword.arg == "trust_remote_code" and value not in told:
                 self.found.append(f"{called}(trust_remote_code={value})")
             if keyword.arg == "use_safetensors" and value == "False":
                 self.found.append(f"{called}(use_safetensors=False)")

@@ -56,6 +56,7 @@ class Server:
             EngineArgs(
                 model=arguments.model,
                 dtype=arguments.dtype,
+                load_format="safetensors",  # pickled weights are refused, as by our own engine
                 trust_remote_code=arguments.trust_remote_code,
                 quantization=arguments.quantization,
                 tensor_parallel_size=arguments.tensor_parallel_size,
