@@ -132,8 +132,8 @@ class VllmEngines:
 def vllm_options(settings: Settings, max_length: int, context_length: int) -> "VllmOptions":
     """How vLLM is to be started for texts of ``max_length`` tokens, prompts included.
 
-    Its cache is what ``cache_gib`` says, or what ``memory_share`` leaves, or else as large as ``batch_size`` needs: vLLM
-    itself would take nearly all memory.
+    Its cache is what ``cache_gib`` says, or what ``memory_share`` leaves, or else as large as ``batch_size`` needs:
+    vLLM itself would take nearly all memory.
 
     Raises:
         ModelError: the model is not there.
