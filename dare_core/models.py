@@ -100,17 +100,34 @@ def model_facts(settings: Settings) -> ModelFacts:
     """
     import transformers
 
-    _quieten()
-    source = locate(settings)
+    config = _load_config(settings)
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded("config", settings.model, error) from error
-    try:
-        generation = transformers.GenerationConfig.from_pretrained(source)
+        generation = transformers.GenerationConfig.from_pretrained(locate(settings))
     except OSError:  # it has none of its own
         generation = transformers.GenerationConfig.from_model_config(config)
     return _facts(settings, generation, config)
+
+
+def cached_numbers(settings: Settings) -> int:
+    """How many numbers ``settings.model`` keeps of a position: its keys and values in all layers.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    config = _load_config(settings).get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim)
+
+
+def _load_config(settings: Settings) -> Any:
+    import transformers
+
+    _quieten()
+    try:
+        return transformers.AutoConfig.from_pretrained(locate(settings), trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("config", settings.model, error) from error
 
 
 def _facts(settings: Settings, generation: Any, config: Any) -> ModelFacts:
@@ -147,13 +164,7 @@ def context_length(settings: Settings) -> int:
     Raises:
         ModelError: it is not there.
     """
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(locate(settings), trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded("config", settings.model, error) from error
-    return int(config.get_text_config().max_position_embeddings)
+    return int(_load_config(settings).get_text_config().max_position_embeddings)
 
 
 @dataclass(frozen=True)

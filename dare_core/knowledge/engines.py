@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: vLLM is started for texts of a multiple of so many tokens, so that a little longer ones need not start it again.
 _LENGTHS: Final = 256
+#: Positions of a sequence that vLLM may keep beside its text: its last block's, and those of drafts.
+_SPARE: Final = 256
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class AnyEngine(Protocol):
@@ -127,19 +130,31 @@ class VllmEngines:
 
 
 def vllm_options(settings: Settings, max_length: int, context_length: int) -> "VllmOptions":
-    """How vLLM is to be started for texts of ``max_length`` tokens, prompts included."""
+    """How vLLM is to be started for texts of ``max_length`` tokens, prompts included.
+
+    Its cache is what ``cache_gib`` says, or what ``memory_share`` leaves, or else as large as ``batch_size`` needs:
+    vLLM itself would take nearly all memory.
+
+    Raises:
+        ModelError: the model is not there.
+    """
     from dare_core.vllm_engine.client import VllmOptions
 
     folder = settings.data_dir / "vllm"
+    max_length = min(-(-max_length // _LENGTHS) * _LENGTHS, context_length)
+    cache_bytes = int(settings.cache_gib * 2**30) if settings.cache_gib else None
+    if cache_bytes is None and settings.memory_share is None:
+        each = models.cached_numbers(settings) * _BYTES[settings.dtype]
+        cache_bytes = settings.batch_size * (max_length + _SPARE) * each
     return VllmOptions(
         python=settings.vllm_python,
         model=models.locate(settings),
         dtype=settings.dtype,
-        max_length=min(-(-max_length // _LENGTHS) * _LENGTHS, context_length),
+        max_length=max_length,
         max_sequences=settings.batch_size,
         log=folder / f"{os.getpid()}.log",
         compiled=folder / "compiled",
-        cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
+        cache_bytes=cache_bytes,
         trust_remote_code=settings.trust_remote_code,
         tensor_parallel_size=settings.tensor_parallel_size,
         memory_share=settings.memory_share,

@@ -21,6 +21,8 @@ def register() -> None:
     def verified_sample(runner: Any, logits: Any, spec_decode_metadata: Any) -> Any:
         verify = getattr(getattr(runner, "drafter", None), "verify", None)
         if verify is not None and logits is not None:
+            if spec_decode_metadata is not None and not spec_decode_metadata.max_spec_len:
+                spec_decode_metadata = None  # nothing was drafted: vLLM's sampler alone does, and is quicker
             verify(runner, logits, spec_decode_metadata)
         return sample(runner, logits, spec_decode_metadata)
 
