@@ -68,7 +68,10 @@ def test_texts_are_written_in_input_order_with_their_statistics(dare: Dare, mode
     assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"], rel=0.02)
 
 
-def test_a_pool_of_the_same_texts_makes_them_cheaper_and_no_different(dare: Dare, model: Path, tmp_path: Path) -> None:
+def test_a_pool_of_the_same_texts_makes_them_cheaper_and_no_different(
+    dare: Dare, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARE_DRAFT_BUDGET", "fixed")  # on a busy machine drafts may not pay
     prompts = write_prompts(tmp_path / "p.jsonl", *PROMPTS[:2])
     common = ("generate", "--prompts", prompts, "--model", model, "--verification", "strict", "--max-new-tokens", 24)
     assert dare(*common, "--out", tmp_path / "plain.parquet")[0] == 0
@@ -157,6 +160,22 @@ def test_what_is_not_there_is_one_line_and_leaves_no_output(dare: Dare, model: P
     assert "could not be loaded" in refused("generate", "--prompts", prompts, "--out", out, "--model", tmp_path)
     assert "DARE_TOP_K" in refused(*start, "--prompts", prompts, "--out", out, "--top-k", 0)
     assert "there is no pool at" in refused("pool", "inspect", tmp_path / "no")
+
+
+@pytest.mark.parametrize("root", ["movies/item", "data/pools/movies/item"])
+def test_texts_are_drafted_from_a_pool_of_the_pipeline_whose_version_the_warehouse_knows(
+    dare: Dare, model: Path, tmp_path: Path, warehouse_url: str, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+    (tmp_path / "data" / "pools" / "movies" / "item").mkdir(parents=True)
+    pq.write_table(pa.table({"group": ["Drama"], "token_ids": [[1, 2, 3]]}), tmp_path / "knowledge.parquet")
+    built = ("pool", "build", "--knowledge", tmp_path / "knowledge.parquet", "--out", root, "--model", model)
+    assert dare(*built)[0] == 0
+    assert not (tmp_path / "data/pools/movies/item/CURRENT").exists()
+    prompts, out = write_prompts(tmp_path / "p.jsonl", PROMPTS[0]), tmp_path / "o.parquet"
+    code, printed, error = dare("generate", "--prompts", prompts, "--out", out, "--model", model, "--pool", root)
+    assert (code, json.loads(printed)["texts"]) == (0, 1), error
+    assert pq.read_table(out)["draft_group"].to_pylist() == ["Drama"]
 
 
 def test_a_pool_of_another_tokenizer_is_refused(dare: Dare, model: Path, tmp_path: Path) -> None:

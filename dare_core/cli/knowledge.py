@@ -20,6 +20,7 @@ from dare_core.cli.options import (
     Verification,
     settings_of,
 )
+from dare_core.cli.pool import pool_store_at
 from dare_core.cli.terminal import console, progress, result_table, stderr
 from dare_core.errors import InputError
 from dare_core.settings import Settings
@@ -31,7 +32,9 @@ app = typer.Typer()
 def generate(
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "group", "prompt"} or "prompt_token_ids"')],
     out: Annotated[Path, typer.Option(help="Parquet file to write")],
-    pool: Annotated[Path | None, typer.Option(help="root of a pool store to draft from")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="a pool of the pipeline, such as movies/item, or the root of a store")
+    ] = None,
     pool_version: Annotated[str | None, typer.Option(help="a version of it; default: its current one")] = None,
     model: Model = None,
     verification: Verification = None,
@@ -53,8 +56,12 @@ def generate(
         batch_size=batch_size,
         engine=engine and engine.value,
     )
+    root = None
+    if pool is not None:
+        store = pool_store_at(pool)  # of a pool of the pipeline the warehouse knows which version is in force
+        root, pool_version = store.root, pool_version or store.current()
     with progress("writing") as on_progress:
-        summary = write(settings, prompts, out, pool, pool_version, on_progress)
+        summary = write(settings, prompts, out, root, pool_version, on_progress)
     print(json.dumps(summary))
 
 

@@ -47,7 +47,7 @@ def pool_build(
     from dare_core.pools import Limits
 
     facts = _pool_texts(knowledge, model)
-    manifest = _pool_store(out).build(*facts, limits=Limits(group_bytes, max_age_days))
+    manifest = pool_store_at(out).build(*facts, limits=Limits(group_bytes, max_age_days))
     _show_pool(out, manifest.version, as_json)
 
 
@@ -64,7 +64,7 @@ def pool_add(
     from dare_core.pools import Limits
 
     facts = _pool_texts(knowledge, model)
-    manifest = _pool_store(pool).add(*facts, limits=Limits(group_bytes, max_age_days))
+    manifest = pool_store_at(pool).add(*facts, limits=Limits(group_bytes, max_age_days))
     _show_pool(pool, manifest.version, as_json)
 
 
@@ -77,7 +77,7 @@ def pool_inspect(pool: PoolRoot, pool_version: PoolVersion = None, as_json: Json
 @app.command("verify")
 def pool_verify(pool: PoolRoot, pool_version: PoolVersion = None, as_json: Json = False) -> None:
     """Read every byte of a pool version and check it; a damaged file is named, with exit status 2."""
-    store = _pool_store(pool)
+    store = pool_store_at(pool)
     manifest = store.manifest(pool_version)
     store.check(manifest, thoroughly=True)
     facts = {
@@ -100,7 +100,7 @@ def pool_diff(
     as_json: Json = False,
 ) -> None:
     """Count the texts that one version has and another has not, by group."""
-    store = _pool_store(pool)
+    store = pool_store_at(pool)
     new = new or store.current()
     old = old or store.version_before(new)
     found = store.diff(old, new)
@@ -119,7 +119,7 @@ def pool_rollback(
     as_json: Json = False,
 ) -> None:
     """Make an older version the current one again."""
-    _show_pool(pool, _pool_store(pool).rollback(pool_version).version, as_json)
+    _show_pool(pool, pool_store_at(pool).rollback(pool_version).version, as_json)
 
 
 @app.command("expire")
@@ -129,7 +129,7 @@ def pool_expire(
     as_json: Json = False,
 ) -> None:
     """Remove older versions and the files that only they need."""
-    store = _pool_store(pool)
+    store = pool_store_at(pool)
     gone = store.expire(keep)
     facts = {"expired": gone, "left": store.versions()}
     print(json.dumps(facts) if as_json else f"expired {len(gone)}, left: {' '.join(facts['left'])}")
@@ -145,7 +145,7 @@ def pool_forget(
 
     Versions before it hold the texts until they are expired.
     """
-    store = _pool_store(pool)
+    store = pool_store_at(pool)
     before = store.manifest()
     after = store.forget(entity)
     older = store.versions()[1:]
@@ -168,7 +168,7 @@ def pool_export(
     """Write a pool version's texts to a Parquet file. Whom they are about is not in a pool."""
     import pyarrow.parquet as pq
 
-    store = _pool_store(pool)
+    store = pool_store_at(pool)
     manifest = store.manifest(pool_version)
     texts = store.texts(manifest)
     pq.write_table(texts, out)
@@ -176,7 +176,7 @@ def pool_export(
     print(json.dumps(facts) if as_json else f"{len(texts)} texts of version {manifest.version} are in {out}")
 
 
-def _pool_store(root: str) -> "PoolStore":
+def pool_store_at(root: str) -> "PoolStore":
     """The store under a root. Of the pipeline's own pools, the warehouse says which version is in force."""
     from dare_core.pools import PoolStore
 
@@ -206,7 +206,7 @@ def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, str, str
 
 
 def _show_pool(root: str, version: str | None, as_json: bool) -> None:
-    store = _pool_store(root)
+    store = pool_store_at(root)
     manifest = store.manifest(version)
     groups = {name: {"texts": part.texts, "tokens": part.tokens} for name, part in manifest.groups.items()}
     if as_json:
