@@ -1,6 +1,6 @@
 """Take the screenshots of docs/reports.md anew: two runs over real films and users, then Airflow's page on them.
 
-Usage: python scripts/report_screenshots.py   (about 5 minutes on two cores; needs a Chromium)
+Usage: python scripts/report_screenshots.py   (about 5 minutes on two idle cores; needs a Chromium)
 """
 
 import base64
@@ -27,9 +27,10 @@ RUNS = ("first", "second")  # the second drafts from what the first wrote
 
 def main() -> None:
     chromium = shutil.which("chromium") or sys.exit("no Chromium was found; on Debian: apt-get install chromium")
-    model = models.locate(load_settings())
+    models.locate(load_settings())  # converts the bundled model where that was not done yet
     with TemporaryDirectory(prefix="dare-") as folder:
-        settings = load_settings(data_dir=Path(folder), warehouse_url=None, model=model, probe_share=0.5)
+        (Path(folder) / "models").symlink_to(load_settings().models_dir)
+        settings = load_settings(data_dir=Path(folder), warehouse_url=None, probe_share=0.5)
         with serving(settings) as url:
             engine = connect(url)
             upgrade(engine)
