@@ -9,7 +9,6 @@ from airflow.sdk import (
     Asset,
     Connection,
     DeadlineAlert,
-    DeadlineReference,
     ExceptionRetryPolicy,
     Param,
     RetryAction,
@@ -19,6 +18,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInvalid
 from pydantic import ValidationError
+from run_deadline import RunQueued
 
 from dare_core.domains import Domain, domain_names, load_domain
 from dare_core.errors import DareError, OutOfMemoryError, SettingError, SourceError, StorageError, WarehouseError
@@ -142,7 +142,7 @@ RETRY_POLICY = ExceptionRetryPolicy(
 )
 
 DEADLINE = DeadlineAlert(
-    reference=DeadlineReference.DAGRUN_QUEUED_AT,
+    reference=RunQueued(),
     interval=timedelta(hours=SETTINGS.deadline_hours),
     callback=SyncCallback("dare_core.alerts.deadline_missed", kwargs={"hours": SETTINGS.deadline_hours}),
     name="dare",

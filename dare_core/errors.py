@@ -5,6 +5,11 @@ wrong, where, and what to do; the command line prints it and exits with status 2
 defect of ours and keeps its traceback.
 """
 
+from typing import Final
+
+#: What torch says when a CPU's memory is full or an accelerator's library finds none, and Python of a new thread.
+_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator", "can't start new thread")
+
 
 class DareError(Exception):
     """A failure that the reader of the message can mend."""
@@ -48,3 +53,10 @@ class StorageError(DareError):
 
 class OutOfMemoryError(DareError):
     """Model and texts did not fit into memory. Another try may find more of it free."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch or Python says that memory is full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return True
+    return any(sign in str(error) for sign in _OUT_OF_MEMORY)

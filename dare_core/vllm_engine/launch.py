@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from dare_core.errors import ModelError
 
@@ -75,8 +75,6 @@ def environment(threads: int) -> dict[str, str]:
         "VLLM_USE_AOT_COMPILE": "0",
         # Numba's OpenMP layer, which n-gram speculation would use, leaves the model with a single thread.
         "NUMBA_THREADING_LAYER": "workqueue",
-        # Our kernels bring threads of their own, which would wait for vLLM's.
-        "DARE_KERNELS": "0",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # The server asks for a little more than the model's length, so that vLLM lets texts draft up to their end. No
         # token stands there: requests are refused that would not fit into the length proper.
@@ -97,3 +95,10 @@ def restart(variables: Mapping[str, str], module: str) -> None:
     if any(os.environ.get(name) != value for name, value in variables.items()):
         command = [sys.executable, "-m", module, *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **variables})  # noqa: S606  itself, no shell
+
+
+def answers() -> TextIO:
+    """Standard output for this program's answers; what vLLM writes there goes to standard error from now on."""
+    own = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return own

@@ -1,8 +1,7 @@
 """The plugin that vLLM loads into each of its processes (entry point ``vllm.general_plugins``).
 
-In greedy verification vLLM accepts a draft token that is the argmax of the target's logits. So it suffices to show the
-proposer the logits before the unchanged sampler sees them: where our rule lets another token pass, the proposer makes
-it the argmax. Engines with another proposer, or none, are not touched.
+Where the proposer is ours, it is asked in place of vLLM's sampler: it has judged the drafts by our rule, and knows what
+each text emits. Engines with another proposer, or none, are not touched.
 """
 
 from functools import wraps
@@ -10,7 +9,9 @@ from typing import Any
 
 
 def register() -> None:
-    """Have a proposer that has a method ``verify`` look at the logits of each step."""
+    """Have a proposer that has a method ``verify`` say what comes of the logits of each step."""
+    import torch
+    from vllm.v1.outputs import SamplerOutput  # type: ignore[import-not-found]
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner  # type: ignore[import-not-found]
 
     if is_registered(GPUModelRunner):  # vLLM may load its plugins more than once
@@ -20,11 +21,10 @@ def register() -> None:
     @wraps(sample)
     def verified_sample(runner: Any, logits: Any, spec_decode_metadata: Any) -> Any:
         verify = getattr(getattr(runner, "drafter", None), "verify", None)
-        if verify is not None and logits is not None:
-            if spec_decode_metadata is not None and not spec_decode_metadata.max_spec_len:
-                spec_decode_metadata = None  # nothing was drafted: vLLM's sampler alone does, and is quicker
-            verify(runner, logits, spec_decode_metadata)
-        return sample(runner, logits, spec_decode_metadata)
+        if verify is None or logits is None:
+            return sample(runner, logits, spec_decode_metadata)
+        emitted = verify(runner, logits, spec_decode_metadata)
+        return SamplerOutput(torch.from_numpy(emitted).to(logits.device), logprobs_tensors=None)
 
     GPUModelRunner._sample = verified_sample
 

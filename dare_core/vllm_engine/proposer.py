@@ -17,9 +17,9 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from dare_core.decoding.budget import Acceptance, worthwhile
+from dare_core.decoding.budget import Acceptance, Budget
 from dare_core.decoding.engine import Statistics, is_looping
-from dare_core.decoding.verification import Paths, Rule, judge, longest_paths
+from dare_core.decoding.verification import Rule, judge, longest_paths
 from dare_core.drafts import Context, Forest
 from dare_core.errors import ModelError
 from dare_core.pools import PoolDrafter, PoolStore
@@ -57,12 +57,12 @@ class _Step:
     """What :meth:`PoolProposer.verify` found out.
 
     Attributes:
-        texts: by row of the batch; None for a row that is not ours.
+        texts: by row of the batch.
         drafted: ``[s]`` tokens drafted for each.
         accepted: for each, of its accepted draft tokens, whether they are the target's own.
     """
 
-    texts: list[_Text | None]
+    texts: list[_Text]
     drafted: list[int]
     accepted: list[list[bool]]
 
@@ -119,7 +119,7 @@ class PoolProposer:
         self._ends = frozenset(job["ends"])
         self._nodes = job["nodes"]
         self._measured_budget = job["budget"] == "measured"
-        self._acceptance = Acceptance(PoolDrafter.evidence_kinds)
+        self._acceptance, self._budget = Acceptance(PoolDrafter.evidence_kinds), Budget()
         self._never_relaxed = torch.zeros(self._vocabulary, dtype=torch.bool)
         self._never_relaxed[sorted(self._ends | set(job["structural"]))] = True
         self._never_relaxed = self._never_relaxed.to(self._device)
@@ -153,52 +153,60 @@ class PoolProposer:
 
     # A step
 
-    def verify(self, runner: Any, logits: torch.Tensor, metadata: Any) -> None:
-        """Judge the step's drafts, and make what passes by relaxation alone the argmax where it stands.
+    def verify(self, runner: Any, logits: torch.Tensor, metadata: Any) -> NDArray[np.int32]:
+        """Judge the step's drafts, in place of vLLM's sampler.
 
         Args:
             runner: vLLM's model runner.
             logits: ``[drafted + s, vocabulary]``: of each row of the batch, after its last token and each drafted one.
             metadata: vLLM's description of the drafts; None where there are none.
+
+        Returns:
+            ``[s, longest]``: what each row emits: the drafted tokens of its path, one of the target's own, then -1.
         """
-        self._observe_time(len(runner.input_batch.req_ids))
-        texts = [self._text(runner, request_id) for request_id in runner.input_batch.req_ids]
-        sizes = drafted = metadata.num_draft_tokens if metadata is not None else [0] * len(texts)
-        accepted: list[list[bool]] = [[] for _ in texts]
-        first = np.concatenate([[0], np.cumsum(np.array(sizes) + 1)])
+        batch = runner.input_batch
+        self._observe_time(len(batch.req_ids))
+        texts = [self._text(runner, request_id) for request_id in batch.req_ids]
         if metadata is None:
-            finite = logits.amax(-1).isfinite().cpu().numpy()
+            forest = Forest.empty(len(texts))
         else:
-            forest = _scheduled(texts, sizes, metadata.draft_token_ids.cpu().numpy())
-            # Where a prompt's last token is all that is left to read, vLLM adds drafts of no token.
-            drafted = np.bincount(forest.trees, forest.tokens >= 0, len(texts)).astype(int).tolist()
-            batch = runner.input_batch
-            may_relax = np.array(
-                [
-                    self._rule.mode == "relaxed"
-                    and text is not None
-                    and not is_looping(batch.token_ids_cpu[i, batch.num_prompt_tokens[i] : batch.num_tokens_no_spec[i]])
-                    for i, text in enumerate(texts)
-                ]
-            )
-            after = (first[forest.trees] + forest.depths - 1).astype(
-                np.int64
-            )  # the rows of logits that each token is judged by
-            may_relax = may_relax[forest.trees] & (forest.tokens >= 0) & ~PoolDrafter.own_evidence[forest.evidence]
-            judgement = judge(logits, forest.tokens, after, forest.trees, may_relax, self._rule, self._never_relaxed)
-            paths = longest_paths(forest, judgement, self._rule.max_run)
-            self._acceptance.observe(forest, paths.tried & (forest.tokens >= 0), judgement.passes)
-            finite = judgement.finite
-            self._relax(logits, forest, paths, after, judgement.is_chosen)
-            for i, length in enumerate(paths.lengths):
-                accepted[i] = judgement.is_chosen[paths.nodes[i, :length]].tolist()
+            forest = _scheduled(texts, metadata.num_draft_tokens, metadata.draft_token_ids.cpu().numpy())
+        # Where a prompt's last token is all that is left to read, vLLM adds drafts of no token.
+        is_drafted = forest.tokens >= 0
+        first = forest.offsets + np.arange(len(forest.offsets))
+        may_relax = np.array(
+            [
+                self._rule.mode == "relaxed"
+                and not is_looping(batch.token_ids_cpu[i, batch.num_prompt_tokens[i] : batch.num_tokens_no_spec[i]])
+                for i in range(len(texts))
+            ]
+        )
+        judgement = judge(
+            logits,
+            forest.tokens,
+            (first[forest.trees] + forest.depths - 1).astype(np.int64),
+            forest.trees,
+            may_relax[forest.trees] & is_drafted & ~PoolDrafter.own_evidence[forest.evidence],
+            self._rule,
+            self._never_relaxed,
+        )
+        paths = longest_paths(forest, judgement, self._rule.max_run)
+        self._acceptance.observe(forest, paths.tried & is_drafted, judgement.passes)
+        emitted = np.full((len(texts), 1 + paths.nodes.shape[1]), -1, np.int32)
+        accepted: list[list[bool]] = []
         for i, text in enumerate(texts):
-            if text is not None and text.error is None and not finite[first[i] : first[i + 1]].all():
+            path = paths.nodes[i, : paths.lengths[i]]
+            if text.error is None and not judgement.finite[first[i] : first[i + 1]].all():
                 text.error = "the model's logits are not finite"
-            if text is not None and text.error and self._ends:  # so that vLLM ends it
-                logits[first[i] : first[i + 1]] = -torch.inf
-                logits[first[i] : first[i + 1], min(self._ends)] = 0
+            if text.error and self._ends:  # so that vLLM ends it
+                path, last = path[:0], min(self._ends)
+            else:
+                last = judgement.chosen[first[i] + len(path)]
+            emitted[i, : len(path) + 1] = *forest.tokens[path], last
+            accepted.append(judgement.is_chosen[path].tolist())
+        drafted = np.bincount(forest.trees, is_drafted, len(texts)).astype(int).tolist()
         self._step = _Step(texts, drafted, accepted)
+        return emitted
 
     def propose(
         self,
@@ -220,7 +228,7 @@ class PoolProposer:
         step = self._step
         for i, sampled in enumerate(sampled_token_ids):
             text = step.texts[i]
-            if text is None or not sampled:
+            if not sampled:
                 continue
             emitted = self._emit(text, sampled, step.drafted[i], step.accepted[i])
             length = int(num_tokens_no_spec[i]) - len(sampled) + emitted
@@ -234,7 +242,6 @@ class PoolProposer:
         forest = self._draft(contexts, [step.texts[i] for i in going])
         for k, i in enumerate(going):
             text = step.texts[i]
-            assert text is not None
             begin, end = forest.offsets[k : k + 2]
             text.shares, text.evidence = forest.shares[begin:end], forest.evidence[begin:end]
             drafts[i] = forest.tokens[begin:end].tolist()
@@ -242,13 +249,11 @@ class PoolProposer:
         self._timed = (time.perf_counter(), len(going), len(forest)) if is_whole else None
         return drafts
 
-    def _text(self, runner: Any, request_id: str) -> _Text | None:
+    def _text(self, runner: Any, request_id: str) -> _Text:
         if request_id in self._texts:
             return self._texts[request_id]
         request = runner.requests[request_id]
-        ours = (request.sampling_params.extra_args or {}).get(ARGUMENT)
-        if ours is None:
-            return None
+        ours = request.sampling_params.extra_args[ARGUMENT]
         text = self._texts[request_id] = _Text(
             id=ours["id"],
             group=ours["group"],
@@ -258,14 +263,6 @@ class PoolProposer:
             statistics=Statistics(prompt_tokens=request.num_prompt_tokens),
         )
         return text
-
-    def _relax(
-        self, logits: torch.Tensor, forest: Forest, paths: Paths, after: NDArray[np.int64], is_chosen: NDArray[np.bool_]
-    ) -> None:
-        taken = paths.nodes[paths.nodes >= 0]
-        relaxed = taken[~is_chosen[taken]]
-        rows, tokens = (torch.from_numpy(part[relaxed].astype(np.int64)) for part in (after, forest.tokens))
-        logits[rows.to(logits.device), tokens.to(logits.device)] = torch.inf
 
     def _emit(self, text: _Text, sampled: list[int], drafted: int, accepted: list[bool]) -> int:
         """Count the tokens that a step emitted, up to an end of sequence; how many they are."""
@@ -287,21 +284,22 @@ class PoolProposer:
         self._finished[text.id] = text
         self._texts = {request_id: other for request_id, other in self._texts.items() if other is not text}
 
-    def _draft(self, contexts: list[Context], texts: Sequence[_Text | None]) -> Forest:
+    def _draft(self, contexts: list[Context], texts: Sequence[_Text]) -> Forest:
         if self._forced is not None:
             return self._forced_paths(len(contexts))
         if self._drafter is None or not self._nodes or not contexts:
             return Forest.empty(len(contexts))
         forest = self._drafter.draft(contexts, self._nodes)
         # A step emits one token of the target's own besides; what lies deeper than the rest could not be emitted.
-        room = np.array([min(text.wanted - 1, self._longest) for text in texts if text is not None])
+        room = np.array([min(text.wanted - 1, self._longest) for text in texts])
         forest = forest.keep(forest.depths <= room[forest.trees])
         probabilities = self._acceptance.path_probabilities(forest)
         kept = _best_paths(forest.offsets, forest.parents, probabilities)
         forest, probabilities = forest.keep(kept), probabilities[kept]
-        if self._measured_budget and self._costs is not None and len(forest):
+        if self._measured_budget and self._costs is not None:
             sequences, cost = len(contexts), self._costs.of(len(contexts))
-            forest = forest.keep(worthwhile(probabilities, sequences, sequences, lambda rows: cost(rows - sequences)))
+            kept = self._budget.choose(probabilities, sequences, sequences, lambda rows: cost(rows - sequences))
+            forest = forest.keep(kept)
         return forest
 
     def _forced_paths(self, sequences: int) -> Forest:
@@ -346,12 +344,12 @@ def _paths(sizes: NDArray[np.int64]) -> Forest:
     )
 
 
-def _scheduled(texts: Sequence[_Text | None], sizes: Sequence[int], tokens: NDArray[np.int32]) -> Forest:
+def _scheduled(texts: Sequence[_Text], sizes: Sequence[int], tokens: NDArray[np.int32]) -> Forest:
     """The drafts that vLLM scheduled: of each text's last one the beginning; it may have less room than was drafted."""
     paths = _paths(np.array(sizes))
     shares, evidence = paths.shares, paths.evidence
     for begin, size, text in zip(paths.offsets, sizes, texts, strict=False):
-        if text is not None and size <= len(text.shares):
+        if size <= len(text.shares):
             shares[begin : begin + size] = text.shares[:size]
             evidence[begin : begin + size] = text.evidence[:size]
     return Forest(paths.offsets, tokens.astype(np.int32), paths.parents, paths.depths, shares, evidence)

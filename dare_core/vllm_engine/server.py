@@ -27,9 +27,9 @@ from dare_core.errors import DareError, ModelError
 from dare_core.vllm_engine import launch
 
 #: Sequences of the steps that are timed when the engine starts, beside as many as it may have; and for each sequence,
-#: tokens drafted in them.
+#: tokens drafted in them. Kernels work in blocks of rows, so a step's cost has steps of its own.
 _MEASURED_SEQUENCES: Final = (1, 4, 16, 64)
-_MEASURED_DRAFTS: Final = (0, 0.25, 1, 2, 3, 5, 8, 16)
+_MEASURED_DRAFTS: Final = (0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16)
 #: No step is timed that verifies more tokens.
 _MOST_DRAFTED: Final = 160
 _REPEATS: Final = 3
@@ -209,8 +209,7 @@ def main() -> None:
     """Load, say so, and answer until standard input ends."""
     arguments = _arguments()
     launch.restart(launch.environment(arguments.threads), __spec__.name)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # vLLM logs to standard output
+    answers = launch.answers()
     began = time.perf_counter()
     try:
         server = _load(arguments)

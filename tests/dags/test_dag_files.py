@@ -126,7 +126,12 @@ refresh = "@hourly"
 def parse(home: Path, **settings: str) -> dict[str, Any]:
     """What a DAG processor with these ``DARE_…`` settings finds in the folder of DAG files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "DARE_"))}
-    environment |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **settings}
+    environment |= {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_DIR / "plugins"),
+        **settings,
+    }
     attempts = [("refresh_knowledge_movies", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]
     program = subprocess.run(
         [sys.executable, "-c", DESCRIBE, str(DAGS), json.dumps(attempts), json.dumps(RUNS)],

@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from dare_core.decoding.budget import Acceptance, StepCost, worthwhile
+from dare_core.decoding.budget import Acceptance, Budget, StepCost, worthwhile
 from tests.decoding.scripted import joined, tree
 
 FLAT = StepCost(np.array([1.0, 1000.0]), np.array([1.0, 1.0]))
@@ -44,6 +47,23 @@ def test_a_prompt_that_is_read_besides_does_not_make_poor_drafts_look_cheap() ->
     cost = StepCost(np.array([1.0, 1001.0]), np.array([1.0, 501.0]))
     probabilities = np.array([0.3, 0.9, 0.6])
     assert (worthwhile(probabilities, 1, 1, cost) == worthwhile(probabilities, 1, 400, cost)).all()
+
+
+def test_steps_held_to_the_rate_of_all_make_more_tokens_per_second_than_each_looked_at_alone() -> None:
+    cost = StepCost(np.array([1.0, 1001.0]), np.array([20.0, 520.0]))  # half a second for each further row
+    easy, hard = 0.95 ** np.arange(1, 33), 0.3 * 0.8 ** np.arange(32)
+
+    def rate(choose: Callable[[NDArray[np.float64]], NDArray[np.bool_]]) -> float:
+        kept = [(step, choose(step)) for step in [easy, hard, hard, hard] * 50]
+        tokens = sum(1 + step[chosen].sum() for step, chosen in kept)
+        return float(tokens / sum(cost(np.array([1 + chosen.sum()]))[0] for _, chosen in kept))
+
+    budget = Budget()
+    together = rate(lambda step: budget.choose(step, 1, 1, cost))
+    assert together > 1.02 * rate(lambda step: worthwhile(step, 1, 1, cost))
+    assert together > 0.995 * max(
+        rate(lambda step, at=at: worthwhile(step, 1, 1, cost, at)) for at in np.linspace(0.05, 0.5, 50)
+    )
 
 
 @settings(deadline=None)  # the first example compiles

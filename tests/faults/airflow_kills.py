@@ -20,7 +20,6 @@ from typing import Final
 
 import psutil
 
-from dare_core.airflow_api import AirflowError
 from dare_core.digest import compare
 from dare_core.errors import DareError
 from dare_core.local_airflow import LocalAirflow
@@ -35,13 +34,15 @@ TASKS: Final = {
     REFRESH: ("pull", "group", "plan", "generate", "validate", "embed", "load"),
     REBUILD: ("build", "publish"),
 }
+#: The stages of tasks that are called otherwise.
+_STAGES: Final = {"build": "pool_build"}
 _RUN_ID: Final = "killed"
 _POLL: Final = 0.1
-#: A task is killed within so many seconds of its beginning: it imports, then works.
+#: A task is killed within so many seconds of its beginning, or within this share of the time that its stage takes in a
+#: process of its own, if that is less: Airflow has imported much before.
 _WITHIN: Final = 8.0
+_SHARE: Final = 0.4
 _LONGEST: Final = 900.0
-#: Times that Airflow may refuse to clear a task, a second apart.
-_REFUSALS: Final = 30
 
 
 def kill_tasks(work: Path, times: int) -> list[Try]:
@@ -61,9 +62,7 @@ def kill_tasks(work: Path, times: int) -> list[Try]:
             matrix.installation.put_back("pull")
             # That of an earlier call is encrypted with a key that went with the data folder.
             matrix.installation.administer("DROP DATABASE IF EXISTS airflow WITH (FORCE)")
-            # Airflow 3.3.2 clears no task of a run whose deadline is still to come, so every run misses it.
-            changes = {"max_acceptance_loss": 1.0, "deadline_hours": 0.0001}
-            settings = matrix.installation.settings().model_copy(update=changes)
+            settings = matrix.installation.settings().model_copy(update={"max_acceptance_loss": 1.0})
             kills = {}
             with (
                 LocalAirflow(settings, matrix.installation.database, port=0) as airflow,
@@ -76,7 +75,8 @@ def kill_tasks(work: Path, times: int) -> list[Try]:
                     if dag_id == REBUILD:
                         run_id = airflow.await_triggered(REFRESH, _RUN_ID, REBUILD)
                     for task_id in tasks:
-                        kills[task_id] = _kill(airflow, dag_id, run_id, task_id, times, chance)
+                        within = min(_WITHIN, _SHARE * matrix.durations[_STAGES.get(task_id, task_id)])
+                        kills[task_id] = _kill(airflow, dag_id, run_id, task_id, times, within, chance)
                         print(f"{task_id}: killed {kills[task_id]} times", flush=True)
                     airflow.wait(dag_id, run_id)
             difference = compare(matrix.reference, matrix.inventory())
@@ -91,14 +91,21 @@ def kill_tasks(work: Path, times: int) -> list[Try]:
     ]
 
 
-def _kill(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str, times: int, chance: random.Random) -> int:
-    """Kill a task's process ``times`` times, clearing the task after each; returns how often it could be."""
+def _kill(
+    airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str, times: int, within: float, chance: random.Random
+) -> int:
+    """Kill a task's process ``times`` times, clearing the task after each; returns how often it could be.
+
+    A task that comes through is cleared too, and killed sooner.
+    """
     killed, deadline = 0, time.monotonic() + _LONGEST
     while killed < times and time.monotonic() < deadline:
         airflow.check()
         mine = [task for task in airflow.api.tasks(dag_id, run_id) if task.task_id == task_id]
         if mine and all(task.state == "success" for task in mine):
-            break
+            within /= 2  # it came through: next time it is killed sooner
+            airflow.api.clear(dag_id, run_id, task_id)
+            continue
         process = next(
             (found for task in mine if task.state == "running" and (found := airflow.process_of(dag_id, run_id, task))),
             None,
@@ -107,7 +114,7 @@ def _kill(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str, times: 
             time.sleep(_POLL)
             continue
         with suppress(psutil.Error):
-            process.wait(chance.uniform(0, _WITHIN))
+            process.wait(chance.uniform(0, within))
         with suppress(psutil.Error):
             if process.is_running():
                 process.kill()
@@ -121,14 +128,7 @@ def _clear(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str) -> Non
     while any(task.state == "running" for task in airflow.api.tasks(dag_id, run_id) if task.task_id == task_id):
         airflow.check()
         time.sleep(_POLL)
-    for patience in reversed(range(_REFUSALS)):
-        try:
-            airflow.api.clear(dag_id, run_id, task_id)
-            return
-        except AirflowError:  # the scheduler has not come to the deadline yet
-            if not patience:
-                raise
-            time.sleep(1)
+    airflow.api.clear(dag_id, run_id, task_id)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
