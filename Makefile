@@ -38,11 +38,11 @@ cluster-test: $(STAMP)
 	@sh scripts/install_redis.sh
 	@$(BIN)/python -m pytest -m cluster tests/cluster
 
-# Every stage is broken once and run again; what is left must equal an undisturbed run.
+# Stages are broken, in every way once, and run again; what is left must equal an undisturbed run. Less than five minutes.
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -m faults tests/faults
 
-# The same twenty times each, on with what the folder has of an earlier call; then kills through Airflow, then fuzzing.
+# Every stage in every way, twenty times each, on with what the folder has of an earlier call; then kills through Airflow, then fuzzing.
 faults-full: $(STAMP)
 	@$(BIN)/python -m tests.faults.crash_matrix --work .faults/matrix --times 20
 	@$(BIN)/python -m tests.faults.airflow_kills --work .faults/airflow --times 5

@@ -44,6 +44,8 @@ END: Final = "end"
 _PATIENCE: Final = 4
 #: Seconds that a stage may take, on a machine that may be busy with something else for minutes.
 _LONGEST: Final = 900
+#: Libraries wait for threads that could not be started; whoever watches the process ends it.
+_LONGEST_WITHOUT_MEMORY: Final = 60
 #: Parts that two runs of one domain share, whoever of them did what.
 _SHARED: Final = ("warehouse.entity", "warehouse.knowledge", "warehouse.knowledge_embedding", "warehouse.rendering")
 _PRELOADED: Final = [
@@ -290,7 +292,7 @@ def _memory_limit(more: int) -> None:
 
 def _memory_full(matrix: Matrix, stage: str, chance: random.Random) -> tuple[bool, int | None]:
     process = matrix.begin([stage], before=partial(_memory_limit, int(chance.uniform(4, 300) * 2**20)))
-    process.join(_LONGEST)
+    process.join(_LONGEST_WITHOUT_MEMORY)
     if process.exitcode is None:
         _end(process)
     # Out of memory may end a process anywhere, and as it likes; what counts is what it leaves.

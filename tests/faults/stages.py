@@ -206,12 +206,12 @@ def perform(
         before: what goes wrong in this process, set up here.
     """
     os.setpgid(0, 0)
-    settings = Installation(Path(home), server_url).settings()
     request = _FIRST if run_id == _FIRST.run_id else RUN.model_copy(update={"run_id": run_id})
-    log = (settings.data_dir.parent / "last_error.txt").open("w")
-    if before is not None:
-        before()
+    log = (Path(home) / "last_error.txt").open("w")
     try:
+        settings = Installation(Path(home), server_url).settings()
+        if before is not None:
+            before()
         for stage in stages:
             if stage not in _BEFORE_TEXTS and _nothing_to_write(settings, request):
                 break
