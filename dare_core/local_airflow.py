@@ -34,6 +34,7 @@ from dare_core.warehouse.connection import connect
 from dare_core.warehouse.server import database_url, serving
 
 DAGS_DIR: Final = PROJECT_DIR / "dags"
+PLUGINS_DIR: Final = PROJECT_DIR / "plugins"
 USER: Final = "admin"
 
 _DATABASE: Final = "airflow"
@@ -301,7 +302,7 @@ class LocalAirflow:
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": "4",
-            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_DIR / "plugins"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS_DIR),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self._password_file),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",

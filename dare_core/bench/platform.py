@@ -24,7 +24,7 @@ from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import PlannedWriter
-from dare_core.local_airflow import DAGS_DIR, LocalAirflow, exit_on_signals
+from dare_core.local_airflow import DAGS_DIR, PLUGINS_DIR, LocalAirflow, exit_on_signals
 from dare_core.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
@@ -158,7 +158,12 @@ def _import(settings: Settings, home: Path, folder: Path, *file: str) -> dict[st
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     ended = subprocess.run(
         [sys.executable, "-c", _IMPORT, str(folder), *(str(folder / name) for name in file)],
-        env=inherited | {"AIRFLOW_HOME": str(home), "DARE_CONFIG_DIR": str(settings.config_dir)},
+        env=inherited
+        | {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS_DIR),
+            "DARE_CONFIG_DIR": str(settings.config_dir),
+        },
         capture_output=True,
         text=True,
         check=False,
