@@ -27,7 +27,7 @@ class Probe:
     Attributes:
         sequences: decoded at once, as many as the shard had at once.
         steps: of plain decoding that were timed, prompts read before.
-        plain_tokens_per_second: by the median of these steps.
+        plain_tokens_per_second: of the shard's tokens, by the median of these steps and what reading prompts took.
         tokens, seconds: of the shard's own texts, reading the prompts included.
         probe_seconds: that all of this took.
     """
@@ -41,7 +41,7 @@ class Probe:
 
     @property
     def plain_seconds(self) -> float:
-        """What the shard's tokens would have taken plainly, prompts not counted: a lower bound."""
+        """What the shard would have taken plainly, reading the prompts included."""
         return self.tokens / self.plain_tokens_per_second
 
 
@@ -57,7 +57,7 @@ def probe(
     Args:
         settings: batch size, and how the model runs.
         engines: that the shard was written with.
-        requests: of the shard that was written; as many are decoded as fit into a batch.
+        requests: all of the shard that was written; as many are decoded as fit into a batch.
         tokens, seconds: what was written, and how long it took.
 
     Returns:
@@ -84,19 +84,25 @@ def probe(
     engine.add(asked)
     emitted: list[str] = []
     timed: list[float] = []
+    reading, meanwhile = 0.0, 0  # seconds until all prompts are read, and tokens that came in them
     full = False  # whether the step before emitted for all, so that this one reads no prompt
     while engine.busy and (begun := time.perf_counter()) - started < budget:
         emitted.clear()
         engine.step(lambda request_id, _: emitted.append(request_id))
+        took = time.perf_counter() - begun
         if full and len(emitted) == len(asked):
-            timed.append(time.perf_counter() - begun)
+            timed.append(took)
+        elif not timed:
+            reading, meanwhile = reading + took, meanwhile + len(emitted)
         full = len(emitted) == len(asked)
     if len(timed) < _LEAST_STEPS:
         return None
+    each = statistics.median(timed) / len(asked)
+    prompts = max(0.0, reading - meanwhile * each) * len(requests) / len(asked)
     return Probe(
         sequences=len(asked),
         steps=len(timed),
-        plain_tokens_per_second=len(asked) / statistics.median(timed),
+        plain_tokens_per_second=tokens / (tokens * each + prompts),
         tokens=tokens,
         seconds=seconds,
         probe_seconds=time.perf_counter() - started,

@@ -277,7 +277,7 @@ class _Work:
 
     def probe(self, desk: _Desk) -> None:
         """Time plain decoding beside what a finished shard took, where that time suffices."""
-        rows = shards.read_shard(desk.run_dir, desk.shard.name).slice(0, self._settings.batch_size).to_pylist()
+        rows = shards.read_shard(desk.run_dir, desk.shard.name).slice(0, desk.throughput.texts).to_pylist()
         measured = self._writer.probe(rows, desk.throughput.tokens, desk.throughput.seconds)
         if measured is not None:
             write_probe(_staged(desk.run_dir, desk.shard), measured)

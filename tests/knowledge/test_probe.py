@@ -1,11 +1,15 @@
 """The probe of plain decoding that a kind's first shard takes beside its texts."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dare_core import models
+from dare_core.decoding import Request
+from dare_core.knowledge import probe as probe_module
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.costs import Estimate
@@ -74,6 +78,38 @@ def test_the_first_shard_of_a_kind_is_probed_with_as_many_texts_at_once(tmp_path
     assert 0 < first.tokens <= 2 * NEW_TOKENS
     assert first.plain_seconds == pytest.approx(first.tokens / first.plain_tokens_per_second)
     assert first.steps >= 4
+
+
+class PlainEngine:
+    """Two prompts are read in steps of three seconds, of which the second brings tokens of both; then a step is one."""
+
+    def __init__(self) -> None:
+        self.now, self._steps = 0.0, 0
+        self.facts, self.busy = models.ModelFacts(frozenset(), 1024), True
+
+    def open(self, *_: object, **__: object) -> "PlainEngine":
+        return self
+
+    def add(self, requests: list[Request]) -> None:
+        assert [request.id for request in requests] == ["0", "1"]
+
+    def step(self, on_tokens: Callable[[str, list[int]], None]) -> None:
+        self._steps += 1
+        self.now += 3.0 if self._steps <= 2 else 1.0
+        for name in ("0", "1")[: self._steps]:
+            on_tokens(name, [0])
+
+
+def test_what_reading_the_prompts_takes_is_counted_for_plain_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PlainEngine()
+    monkeypatch.setattr(probe_module, "time", SimpleNamespace(perf_counter=lambda: engine.now))
+    requests = [Request(str(number), "", [1, 2], 8) for number in range(4)]
+    settings = Settings(batch_size=2, probe_share=0.5)
+    measured = probe_module.probe(settings, engine, requests, tokens=100, seconds=40.0)  # type: ignore[arg-type]
+    assert measured is not None
+    assert measured.steps == 14
+    # Half a second a token; six for two prompts and three tokens, so 4.5 for the prompts, and nine for all four.
+    assert measured.plain_seconds == pytest.approx(100 * 0.5 + 9)
 
 
 def test_a_run_too_short_for_a_probe_and_one_that_wants_none_have_none(tmp_path: Path, model: Path) -> None:
