@@ -41,13 +41,9 @@ def main() -> None:
             SHOTS.mkdir(exist_ok=True)
             with LocalAirflow(settings, url, port=0) as airflow, sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-                for scheme in ("light", "dark"):
-                    page = browser.new_page(viewport={"width": 1180, "height": 800}, color_scheme=scheme)
-                    page.goto(f"file://{settings.run_dir(RUNS[-1]) / 'report.html'}")
-                    if scheme == "dark":
-                        save(page, "report-dark.svg")
-                    else:
-                        save(page, "report.svg", full_page=True)
+                page = browser.new_page(viewport={"width": 1180, "height": 800})
+                page.goto(f"file://{settings.run_dir(RUNS[-1]) / 'report.html'}")
+                save(page, "report.svg", full_page=True)
                 page = browser.new_page(viewport={"width": 1180, "height": 620})
                 page.goto(airflow.url)
                 page.get_by_label("Username").fill(USER)
