@@ -125,7 +125,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Arrow's own threads are left out: where memory is full, and none can be started, it waits for one for ever.
 
     Raises:
-        InputError: it is no Parquet, cut short or damaged.
+        InputError: it is no Parquet, cut short or damaged, or lacks one of ``columns``.
     """
     files = sorted(path.glob("[!_.]*.parquet")) if path.is_dir() else [path]
     try:
@@ -140,6 +140,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise _unreadable(path, str(error)) from None
     if len(set(names)) < len(names):
         raise _unreadable(path, "two of its columns have one name")
+    for name in columns or ():
+        if name not in names:
+            raise _unreadable(path, f"it has no column {name!r}")
     return table
 
 

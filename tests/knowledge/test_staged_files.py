@@ -4,6 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pytest
+
+from dare_core.errors import InputError
+from dare_core.knowledge.shards import read_parquet, write_table
+
 PROGRAM = """
 import resource, sys
 from pathlib import Path
@@ -30,3 +36,11 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_but_what_was_there(tmp_pat
     assert table.startswith(f"{tmp_path}/table.parquet cannot be written: File too large; nothing is left of it.")
     assert kept.startswith(f"{tmp_path}/kept.json cannot be written: File too large")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"kept.json": "old"}
+
+
+def test_a_file_without_a_column_that_is_asked_for_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    write_table(path, pa.table({"kind": ["item"]}))
+    assert read_parquet(path, ["kind"]).column_names == ["kind"]
+    with pytest.raises(InputError, match=r"part\.parquet is not what a run left there: it has no column 'steps'"):
+        read_parquet(path, ["kind", "steps"])
