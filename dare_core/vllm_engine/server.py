@@ -37,7 +37,7 @@ _REPEATS: Final = 3
 _BLOCK: Final = 128
 _BLOCKS: Final = 2
 #: New tokens of theirs at most: more than the steps emit.
-_MEASURED_TOKENS: Final = 64
+_MEASURED_TOKENS: Final = 128
 
 
 class Server:
