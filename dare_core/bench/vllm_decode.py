@@ -16,12 +16,11 @@ from dare_core import models
 from dare_core.bench.decode import OnProgress, Plan, is_tie, movie_requests, strict_pool
 from dare_core.bench.plain import Run
 from dare_core.bench.vllm_client import serving_vllm
-from dare_core.pools import Pool, PoolDrafter
+from dare_core.pools import Pool
 from dare_core.settings import Settings
 
 if TYPE_CHECKING:
     from dare_core.decoding import Engine, EngineConfig, Request
-    from dare_core.models import LanguageModel
     from dare_core.vllm_engine.client import VllmEngine, VllmServer
 
 #: vLLM without us: name, and tokens that n-gram speculation proposes.
@@ -39,10 +38,9 @@ def bench_vllm(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     """
     started = time.monotonic()
     asked, others = movie_requests(settings, plan)
-    ours = models.load_model(settings)  # our engine takes it over
-    pool = strict_pool(settings, plan, others, ours, on_progress)
+    pool = strict_pool(settings, plan, others, models.load_model(settings), on_progress)
     with ExitStack() as running:
-        bench = _Bench(settings, plan, asked, pool, ours, running, on_progress)
+        bench = _Bench(settings, plan, asked, pool, running, on_progress)
         runs: dict[str, list[Run]] = {name: [] for name in bench.contenders}
         for repeat in range(plan.repeats):
             begun = time.monotonic()
@@ -82,14 +80,13 @@ class _Bench:
         plan: Plan,
         asked: "list[Request]",
         pool: Pool,
-        ours: "LanguageModel",
         running: ExitStack,
         on_progress: OnProgress,
     ) -> None:
-        from dare_core.knowledge.engines import vllm_options
+        from dare_core.knowledge.engines import TransformersEngines, vllm_options
         from dare_core.vllm_engine.client import VllmServer
 
-        self._settings, self._asked, self._pool, self._ours = settings, asked, pool, ours
+        self._settings, self._asked, self._pool = settings, asked, pool
         longest = max(len(request.prompt_token_ids) for request in asked) + plan.max_new_tokens
         most = max(plan.batch_sizes)
         facts = models.model_facts(settings)
@@ -113,30 +110,29 @@ class _Bench:
             sequences: {drafted: round(1e3 * seconds, 2) for drafted, seconds in of_these.items()}
             for sequences, of_these in server.step_seconds.items()
         }
+        engines: dict[str, Callable[[EngineConfig], Engine | VllmEngine]] = {
+            "vllm_dare": partial(self._over, server),
+            "engine": partial(TransformersEngines(settings).open, pool=pool),
+        }
         for size in plan.batch_sizes:
             mine = asked[: plan.prompts_at(size)]
             prompts = [request.prompt_token_ids for request in mine]
             for name, peer in peers.items():
                 self.contenders[f"{name}_b{size}"] = partial(peer.write, prompts, plan.max_new_tokens, size)
             for mode in _MODES:
-                for name, opened in (("vllm_dare", partial(self._over, server)), ("engine", self._own)):
+                for name, open_engine in engines.items():
                     contender = f"{name}_{mode}_b{size}"
-                    self.contenders[contender] = partial(self._write, contender, opened, mode, size, mine)
+                    self.contenders[contender] = partial(self._write, contender, open_engine, mode, size, mine)
 
     def _over(self, server: "VllmServer", config: "EngineConfig") -> "VllmEngine":
         from dare_core.vllm_engine.client import VllmEngine
 
         return VllmEngine(server, self._pool, config, {"learned_tokens": self._settings.learned_tokens})
 
-    def _own(self, config: "EngineConfig") -> "Engine":
-        from dare_core.decoding import Engine
-
-        return Engine(self._ours.model, PoolDrafter(self._pool, self._settings.learned_tokens), config)
-
     def _write(
         self,
         name: str,
-        opened: "Callable[[EngineConfig], Engine | VllmEngine]",
+        open_engine: "Callable[[EngineConfig], Engine | VllmEngine]",
         mode: str,
         size: int,
         requests: "Sequence[Request]",
@@ -153,7 +149,7 @@ class _Bench:
             draft_nodes=settings.draft_nodes,
             budget=settings.draft_budget,
         )
-        engine = opened(config)
+        engine = open_engine(config)
         started = time.perf_counter()
         texts = {result.id: result.token_ids for result in engine.generate(requests)}
         seconds = time.perf_counter() - started

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from dare_core.local_airflow import DAGS_DIR, PLUGINS_DIR
 from dare_core.pipeline import RunRequest
 from dare_core.settings import PROJECT_DIR
 
-DAGS = PROJECT_DIR / "dags"
 DOMAINS = ("films", "movies")
 
 DESCRIBE = """
@@ -129,12 +129,12 @@ def parse(home: Path, **settings: str) -> dict[str, Any]:
     environment |= {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_DIR / "plugins"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS_DIR),
         **settings,
     }
     attempts = [("refresh_knowledge_movies", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]
     program = subprocess.run(
-        [sys.executable, "-c", DESCRIBE, str(DAGS), json.dumps(attempts), json.dumps(RUNS)],
+        [sys.executable, "-c", DESCRIBE, str(DAGS_DIR), json.dumps(attempts), json.dumps(RUNS)],
         env=environment,
         cwd=home,
         capture_output=True,
