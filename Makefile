@@ -67,7 +67,7 @@ vllm-env:
 
 # Both engines against one contract; without vLLM's environment the tests say that they are skipped.
 vllm-test: $(STAMP) vllm-env
-	@$(BIN)/python -m pytest tests/vllm_engine
+	@$(BIN)/python -m pytest tests/engines/vllm
 
 # Arctic Inference's suffix cache likewise, for `dare bench pool`.
 bench-arctic:

@@ -14,10 +14,10 @@ Pause `refresh_knowledge_<domain>` meanwhile: its daily run would write all that
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Context, Param, TriggerRule, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
-from dare_stages import write_knowledge
-from dare_wiring import DAG_DEFAULTS, DECODING_PARAMS, DOMAINS, KINDS_PARAM, run_request, settings
 
-from dare_core.domains import Domain
+from dare_airflow.stages import write_knowledge
+from dare_airflow.wiring import DAG_DEFAULTS, DECODING_PARAMS, DOMAINS, KINDS_PARAM, run_request, settings
+from dare_core.config.domains import Domain
 
 PARAMS = {
     "kinds": KINDS_PARAM,
@@ -59,7 +59,7 @@ def backfill_knowledge(domain: Domain) -> None:
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def next_slice() -> None:
             """Start the next run, if this slice came to its end and was not empty."""
-            from dare_core import pipeline
+            from dare_core.stages import pipeline
 
             if not pipeline.slice_ended(settings(), run_request(domain.name)):
                 raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")

@@ -15,10 +15,10 @@ One DAG for each file of `config/` that has a section `[evaluation]`.
 from typing import Any
 
 from airflow.sdk import DAG, task
-from dare_wiring import DAG_DEFAULTS, DOMAINS, SETTINGS, cron, settings
 
-from dare_core.domains import Domain
-from dare_core.settings import GENERATION_POOL
+from dare_airflow.wiring import DAG_DEFAULTS, DOMAINS, SETTINGS, cron, settings
+from dare_core.config.domains import Domain
+from dare_core.config.settings import GENERATION_POOL
 
 
 def evaluate_features(domain: Domain) -> None:

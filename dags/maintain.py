@@ -13,38 +13,39 @@ Every day, each task by itself; what it did is its XCom:
 from typing import Any
 
 from airflow.sdk import dag, task
-from dare_wiring import DAG_DEFAULTS, SETTINGS, cron, settings
+
+from dare_airflow.wiring import DAG_DEFAULTS, SETTINGS, cron, settings
 
 
 @dag(schedule=cron(SETTINGS.maintain_schedule), tags=["dare"], doc_md=__doc__, **DAG_DEFAULTS)
 def maintain() -> None:
     @task
     def expire_pools() -> dict[str, Any]:
-        from dare_core import maintenance
+        from dare_core.operations import maintenance
 
         return maintenance.expire_pools(settings())
 
     @task
     def expire_runs() -> dict[str, Any]:
-        from dare_core import maintenance
+        from dare_core.operations import maintenance
 
         return maintenance.expire_runs(settings())
 
     @task
     def retry_quarantine() -> dict[str, Any]:
-        from dare_core import maintenance
+        from dare_core.operations import maintenance
 
         return maintenance.retry_quarantine(settings())
 
     @task
     def analyse_tables() -> dict[str, Any]:
-        from dare_core import maintenance
+        from dare_core.operations import maintenance
 
         return maintenance.analyse_tables(settings())
 
     @task
     def check_indexes() -> dict[str, Any]:
-        from dare_core import maintenance
+        from dare_core.operations import maintenance
 
         return maintenance.check_indexes(settings())
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, TriggerRule, task
-from dare_wiring import DAG_DEFAULTS, DOMAINS, KINDS_PARAM, asset, settings
 
-from dare_core.domains import Domain
+from dare_airflow.wiring import DAG_DEFAULTS, DOMAINS, KINDS_PARAM, asset, settings
+from dare_core.config.domains import Domain
+from dare_core.config.kinds import Kind
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
@@ -33,7 +34,7 @@ QUESTION = """Drafts of the new pool would be accepted less than those of the po
 """
 
 
-def kinds_of(events: Iterable[Any], params: dict[str, Any]) -> list[str]:
+def kinds_of(events: Iterable[Any], params: dict[str, Any]) -> list[Kind]:
     """Several loads may have waited for this run; each kind's pool is rebuilt once."""
     return sorted({kind for event in events for kind in event.extra["kinds"]}) or params["kinds"]
 
@@ -53,7 +54,7 @@ def rebuild_pools(domain: Domain) -> None:
         def build(
             *, params: dict[str, Any], triggering_asset_events: "TriggeringAssetEventsAccessor"
         ) -> dict[str, dict[str, Any]]:
-            from dare_core import promotion
+            from dare_core.stages import pools as promotion
 
             events = [event for events in triggering_asset_events.values() for event in events]
             return promotion.build_candidates(settings(), domain.name, kinds_of(events, params))
@@ -72,13 +73,13 @@ def rebuild_pools(domain: Domain) -> None:
 
         @task(outlets=[asset(domain.name, "pools")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         def publish(candidates: dict[str, dict[str, Any]]) -> dict[str, str]:
-            from dare_core import promotion
+            from dare_core.stages import pools as promotion
 
             return promotion.publish_candidates(settings(), domain.name, candidates)
 
         candidates = build()  # type: ignore[call-arg]
-        published = publish(candidates)
-        gate(candidates) >> [approve, published]
+        published = publish(candidates)  # type: ignore[arg-type]  # of a task, what stands for its return value
+        gate(candidates) >> [approve, published]  # type: ignore[arg-type]
         approve >> published
 
 

@@ -16,10 +16,19 @@ setting `refresh_schedule`; defaults of the form come from the installation's se
 """
 
 from airflow.sdk import DAG, Param
-from dare_stages import write_knowledge
-from dare_wiring import AS_OF_PARAM, DAG_DEFAULTS, DEADLINE, DECODING_PARAMS, DOMAINS, KINDS_PARAM, SETTINGS, cron
 
-from dare_core.domains import Domain
+from dare_airflow.stages import write_knowledge
+from dare_airflow.wiring import (
+    AS_OF_PARAM,
+    DAG_DEFAULTS,
+    DEADLINE,
+    DECODING_PARAMS,
+    DOMAINS,
+    KINDS_PARAM,
+    SETTINGS,
+    cron,
+)
+from dare_core.config.domains import Domain
 
 PARAMS = {
     "kinds": KINDS_PARAM,

@@ -9,8 +9,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from dare_core.kinds import KINDS as KINDS
-from dare_core.kinds import Kind as Kind
+from dare_core.config.kinds import KINDS as KINDS
+from dare_core.config.kinds import Kind as Kind
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 TOKENS: Final = pa.list_(pa.int32())
@@ -251,8 +251,8 @@ EVALUATION: Final = pa.schema(
     ]
 )
 
-#: An entity that was forgotten and is never pulled again. ``entity`` is :func:`dare_core.traces.tombstone` of it. Key:
-#: (domain, kind, entity).
+#: An entity that was forgotten and is never pulled again. ``entity`` is its
+#: :func:`dare_core.warehouse.traces.tombstone`. Key: (domain, kind, entity).
 FORGOTTEN: Final = pa.schema(
     [
         _required("domain", pa.string()),

@@ -4,7 +4,7 @@
 check='
 import sys
 from dare_core.errors import ProgramMissingError
-from dare_core.spark_submit import require_java
+from dare_core.sources.spark_submit import require_java
 try:
     require_java()
 except ProgramMissingError as error:

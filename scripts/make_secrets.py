@@ -1,17 +1,73 @@
 #!/usr/bin/env python3
-"""Make the secrets that docker-compose.yml mounts, in ``secrets/``, and name their owner in ``.env``. Once.
+"""Make the secrets of an installation on several machines, once: one file each, readable by their owner alone.
 
-Containers run as the user who makes them, since the files are readable by their owner alone. Needs only Python.
+As a program: those that docker-compose.yml mounts, in ``secrets/``, with their owner in ``.env``. Containers run as the
+user who makes them. Needs only Python's own library, so that it runs where nothing of ours is installed.
 """
 
+import base64
+import json
 import os
+import secrets
+import shutil
 import sys
 from pathlib import Path
+from typing import Final
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT: Final = Path(__file__).resolve().parent.parent
 
-from dare_core.cluster_secrets import make_secrets  # noqa: E402  # found by the line above, installed or not
+#: Roles that own a database of the same name. Who administers the server is ``postgres``.
+ROLES: Final = ("airflow", "dare")
+
+#: Who logs in to Airflow first.
+USER: Final = "admin"
+
+
+def make_secrets(folder: Path, *, postgres: str, redis: str) -> bool:
+    """Make every secret, unless the folder is there; nothing is ever replaced.
+
+    Args:
+        folder: where they go; it appears whole.
+        postgres: ``host:port`` of PostgreSQL, as Airflow and the tasks reach it.
+        redis: the same of Redis.
+
+    Returns:
+        Whether they were made now.
+    """
+    if folder.exists():
+        return False
+    scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
+    try:
+        scratch.mkdir(mode=0o700, parents=True)
+        for name, content in _contents(postgres, redis).items():
+            descriptor = os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(content)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return True
+
+
+def _contents(postgres: str, redis: str) -> dict[str, str]:
+    """Content by file name; compose's ``secrets:`` bear the same names."""
+    passwords = {role: secrets.token_urlsafe(24) for role in (*ROLES, "redis", "spark")}
+    airflow, dare = (f"{role}:{passwords[role]}@{postgres}/{role}" for role in ROLES)
+    return {
+        "postgres_password": secrets.token_urlsafe(24),
+        "airflow_database_url": f"postgresql+psycopg://{airflow}",
+        "celery_result_backend": f"db+postgresql+psycopg://{airflow}",
+        "dare_warehouse_url": f"postgresql://{dare}",  # a setting of ours, by the name that pydantic-settings expects
+        "celery_broker_url": f"redis://:{passwords['redis']}@{redis}/0",
+        "redis.conf": f"requirepass {passwords['redis']}\n",
+        "spark-defaults.conf": f"spark.authenticate true\nspark.authenticate.secret {passwords['spark']}\n",
+        "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        "jwt_secret": secrets.token_urlsafe(64),
+        "api_secret_key": secrets.token_urlsafe(32),
+        "airflow_passwords.json": json.dumps({USER: secrets.token_urlsafe(16)}),
+        "object_store_password": secrets.token_urlsafe(24),
+    }
 
 
 def main() -> None:

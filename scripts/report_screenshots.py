@@ -12,11 +12,12 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Page, sync_playwright
 
-from dare_core import models, pipeline
-from dare_core.local_airflow import USER, LocalAirflow
-from dare_core.settings import PROJECT_DIR, load_settings
+from dare_airflow.local import USER, LocalAirflow
+from dare_core import models
+from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
+from dare_core.stages import pipeline
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving

@@ -25,7 +25,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
-from dare_core.domains import AttributeGrouping, Domain, EntityTable, read_domain
+from dare_core.config.domains import AttributeGrouping, Domain, EntityTable, read_domain
 from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
 from dare_core.schemas import GROUPED, KINDS, Kind

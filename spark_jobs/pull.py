@@ -31,7 +31,7 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as sf
 from pyspark.sql.types import StringType
 
-from dare_core.domains import Domain, EntityTable, read_domain
+from dare_core.config.domains import Domain, EntityTable, read_domain
 from dare_core.errors import SettingError
 from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
 from spark_jobs.postgres_source import Timeless, TimeWindow

@@ -25,7 +25,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from dare_core.domains import Domain, EntityTable
+from dare_core.config.domains import Domain, EntityTable
 from dare_core.errors import SourceError
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.connection import connect

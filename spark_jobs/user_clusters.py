@@ -13,7 +13,7 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
-from dare_core.domains import ClusterGrouping
+from dare_core.config.domains import ClusterGrouping
 from dare_core.grouping import CLUSTER_ASSIGNMENT, GroupModel, ItemFactors, UserClusters, moves, reassigned
 from spark_jobs.source_tables import SourceTables, column
 

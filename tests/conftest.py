@@ -14,7 +14,7 @@ from sqlalchemy import Engine, make_url
 from xdist.scheduler import LoadScopeScheduling
 
 from dare_core import schemas
-from dare_core.settings import Settings
+from dare_core.config.settings import Settings
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving, stop

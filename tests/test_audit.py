@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dare_core.settings import PROJECT_DIR
+from dare_core.config.settings import PROJECT_DIR
 
 CLEAN = {"name": "a", "version": "1", "vulns": []}
 WEAK = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}

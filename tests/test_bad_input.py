@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dare_core.domains import read_domain
+from dare_core.config.domains import read_domain
+from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.knowledge.prompt_file import read_prompts
 from dare_core.pools import PoolStore
 from dare_core.pools.knowledge_file import read_knowledge
 from dare_core.schemas import KNOWLEDGE
-from dare_core.settings import PROJECT_DIR, load_settings
 from dare_core.sources.releases import open_release
-from tests.bad_input_table import rows
+from tests.support.bad_input_table import rows
 
 TABLE: Final = rows("Files and settings")
 SHIPPED: Final = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dare_core.cluster_secrets import make_secrets
-from dare_core.local_cluster import CLUSTER_ENV
-from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.config.settings import PROJECT_DIR, Settings
+from scripts.make_secrets import make_secrets
+from tests.support.local_cluster import CLUSTER_ENV
 
 FILE = PROJECT_DIR / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text("utf-8"))
@@ -153,11 +153,11 @@ def test_two_installations_share_no_secret(secrets: Path, tmp_path: Path) -> Non
 
 
 def test_the_script_needs_nothing_but_python() -> None:
-    program = "import dare_core.cluster_secrets, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "import scripts.make_secrets, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run(
         [sys.executable, "-S", "-c", program], cwd=PROJECT_DIR, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert set(loaded) <= sys.stdlib_module_names | {"dare_core", "__main__"}
+    assert set(loaded) <= sys.stdlib_module_names | {"scripts", "__main__"}
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose here")

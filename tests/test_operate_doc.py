@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.config.settings import PROJECT_DIR, Settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

@@ -1,5 +1,5 @@
 """``python -m dare_core.cli``."""
 
-from dare_core.cli import main
+from dare_core.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""Commands about the platform as a whole: try it, open it, see what it did and what it holds."""
+"""Commands about the platform as a whole: see what it did and what it holds."""
 
 import json
 import sys
@@ -17,36 +17,13 @@ app = typer.Typer()
 
 
 @app.command()
-def demo() -> None:
-    """Run the main job on MovieLens-100K in a local Airflow, twice, and show what came of it."""
-    from dare_core.demo import run_demo
-
-    run_demo(settings_of())
-
-
-@app.command()
-def ui() -> None:
-    """Start a local Airflow with the platform's DAGs, print the login, and run until Ctrl-C."""
-    from dare_core.demo import prepare
-    from dare_core.local_airflow import serve_ui
-    from dare_core.warehouse.connection import connect
-    from dare_core.warehouse.server import serving
-
-    settings = settings_of()
-    if settings.warehouse_url is None:  # a warehouse of the user's own gets no films
-        with serving(settings) as url:
-            prepare(settings, connect(url))
-    serve_ui(settings)
-
-
-@app.command()
 def report(
     run_id: Annotated[str | None, typer.Argument(help="none lists the latest runs")] = None,
     show: Annotated[bool, typer.Option("--open", help="show it in a browser")] = False,
 ) -> None:
     """Write the report of a run again, from what is known of it by now, and print its path."""
-    from dare_core import pipeline
     from dare_core.reports.overview import list_runs
+    from dare_core.stages import pipeline
 
     settings = settings_of()
     runs = list_runs(settings, run_id)
@@ -68,8 +45,8 @@ def digest(json_line: Json = False) -> None:
 
     Ends with status 1 where something is neither done nor undone.
     """
-    from dare_core import digest as content
-    from dare_core.stores import open_warehouse
+    from dare_core.operations import digest as content
+    from dare_core.warehouse.stores import open_warehouse
 
     settings = settings_of()
     with open_warehouse(settings) as (_, engine):

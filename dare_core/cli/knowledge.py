@@ -22,8 +22,8 @@ from dare_core.cli.options import (
 )
 from dare_core.cli.pool import pool_store_at
 from dare_core.cli.terminal import console, progress, result_table, stderr
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError
-from dare_core.settings import Settings
 
 app = typer.Typer()
 
@@ -79,7 +79,7 @@ def evaluate(
     with _evaluated(domain) as settings, _steps() as on_progress:
         result = run.evaluate(settings, domain, seeds, entities, on_progress)
     if chart is not None:
-        from dare_core.evaluation.charts import draw_evaluation
+        from dare_core.reports.evaluation_charts import draw_evaluation
 
         draw_evaluation(result, chart)
     if as_json:
@@ -139,8 +139,8 @@ def forget(
 
     Exit status 1: something was found all the same; it says where.
     """
-    from dare_core.forgetting import forget as forget_entities
-    from dare_core.traces import Entities
+    from dare_core.operations.forgetting import forget as forget_entities
+    from dare_core.warehouse.traces import Entities
 
     who = Entities(domain, kind.value, tuple(dict.fromkeys(entity)))
     if not yes and not typer.confirm(f"Remove {who} for good: texts, vectors, pools, staged files, reports?", err=True):
@@ -170,7 +170,7 @@ def forget(
 @contextmanager
 def _evaluated(domain: str) -> Iterator[Settings]:
     """Settings, with the warehouse served; films that are not there yet are imported, into the embedded one alone."""
-    from dare_core.demo import prepare
+    from dare_core.sources.bundled import prepare
     from dare_core.warehouse.connection import connect
     from dare_core.warehouse.server import serving
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dare_core.settings import Settings, load_settings
+from dare_core.config.settings import Settings, load_settings
 
-#: What a command opens and :func:`dare_core.cli.main` closes.
+#: What a command opens and :func:`dare_core.cli.main.main` closes.
 held = ExitStack()
 
 

@@ -47,7 +47,7 @@ def pipeline_run(
     engine: EngineOption = None,
 ) -> None:
     """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
-    from dare_core import pipeline
+    from dare_core.stages import pipeline
 
     settings = settings_of(engine=engine and engine.value)
     asked = {

@@ -13,8 +13,8 @@ from dare_core.cli.options import (
     settings_of,
 )
 from dare_core.cli.terminal import console, result_table
+from dare_core.config.settings import load_settings
 from dare_core.schemas import KINDS
-from dare_core.settings import load_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -185,9 +185,9 @@ def pool_store_at(root: str) -> "PoolStore":
     for kind in KINDS:
         for path in (pools / root, Path(root).resolve()):  # movies/item, or the folder
             if path.name == kind and path.parent.parent == pools and path.is_dir():
-                from dare_core.stores import pool_store
                 from dare_core.warehouse.connection import connect
                 from dare_core.warehouse.server import serving
+                from dare_core.warehouse.stores import pool_store
 
                 engine = connect(held.enter_context(serving(settings)))
                 return pool_store(settings, engine, path.parent.name, kind)

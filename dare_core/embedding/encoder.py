@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 
+from dare_core.config.settings import BUNDLED_ENCODER, Settings
 from dare_core.errors import ModelError
-from dare_core.settings import BUNDLED_ENCODER, Settings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from dare_core.domains import Domain, EntityTable
+from dare_core.config.domains import Domain, EntityTable
 from dare_core.errors import InputError, SettingError, SourceError
 from dare_core.grouping import AttributeGroups, route
 from dare_core.schemas import KINDS, Kind

@@ -6,8 +6,8 @@ from typing import Final
 
 from sqlalchemy import Engine
 
+from dare_core.config.settings import Settings
 from dare_core.knowledge.requests import Decoding
-from dare_core.settings import Settings
 from dare_core.warehouse import read as warehouse_read
 
 #: What a smaller evaluation finds is noise, and decides nothing.

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from dare_core.domains import Domain, load_domain
+from dare_core.config.domains import Domain, load_domain
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.evaluation import data, texts
 from dare_core.evaluation.comparison import Compared, compare
 from dare_core.evaluation.data import Entity, SourceRows
 from dare_core.evaluation.texts import MAX_NEW_TOKENS, WRITTEN_ARMS, OnProgress, Texts
 from dare_core.schemas import KINDS
-from dare_core.settings import Settings
-from dare_core.stores import open_warehouse
 from dare_core.warehouse import load as warehouse_load
+from dare_core.warehouse.stores import open_warehouse
 
 log = logging.getLogger(__name__)
 

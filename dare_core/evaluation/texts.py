@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dare_core import models
-from dare_core.domains import Domain
+from dare_core.config.domains import Domain
+from dare_core.config.settings import Settings, Verification
 from dare_core.errors import ModelError
 from dare_core.evaluation.data import Entity
 from dare_core.knowledge.chat import ChatEncoder
@@ -24,7 +25,6 @@ from dare_core.knowledge.shards import write_table
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.pools import PoolStore
 from dare_core.schemas import KINDS, STATISTICS, TOKENS, Kind
-from dare_core.settings import Settings, Verification
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.
 MAX_NEW_TOKENS: Final = 64

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dare_core.domains import AttributeGrouping
+from dare_core.config.domains import AttributeGrouping
 
 #: The group of an entity that lacks the attribute.
 UNKNOWN: Final = "unknown"

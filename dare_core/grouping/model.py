@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dare_core.errors import PoolError
-from dare_core.files import DEFAULT_CACHE, Files, write_atomically
 from dare_core.grouping.attributes import AttributeGroups
 from dare_core.grouping.clusters import ItemFactors, UserClusters
+from dare_core.storage.files import DEFAULT_CACHE, Files, write_atomically
 
 log = logging.getLogger(__name__)
 

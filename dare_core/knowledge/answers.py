@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from dare_core.domains import Framework
+from dare_core.config.domains import Framework
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, Kind
 
 if TYPE_CHECKING:

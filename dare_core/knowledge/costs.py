@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from dare_core.config.settings import Settings
 from dare_core.schemas import Kind
-from dare_core.settings import Settings
 from dare_core.warehouse.read import DUE_VERDICTS, Throughput
 
 _HOUR: Final = 3600.0

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from dare_core.domains import Domain
+from dare_core.config.domains import Domain
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, fit_prompt, request_id

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dare_core.domains import Domain, Framework
+from dare_core.config.domains import Domain, Framework
 from dare_core.errors import InputError
 from dare_core.knowledge.answers import answer_form
 from dare_core.schemas import Kind

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dare_core.domains import Domain, EntityTable
+from dare_core.config.domains import Domain, EntityTable
+from dare_core.config.settings import Verification
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
 from dare_core.schemas import Kind
-from dare_core.settings import Verification
 
 
 @dataclass(frozen=True)

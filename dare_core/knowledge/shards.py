@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dare_core.domains import Framework
+from dare_core.config.domains import Framework
 from dare_core.errors import InputError
-from dare_core.files import storing, write_atomically
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
+from dare_core.storage.files import storing, write_atomically
 
 _SECONDS: Final = b"engine_seconds"
 #: Characters of a problem that an error shows.

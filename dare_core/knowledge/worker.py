@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dare_core import models
+from dare_core.config.settings import Settings
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
 from dare_core.knowledge.answers import answer_form, structural_token_ids
@@ -22,7 +23,6 @@ from dare_core.knowledge.probe import Probe, write_probe
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import QUARANTINE, Kind
-from dare_core.settings import Settings
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request, Result

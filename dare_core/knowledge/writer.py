@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dare_core import models
+from dare_core.config.settings import Settings
+from dare_core.engines.opening import AnyEngine, load_engines
 from dare_core.errors import OutOfMemoryError, is_out_of_memory
-from dare_core.knowledge.engines import AnyEngine, load_engines
 from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolStore
-from dare_core.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +72,7 @@ class Writer:
         load_seconds: that loading the model and setting up engines (compiling, measuring step costs) took.
 
     Raises:
-        ModelError, SettingError: see :func:`dare_core.knowledge.engines.load_engines`.
+        ModelError, SettingError: see :func:`dare_core.engines.opening.load_engines`.
         OutOfMemoryError: the model does not fit into memory.
     """
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from dare_core.errors import PoolError
-from dare_core.files import DEFAULT_CACHE, Files, write_atomically
 from dare_core.pools.segments import SegmentEntry
+from dare_core.storage.files import DEFAULT_CACHE, Files, write_atomically
 
 DEFAULT_CACHE_BYTES: Final = 32 << 30
 _CHUNK: Final = 1 << 20

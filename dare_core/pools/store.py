@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
-from dare_core.files import DEFAULT_CACHE
 from dare_core.pools.eviction import Limits, choose
 from dare_core.pools.files import DEFAULT_CACHE_BYTES, PoolFiles
 from dare_core.pools.index import START
@@ -29,6 +28,7 @@ from dare_core.pools.manifest import GLOBAL_GROUP, GroupManifest, PoolManifest
 from dare_core.pools.mapping import MAPPED, rows_of
 from dare_core.pools.register import VERSION, FileRegister, Register
 from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, text_hash, tier
+from dare_core.storage.files import DEFAULT_CACHE
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from dare_core.domains import Bound, FeatureQuality
+from dare_core.config.domains import Bound, FeatureQuality
 from dare_core.quality import data_docs
 from dare_core.quality.findings import Finding, bounded, judge
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
 
-from dare_core.domains import Bound
+from dare_core.config.domains import Bound
 from dare_core.errors import QualityError
 from dare_core.quality import data_docs
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from dare_core.wording import FREQUENT_WORDS, INJECTIONS
+from dare_core.config.wording import FREQUENT_WORDS, INJECTIONS
 
 #: Words that :func:`repeated_ngram_share` looks at. A small model that decodes greedily falls into a loop sooner or
 #: later and never leaves it, so over a whole text the share says how long the text was allowed to grow. Of 1757 texts
@@ -112,7 +112,7 @@ def attribute_words(attributes: str, language: str) -> set[str]:
 
 
 def injection(title: str) -> str:
-    """Which marker of :data:`~dare_core.wording.INJECTIONS` a title holds; empty where it holds none."""
+    """Which marker of :data:`~dare_core.config.wording.INJECTIONS` a title holds; empty where it holds none."""
     return next((name for name, pattern in INJECTIONS.items() if pattern.search(title)), "")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from dare_core.domains import Domain, EntityTable
+from dare_core.config.domains import Domain, EntityTable
 from dare_core.quality import data_docs
 from dare_core.quality.findings import ABSENT, Finding, bounded, judge, mark_absent
 from dare_core.quality.metrics import injection

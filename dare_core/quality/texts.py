@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dare_core.domains import TextQuality
+from dare_core.config.domains import TextQuality
 from dare_core.errors import QualityError
 from dare_core.quality import data_docs, metrics
 from dare_core.quality.findings import ABSENT, mark_absent, some

@@ -5,7 +5,7 @@ from typing import Any
 
 from great_expectations.data_context.store.tuple_store_backend import TupleFilesystemStoreBackend
 
-from dare_core.files import storing, write_atomically
+from dare_core.storage.files import storing, write_atomically
 
 
 class WholeFiles(TupleFilesystemStoreBackend):  # type: ignore[misc]  # the package has no types

@@ -10,13 +10,13 @@ from typing import Any, Final, Literal
 import pyarrow.compute as pc
 from sqlalchemy import Engine
 
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
 from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
 from dare_core.quality.findings import read_warnings
 from dare_core.quality.texts import SUITE
-from dare_core.settings import Settings
 from dare_core.warehouse import read as warehouse_read
 
 _SAMPLES: Final = 2  # texts shown of each kind

@@ -5,10 +5,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dare_core.config.settings import Settings
 from dare_core.reports.page import environment, read_figures, report_path
-from dare_core.settings import Settings
-from dare_core.stores import open_warehouse
 from dare_core.warehouse import read as warehouse_read
+from dare_core.warehouse.stores import open_warehouse
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dare_core.config.settings import Settings
 from dare_core.knowledge.shards import write_json
 from dare_core.reports import svg
 from dare_core.reports.facts import Funnel, RunFacts, Written
-from dare_core.settings import Settings
 
 _PAGE: Final = "report.html"
 _FIGURES: Final = "report.json"

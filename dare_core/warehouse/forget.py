@@ -8,13 +8,21 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, text
 
-from dare_core.domains import Source
-from dare_core.kinds import Kind
-from dare_core.traces import SHORTEST_TEXT, SHORTEST_TITLE, Entities, Traces, bare_pattern, id_pattern, written_forms
+from dare_core.config.domains import Source
+from dare_core.config.kinds import Kind
 from dare_core.warehouse.connection import driver_cursor
 from dare_core.warehouse.imported import is_imported
 from dare_core.warehouse.load import lock, transaction
 from dare_core.warehouse.tables import PARTITIONS, SCHEMA
+from dare_core.warehouse.traces import (
+    SHORTEST_TEXT,
+    SHORTEST_TITLE,
+    Entities,
+    Traces,
+    bare_pattern,
+    id_pattern,
+    written_forms,
+)
 
 #: Tables with columns ``domain``, ``kind`` and ``entity_id``. Vectors go with their texts, renderings with entities.
 _OF_ENTITIES: Final = ("quarantine", "quarantined_text", "knowledge", "rendering", "entity")
@@ -65,7 +73,7 @@ def source_copies(engine: Engine, source: Source, kind: Kind) -> list[SourceCopy
 
 
 def forgotten(engine: Engine, domain: str, kind: Kind) -> list[str]:
-    """The tombstones of a domain's kind; see :func:`dare_core.traces.tombstone`."""
+    """The tombstones of a domain's kind; see :func:`dare_core.warehouse.traces.tombstone`."""
     query = text("SELECT entity FROM knowledge.forgotten WHERE domain = :domain AND kind = :kind ORDER BY entity")
     with engine.connect() as connection:
         return list(connection.execute(query, {"domain": domain, "kind": kind}).scalars())

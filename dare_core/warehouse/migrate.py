@@ -11,8 +11,8 @@ from psycopg import errors
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from dare_core.config.settings import PROJECT_DIR
 from dare_core.errors import WarehouseError
-from dare_core.settings import PROJECT_DIR
 from dare_core.warehouse.connection import reason
 from dare_core.warehouse.tables import SCHEMA
 

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
+from dare_core.config.settings import PROJECT_DIR
 from dare_core.errors import InputError, WarehouseError
-from dare_core.settings import PROJECT_DIR
 from dare_core.warehouse.connection import reason
 
 _FOLDER: Final = PROJECT_DIR / "sql" / "queries"

@@ -23,7 +23,7 @@ def create_roles(secrets: Path) -> list[str]:
     allowed to create.
 
     Args:
-        secrets: the folder that ``dare_core.cluster_secrets`` made.
+        secrets: the folder that ``scripts.make_secrets`` made.
 
     Returns:
         The roles' names.

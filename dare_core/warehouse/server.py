@@ -31,8 +31,8 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
-from dare_core.settings import Settings
 from dare_core.warehouse.connection import connect, driver_cursor, reason
 
 with warnings.catch_warnings():

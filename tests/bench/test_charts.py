@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dare_core.bench.charts import draw_decode, draw_projection
+from bench.charts import draw_decode, draw_projection
 
 RESULT: dict[str, Any] = {
     "tokens_per_second": {

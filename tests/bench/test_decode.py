@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from dare_core.bench import decode
-from dare_core.bench.decode import Plan, bench_decode
-from dare_core.bench.project import project
+from bench import decode
+from bench.decode import Plan, bench_decode
+from bench.project import project
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError
-from dare_core.settings import Settings
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from dare_core.bench.grouping_gain import Replay, grouping_gain, item_groups, read_texts, replay_steps, user_groups
-from dare_core.domains import load_domain
+from bench.grouping_gain import Replay, grouping_gain, item_groups, read_texts, replay_steps, user_groups
+from dare_core.config.domains import load_domain
+from dare_core.config.settings import load_settings
 from dare_core.drafts import Context, Forest
 from dare_core.errors import InputError
 from dare_core.schemas import TOKENS
-from dare_core.settings import load_settings
 
 
 class Guess:

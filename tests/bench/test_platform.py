@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
+from bench.cli import PlatformPart
+from bench.platform import PARTS, dag_import, write_bare
 from dare_core import models
-from dare_core.bench.platform import PARTS, dag_import, write_bare
-from dare_core.cli import main
-from dare_core.cli.bench import PlatformPart
+from dare_core.cli.main import main
+from dare_core.config.settings import Settings, load_settings
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
-from dare_core.settings import Settings, load_settings
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 DAG = """
 from airflow.sdk import DAG

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dare_core.bench.pool import Plan, bench_pool
-from dare_core.bench.pool_charts import draw_pools
-from dare_core.bench.pool_texts import queries, read_corpus, texts_of
-from dare_core.settings import Settings
+from bench.pool import Plan, bench_pool
+from bench.pool_charts import draw_pools
+from bench.pool_texts import queries, read_corpus, texts_of
+from dare_core.config.settings import Settings
 
 KEYS = {
     "build_tokens_per_s", "bytes_per_token", "open_ms", "search_us_p50", "search_us_p99", "search_batch64_us",

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dare_core.bench.project import BATCH_SIZES, GPUS, MODELS, POLICIES, Shape, project, work
+from bench.project import BATCH_SIZES, GPUS, MODELS, POLICIES, Shape, project, work
 from dare_core.errors import InputError
 
 SMALL = Shape(30, 576, 1536, 9, 3, 64, 49_152, 134_515_008, 4)

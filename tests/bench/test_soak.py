@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dare_core.bench.soak import Sample, _figures, _Tally, bench_soak, draw_soak, growth
-from dare_core.settings import Settings
+from bench.soak import Sample, _figures, _Tally, bench_soak, draw_soak, growth
+from dare_core.config.settings import Settings
 
 
 def test_growth_is_that_of_the_second_half_and_the_last_third() -> None:

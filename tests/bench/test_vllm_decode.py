@@ -1,6 +1,6 @@
 """The figures of ``dare bench decode --engine vllm``."""
 
-from dare_core.bench.vllm_decode import ratios
+from bench.vllm_decode import ratios
 
 
 def test_ratios_are_over_plain_vllm_and_over_its_better_half_when_busy() -> None:

@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy as sa
 
 from dare_core import models
-from dare_core.local_cluster import LocalCluster, celery_worker, local_cluster
-from dare_core.settings import load_settings
+from dare_core.config.settings import load_settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
+from tests.support.local_cluster import LocalCluster, celery_worker, local_cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(1800)]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dare_core.local_airflow import DAGS_DIR, PLUGINS_DIR
-from dare_core.pipeline import RunRequest
-from dare_core.settings import PROJECT_DIR
+from dare_airflow.local import DAGS_DIR
+from dare_core.config.settings import PROJECT_DIR
+from dare_core.stages.pipeline import RunRequest
 
 DOMAINS = ("films", "movies")
 
@@ -67,7 +67,7 @@ def decided(error):
 
 
 from dare_core import errors
-from dare_wiring import RETRY_POLICY, folder_name
+from dare_airflow.wiring import RETRY_POLICY, folder_name
 
 print(json.dumps({
     "folders": [folder_name(*run) for run in json.loads(sys.argv[3])],
@@ -129,7 +129,6 @@ def parse(home: Path, **settings: str) -> dict[str, Any]:
     environment |= {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS_DIR),
         **settings,
     }
     attempts = [("refresh_knowledge_movies", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]

@@ -5,13 +5,13 @@ import copy
 import pyarrow as pa
 
 from dare_core import models
+from dare_core.config.domains import load_domain
+from dare_core.config.settings import load_settings
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
-from dare_core.domains import load_domain
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
 from dare_core.pools import PoolStore
 from dare_core.pools.drafter import PoolDrafter
-from dare_core.settings import load_settings
 from dare_core.sources.movielens import read_movielens
 from tests.decoding.reference import greedy, is_tie
 

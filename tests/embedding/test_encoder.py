@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from dare_core.config.settings import BUNDLED_ENCODER, Settings
 from dare_core.embedding import encoder as encoder_module
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import ModelError
 from dare_core.schemas import KNOWLEDGE_EMBEDDING, knowledge_embedding
-from dare_core.settings import BUNDLED_ENCODER, Settings
 
 TEXTS = [
     "A tense heist film with clever twists and a sharp crew of thieves.",
@@ -144,7 +144,7 @@ def test_a_hub_encoder_gets_the_setting_for_remote_code(monkeypatch: pytest.Monk
 def test_loading_and_encoding_say_nothing() -> None:
     program = """
 from dare_core.embedding.encoder import Encoder
-from dare_core.settings import Settings
+from dare_core.config.settings import Settings
 assert "torch" not in __import__("sys").modules
 Encoder.load(Settings(device="cpu")).encode(["one", "two"])
 """

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from dare_core.domains import Domain, load_domain
+from dare_core.config.domains import Domain, load_domain
+from dare_core.config.settings import load_settings
 from dare_core.evaluation.data import Interaction, SourceRows
-from dare_core.settings import load_settings
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 

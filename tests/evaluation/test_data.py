@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from dare_core.domains import Domain
+from dare_core.config.domains import Domain
 from dare_core.errors import SettingError, SourceError
 from dare_core.evaluation.data import (
     HISTORY,

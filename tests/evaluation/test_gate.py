@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine
 
+from dare_core.config.settings import Settings
 from dare_core.evaluation.gate import LEAST_ENTITIES, LEAST_SEEDS, gated
 from dare_core.knowledge.requests import Decoding
-from dare_core.settings import Settings
 from dare_core.warehouse.load import record_evaluation
 
 RELAXED = Decoding("m", "hash", "relaxed", 2, 0.1, 16)

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.evaluation import run, texts
-from dare_core.evaluation.charts import draw_evaluation
 from dare_core.evaluation.run import ARM_LABELS
-from dare_core.settings import Settings
+from dare_core.reports.evaluation_charts import draw_evaluation
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.read import newest_evaluation
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dare_core.domains import Domain
+from dare_core.config.domains import Domain
+from dare_core.config.settings import Settings
 from dare_core.evaluation import texts
 from dare_core.evaluation.data import Entity, SourceRows, choose_entities
 from dare_core.evaluation.texts import WRITTEN_ARMS, describe, kept_texts, write_texts
-from dare_core.settings import Settings
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 ENTITIES = 6
 #: What the arm that is refreshed begins with are the texts of the relaxed arm.

@@ -20,10 +20,10 @@ from typing import Final
 
 import psutil
 
-from dare_core.digest import compare
+from dare_airflow.local import LocalAirflow
+from dare_core.config.settings import Settings
 from dare_core.errors import DareError
-from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import Settings
+from dare_core.operations.digest import compare
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults.crash_matrix import Matrix, Try
 from tests.faults.stages import DOMAIN, RUN

@@ -28,9 +28,9 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
-from dare_core.digest import Row, compare, inventory, unfinished
+from dare_core.config.settings import Settings
 from dare_core.errors import DareError
-from dare_core.settings import Settings
+from dare_core.operations.digest import Row, compare, inventory, unfinished
 from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
@@ -49,7 +49,7 @@ _LONGEST_WITHOUT_MEMORY: Final = 60
 #: Parts that two runs of one domain share, whoever of them did what.
 _SHARED: Final = ("warehouse.entity", "warehouse.knowledge", "warehouse.knowledge_embedding", "warehouse.rendering")
 _PRELOADED: Final = [
-    "dare_core.pipeline", "dare_core.promotion", "dare_core.decoding", "dare_core.embedding.encoder",
+    "dare_core.stages.pipeline", "dare_core.stages.pools", "dare_core.decoding", "dare_core.embedding.encoder",
     "tests.faults.stages", "transformers", "sentence_transformers", "great_expectations", "pandas",
     "dare_core.quality.whole_files", "great_expectations.expectations", "sklearn",
 ]  # fmt: skip

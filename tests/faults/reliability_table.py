@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from dare_core.settings import PROJECT_DIR
+from dare_core.config.settings import PROJECT_DIR
 from tests.faults.crash_matrix import FAULTS, Try, read_results, table
 
 PAGE: Final = PROJECT_DIR / "docs" / "reliability.md"

@@ -16,15 +16,16 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from dare_core import pipeline, promotion
+from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import DareError
 from dare_core.knowledge.shards import write_json
-from dare_core.pipeline import RunRequest
-from dare_core.settings import PROJECT_DIR, Settings
+from dare_core.stages import pipeline
+from dare_core.stages import pools as promotion
+from dare_core.stages.pipeline import RunRequest
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url
-from tests.tiny_model import LAX, save_tiny_model
+from tests.support.tiny_model import LAX, save_tiny_model
 
 DOMAIN: Final = "movies"
 #: How a stage's process ends: well; with a sentence for the user; or with a traceback, which is a defect.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dare_core.digest import compare
-from dare_core.settings import Settings
+from dare_core.config.settings import Settings
+from dare_core.operations.digest import compare
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults.crash_matrix import END, FAULTS, Matrix

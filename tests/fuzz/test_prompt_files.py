@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge.prompt_file import generate, read_prompts
-from dare_core.settings import Settings
 from tests.fuzz.damage import damaged
 from tests.fuzz.effort import tries
-from tests.tiny_model import CONTEXT, save_tiny_model
+from tests.support.tiny_model import CONTEXT, save_tiny_model
 
 WHOLE = "\n".join(
     json.dumps(row)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dare_core.domains import AttributeGrouping
+from dare_core.config.domains import AttributeGrouping
 from dare_core.grouping import AttributeGroups, group_name, route
 
 

@@ -8,16 +8,16 @@ from tempfile import TemporaryDirectory
 import pytest
 import sqlalchemy as sa
 
+from dare_airflow.local import LocalAirflow
 from dare_core import models
-from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import PROJECT_DIR, Settings, load_settings
+from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 from tests.integration.metrics_receiver import MetricsReceiver
-from tests.tiny_model import LAX
+from tests.support.tiny_model import LAX
 
 #: The DAGs that the tests here run.
 REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge", "rebuild_pools", "backfill_knowledge"))

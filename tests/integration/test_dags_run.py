@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dare_core.local_airflow import LocalAirflow
-from dare_core.settings import Settings
+from dare_airflow.local import LocalAirflow
+from dare_core.config.settings import Settings
 from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from dare_core.local_airflow import USER, LocalAirflow
-from dare_core.settings import Settings
+from dare_airflow.local import USER, LocalAirflow
+from dare_core.config.settings import Settings
 from tests.integration.conftest import REFRESH
 from tests.integration.metrics_receiver import MetricsReceiver
 

@@ -2,9 +2,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from dare_core import models
-from dare_core.domains import Domain, load_domain
+from dare_core.config.domains import Domain, load_domain
+from dare_core.config.settings import load_settings
 from dare_core.knowledge.chat import ChatEncoder
-from dare_core.settings import load_settings
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from dare_core import models
+from dare_core.config.settings import Settings, Verification
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import PoolError
 from dare_core.knowledge import shards
@@ -22,8 +23,7 @@ from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
 from dare_core.pools import PoolStore
-from dare_core.settings import Settings, Verification
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 TITLES = ["Heat", "Alien", "Fargo", "Ran", "M", "Brazil", "Gandhi", "Laura", "The Third Man", "Sleeper"]
 #: tokens, text and feature, by request.

@@ -6,10 +6,10 @@ from typing import Any, get_args
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from dare_core.domains import Domain, Framework
+from dare_core.config.domains import Domain, Framework
+from dare_core.config.settings import PROJECT_DIR
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import Question, render
-from dare_core.settings import PROJECT_DIR
 from dare_core.sources.movielens import read_movielens
 
 FRAMEWORKS = get_args(Framework)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from dare_core.domains import Domain
+from dare_core.config.domains import Domain
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.planning import Choice, Planner
 from dare_core.knowledge.requests import Decoding

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from dare_core import models
+from dare_core.config.settings import Settings
 from dare_core.decoding import Request
 from dare_core.knowledge import probe as probe_module
 from dare_core.knowledge import shards
@@ -17,8 +18,7 @@ from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
-from dare_core.settings import Settings
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 NEW_TOKENS = 64
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from dare_core.domains import Domain
+from dare_core.config.domains import Domain
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render

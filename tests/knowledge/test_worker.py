@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dare_core import models
+from dare_core.config.settings import Settings
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards, worker
 from dare_core.knowledge.chat import ChatEncoder
@@ -14,8 +15,7 @@ from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.pools import PoolStore
-from dare_core.settings import Settings
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 NEW_TOKENS = 16
 

@@ -421,7 +421,7 @@ def _total_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def _failing(monkeypatch: pytest.MonkeyPatch) -> None:
     original = os.fdopen
-    monkeypatch.setattr("dare_core.files.os.fdopen", lambda *a, **k: _FailingWriter(original(*a, **k)))
+    monkeypatch.setattr("dare_core.storage.files.os.fdopen", lambda *a, **k: _FailingWriter(original(*a, **k)))
 
 
 def test_a_publication_interrupted_at_any_byte_leaves_the_old_version_in_force(

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dare_core.domains import FeatureQuality
+from dare_core.config.domains import FeatureQuality
 from dare_core.quality.features import FeatureProfile, check_coverage, check_features, profile, together
 from dare_core.schemas import EMBEDDING_WIDTH, KNOWLEDGE_EMBEDDING
 

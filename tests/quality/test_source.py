@@ -5,12 +5,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dare_core.domains import Domain, read_domain
+from dare_core.config.domains import Domain, read_domain
+from dare_core.config.settings import PROJECT_DIR
 from dare_core.errors import QualityError, SettingError
 from dare_core.quality.findings import require
 from dare_core.quality.source import check_source
 from dare_core.schemas import PULLED
-from dare_core.settings import PROJECT_DIR
 
 STRICT = "\n[quality.source]\nattribute_coverage = { warn = 0.9, fail = 0.6 }\n"
 MOVIES = PROJECT_DIR / "config" / "movies.toml"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dare_core.domains import TextQuality
+from dare_core.config.domains import TextQuality
 from dare_core.errors import QualityError, StorageError
 from dare_core.quality.texts import Validation, validate
 from dare_core.schemas import KNOWLEDGE, QUARANTINE

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import Engine
 
+from dare_core.config.settings import Settings
 from dare_core.schemas import ENTITY
-from dare_core.settings import Settings
 from dare_core.warehouse.load import upsert_entities
-from tests.tiny_model import save_tiny_model
+from tests.support.tiny_model import save_tiny_model
 
 HOSTILE = "<script>alert('x')</script>"
 

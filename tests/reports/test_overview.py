@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dare_core.config.settings import Settings
 from dare_core.reports.overview import ListedRun, find_data_docs, find_report, runs_page
-from dare_core.settings import Settings
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from dare_core import pipeline
+from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
 from dare_core.knowledge import shards
-from dare_core.pipeline import RunRequest
 from dare_core.reports.facts import gather
-from dare_core.settings import Settings
+from dare_core.stages import pipeline
+from dare_core.stages.pipeline import RunRequest
 from tests.reports.conftest import HOSTILE
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from dare_core.domains import read_domain
+from dare_core.config.domains import read_domain
+from dare_core.config.settings import PROJECT_DIR
 from dare_core.errors import SourceError
 from dare_core.knowledge.prompts import render
-from dare_core.settings import PROJECT_DIR
 from dare_core.sources import lines
 from dare_core.sources.importer import import_tables
 from dare_core.sources.releases import Release, open_release

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from pyspark.sql import SparkSession
 
-from dare_core.domains import Domain, read_domain
+from dare_core.config.domains import Domain, read_domain
 from spark_jobs.session import open_session
 
 #: Text that breaks careless quoting, joining and logging.

@@ -14,19 +14,20 @@ import pytest
 from pyspark.sql import SparkSession
 from sqlalchemy import Engine, text
 
-from dare_core import models, pipeline
+from dare_core import models
+from dare_core.config.settings import Settings
 from dare_core.errors import SourceError
 from dare_core.grouping.attributes import group_name
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
-from dare_core.pipeline import RunRequest
 from dare_core.quality.source import check_source
 from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
-from dare_core.settings import Settings
+from dare_core.stages import pipeline
+from dare_core.stages.pipeline import RunRequest
 from dare_core.warehouse.load import upsert_entities
 from spark_jobs.pull import pull
-from tests.bad_input_table import Row, rows
-from tests.tiny_model import save_tiny_model
+from tests.support.bad_input_table import Row, rows
+from tests.support.tiny_model import save_tiny_model
 
 TABLE: Final = rows("Source rows")
 AS_OF: Final = datetime(2024, 2, 1, tzinfo=UTC)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from dare_core.domains import ClusterGrouping, Domain, read_domain
+from dare_core.config.domains import ClusterGrouping, Domain, read_domain
 from dare_core.errors import InputError, SourceError
 from dare_core.grouping import GroupModelStore
 from dare_core.schemas import ENTITY, GROUPED, PULLED, Kind

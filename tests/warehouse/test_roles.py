@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
-from dare_core.cluster_secrets import make_secrets
+from dare_airflow.local import free_port
+from dare_core.config.settings import Settings
 from dare_core.errors import SettingError
-from dare_core.local_airflow import free_port
-from dare_core.settings import Settings
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import require_current, upgrade
 from dare_core.warehouse.roles import create_roles
 from dare_core.warehouse.server import serving_on_loopback
+from scripts.make_secrets import make_secrets
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import psutil
 import psycopg
 import pytest
 
+from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
-from dare_core.settings import Settings
 from dare_core.warehouse import server
 
 _HOLD = """
 import sys
 from pathlib import Path
-from dare_core.settings import Settings
+from dare_core.config.settings import Settings
 from dare_core.warehouse.server import serving
 with serving(Settings(data_dir=Path(sys.argv[1]), warehouse_url=None)) as url:
     print(url, flush=True)
@@ -27,7 +27,7 @@ with serving(Settings(data_dir=Path(sys.argv[1]), warehouse_url=None)) as url:
 _START = """
 import sys
 from pathlib import Path
-from dare_core.settings import Settings
+from dare_core.config.settings import Settings
 from dare_core.warehouse.server import start
 print(start(Settings(data_dir=Path(sys.argv[1]), warehouse_url=None)))
 """

@@ -1,0 +1,91 @@
+"""Run reports in Airflow's UI: a page that lists the runs, and the reports and Data Docs that it leads to.
+
+Airflow leaves the login of a plugin's pages to the plugin. Every page here asks for it, through Airflow's own check of
+its session cookie or bearer token, and for the right to read the runs of all DAGs, since a report shows texts about
+users. What is served runs no scripts, whatever is in it.
+
+Every process of Airflow imports this file; only the API server needs FastAPI and the library.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+PREFIX = "/dare"
+
+#: Sent with every page. Frames: Airflow's UI shows the list in one. Styles: ours are inline.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline' 'self'; img-src 'self' data:; font-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Cache-Control": "private, no-cache",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app() -> "FastAPI":
+    """The pages under :data:`PREFIX`."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+    from airflow.api_fastapi.core_api.security import GetUserDep
+    from fastapi import Depends, FastAPI, HTTPException, status
+    from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+
+    from dare_core.config.settings import load_settings
+    from dare_core.reports import overview
+
+    def require_reader(user: GetUserDep) -> None:
+        if not get_auth_manager().is_authorized_dag(method="GET", access_entity=DagAccessEntity.RUN, user=user):
+            raise HTTPException(status.HTTP_403_FORBIDDEN, "Run reports are for those who may read all DAGs' runs")
+
+    app = FastAPI(
+        title="Run reports", dependencies=[Depends(require_reader)], docs_url=None, redoc_url=None, openapi_url=None
+    )
+    not_found = HTTPException(status.HTTP_404_NOT_FOUND, "There is no such page")
+
+    @app.get("/")
+    def start() -> RedirectResponse:
+        return RedirectResponse("runs/")
+
+    @app.get("/runs/")
+    def runs() -> HTMLResponse:
+        return HTMLResponse(overview.runs_page(overview.list_runs(load_settings())), headers=HEADERS)
+
+    @app.get("/runs/{run_id}/report.html")
+    def report(run_id: str) -> FileResponse:
+        if (found := overview.find_report(load_settings(), run_id)) is None:
+            raise not_found
+        return FileResponse(found, headers=HEADERS)
+
+    @app.get("/data_docs/{path:path}")
+    def data_docs(path: str) -> FileResponse:
+        if (found := overview.find_data_docs(load_settings(), path or "index.html")) is None:
+            raise not_found
+        return FileResponse(found, headers=HEADERS)
+
+    return app
+
+
+class RunReports(AirflowPlugin):
+    """The pages, and where the UI shows them."""
+
+    name = "dare_run_reports"
+    external_views = [  # noqa: RUF012  (Airflow declares it so)
+        {
+            "name": "Run reports",
+            "href": f"{PREFIX}/runs/",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "run-reports",
+        }
+    ]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Made when the API server asks."""
+        return [{"app": create_app(), "url_prefix": PREFIX, "name": "Run reports"}]

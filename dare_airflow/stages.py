@@ -1,0 +1,120 @@
+"""The stages from source tables to features as Airflow tasks; `refresh_knowledge` and `backfill_knowledge` chain them.
+
+Each is one function of `dare_core.stages.pipeline`, which is imported when the task runs.
+"""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.sdk import BaseOperator, BaseOperatorLink, XComArg, get_current_context, task, teardown
+from airflow.sdk.observability import stats
+
+from dare_airflow.wiring import SETTINGS, asset, folder_name, run_request, settings
+from dare_core.config.settings import GENERATION_POOL
+
+if TYPE_CHECKING:
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+    from airflow.sdk.types import TaskInstanceKey
+
+#: What the report says of a run in numbers, sent where Airflow's own metrics go, with the domain as tag.
+METRICS = (
+    "texts",
+    "tokens",
+    "seconds",
+    "tokens_per_step",
+    "relaxed_share",
+    "quarantined",
+    "pool_hits",
+    "speedup",
+    "cost",
+)
+
+
+class RunReport(BaseOperatorLink):
+    """The button on the task's page that leads to the run's report, which :mod:`dare_airflow.run_reports` serves."""
+
+    name = "Run report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
+        return f"/dare/runs/{quote(folder_name(ti_key.dag_id, ti_key.run_id))}/report.html"
+
+
+def write_knowledge(domain: str, **asked: Any) -> XComArg:
+    """Chain the stages for one domain; returns the last. ``asked`` is what their requests ask besides the form."""
+    source, entities, knowledge, features, pools = (
+        asset(domain, what) for what in ("source", "entities", "knowledge", "features", "pools")
+    )
+
+    @task(inlets=[source])
+    def pull() -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        return pipeline.pull(settings(), run_request(domain, **asked))
+
+    @task(outlets=[entities])
+    def group() -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        return pipeline.group(settings(), run_request(domain, **asked))
+
+    @task(inlets=[entities])
+    def plan() -> list[dict[str, int]]:
+        """Work lists for `generate`; what was planned, and why the rest was skipped, is in XCom `summary`."""
+        from dare_core.stages import pipeline
+
+        request = run_request(domain, **asked)
+        get_current_context()["ti"].xcom_push("summary", pipeline.plan(settings(), request))
+        return pipeline.assignments(settings(), request)
+
+    # A killed task has lost seconds of work, so it may be killed often.
+    @task(
+        inlets=[pools],
+        pool=GENERATION_POOL,
+        queue=SETTINGS.generation_queue,
+        executor=SETTINGS.generation_executor,
+        retries=8,
+        retry_delay=timedelta(seconds=5),
+        map_index_template="{{ task.op_kwargs['assignment'] }}",
+    )
+    def generate(assignment: dict[str, int]) -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        return pipeline.generate(settings(), run_request(domain, **asked), assignment)
+
+    @task
+    def validate() -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        return pipeline.validate(settings(), run_request(domain, **asked))
+
+    @task
+    def embed() -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        return pipeline.embed(settings(), run_request(domain, **asked))
+
+    @task(outlets=[knowledge, features])
+    def load(*, outlet_events: "OutletEventAccessors") -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        summary = pipeline.load(settings(), run_request(domain, **asked))
+        outlet_events[knowledge].extra = {"kinds": summary["kinds"]}
+        return summary
+
+    @teardown  # runs however the others ended, and says nothing about the run's success
+    @task(retries=0)
+    def report() -> dict[str, Any]:
+        from dare_core.stages import pipeline
+
+        summary = pipeline.report(settings(), run_request(domain, **asked))
+        for name in METRICS:
+            if summary[name] is not None:
+                stats.gauge(f"dare.{name}", summary[name], tags={"domain": domain})
+        return summary
+
+    assignments, loaded = plan(), load()  # type: ignore[call-arg]
+    pull() >> group() >> assignments
+    generate.expand(assignment=assignments) >> validate() >> embed() >> loaded >> (reported := report())
+    reported.operator.operator_extra_links = (RunReport(),)
+    return loaded

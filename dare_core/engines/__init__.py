@@ -1,0 +1,1 @@
+"""What writes texts: our own engine over transformers, or vLLM in an environment of its own."""

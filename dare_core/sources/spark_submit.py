@@ -1,0 +1,200 @@
+"""Runs the programs of ``spark_jobs`` by ``spark-submit``, as a process group that never outlives the call."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from dare_core.config.settings import PROJECT_DIR, Settings
+from dare_core.errors import ProgramMissingError, SourceError
+
+_OLDEST_JAVA: Final = 17
+
+#: A module that Spark starts Java with, and that trimmed runtimes lack.
+_JAVA_MODULE: Final = "jdk.incubator.vector"
+
+#: Seconds that Spark gets to end by itself before it is killed.
+_GRACE: Final = 5.0
+
+#: Run before the command: the kernel kills it when its starter is gone, however that ended. A starter that was gone
+#: before is noticed by the parent's id. What Python ignores, the command must not.
+_BOUND: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+#: Lines of Spark's log that a failure shows.
+_TAIL: Final = 30
+
+
+def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse_url: str) -> dict[str, Any]:
+    """Run ``spark_jobs/<program>.py`` to its end and return the JSON object that it prints last.
+
+    The warehouse's URL goes through the environment, since other users can read command lines. Whatever ends this call,
+    an interrupt, SIGTERM and on Linux SIGKILL included, ends Spark too: left alone, it would go on to write where the
+    next try writes. ``settings.spark_master`` is any master that runs the driver here.
+
+    Raises:
+        ProgramMissingError: there is no Java that Spark runs on.
+        SourceError: the program met something that the user can mend; its words.
+        RuntimeError: the program failed otherwise; holds the end of its log.
+    """
+    require_java()
+    command = [str(Path(sysconfig.get_path("scripts")) / "spark-submit"), *_options(settings)]
+    command += [str(PROJECT_DIR / "spark_jobs" / f"{program}.py"), *arguments]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        status = _run(command, _environment(settings, warehouse_url), log.fileno())
+        log.seek(0)
+        logged = log.read()
+    if status == 0:
+        result: dict[str, Any] = json.loads([line for line in logged.splitlines() if line.startswith("{")][-1])
+        return result
+    lines = _without_secrets(logged, warehouse_url).splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if status == 2 and errors:
+        raise SourceError(errors[-1])
+    raise RuntimeError("\n".join([f"spark-submit {program}.py ended with status {status}:", *lines[-_TAIL:]]))
+
+
+def _without_secrets(log: str, url: str) -> str:
+    """A log without the warehouse's URL and its password, which a failing library may have put there."""
+    parts = urlsplit(url)
+    passwords = {parts.password or "", *parse_qs(parts.query).get("password", [])}
+    for secret in (url, *passwords, *map(unquote, passwords)):
+        log = log.replace(secret, "***") if secret else log
+    return log
+
+
+def require_java() -> None:
+    """Check the Java that Spark would start: that of ``JAVA_HOME`` when it is set, else the one on ``PATH``.
+
+    Raises:
+        ProgramMissingError: it is not there, does not run, is older than 17, or is a trimmed runtime.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None:
+        raise _java_error(f"JAVA_HOME ({home}) holds no bin/java" if home else "there is no java on PATH")
+    version = re.search(r'version "(?:1\.)?(\d+)', _java_answer(java, "-version").stderr)
+    if version is None:
+        raise _java_error(f"{java} does not run")
+    if int(version[1]) < _OLDEST_JAVA:
+        raise _java_error(f"{java} is Java {version[1]}")
+    if _java_answer(java, "--add-modules", _JAVA_MODULE, "-version").returncode != 0:
+        raise _java_error(f"{java} is a trimmed Java {version[1]} without the module {_JAVA_MODULE}")
+
+
+def _java_answer(java: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([java, *arguments], capture_output=True, text=True, check=False)
+
+
+def _java_error(found: str) -> ProgramMissingError:
+    return ProgramMissingError(f"Spark needs Java 17 or 21, but {found}; {_java_remedy()}")
+
+
+def _java_remedy() -> str:
+    if platform.system() == "Darwin":
+        return "install it: brew install openjdk@17"
+    try:
+        system = platform.freedesktop_os_release()
+    except OSError:
+        system = {}
+    if "debian" in (system.get("ID"), *system.get("ID_LIKE", "").split()):
+        newer = system.get("ID") == "debian" and system.get("VERSION_ID", "").startswith("13")
+        return f"install it: sudo apt-get install openjdk-{21 if newer else 17}-jre-headless"
+    return "install it with the system's package manager, or set JAVA_HOME to one"
+
+
+def _is_local(settings: Settings) -> bool:
+    return settings.spark_master.startswith("local")
+
+
+def _options(settings: Settings) -> list[str]:
+    options = ["--master", settings.spark_master, "--conf", "spark.ui.showConsoleProgress=false"]
+    if _is_local(settings):
+        # Programs of a minute spend it compiling Java with the second compiler, on the cores that the data needs.
+        options += ["--conf", "spark.ui.enabled=false", "--driver-java-options", "-XX:TieredStopAtLevel=1"]
+    if settings.jdbc_driver_jar:
+        jar = str(settings.jdbc_driver_jar)
+        options += ["--jars", jar, "--driver-class-path", jar]
+    return options
+
+
+def _environment(settings: Settings, warehouse_url: str) -> dict[str, str]:
+    # Another installation's SPARK_HOME would run its version of Spark with this environment's pyspark.
+    environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
+    environment |= {
+        "DARE_WAREHOUSE_URL": warehouse_url,
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+    }
+    return environment | ({"SPARK_LOCAL_IP": "127.0.0.1"} if _is_local(settings) else {})
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], log: int) -> int:
+    """The exit status. All output goes to the open file ``log``: Spark merges what the program prints into stdout."""
+    with (
+        _sigterm_raises(),
+        subprocess.Popen(
+            [*_bound_to_this_process(), *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            return process.wait()
+        except BaseException:
+            _end_group(process)
+            raise
+
+
+def _bound_to_this_process() -> list[str]:
+    if sys.platform != "linux":
+        return []
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid())]
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE)
+    finally:  # whatever ignored the signal, and a second interrupt while waiting
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise ``SystemExit`` where it would end the process on the spot and leave Spark running."""
+    in_charge = threading.current_thread() is threading.main_thread()
+    if not in_charge or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,1 @@
+"""One way to read and write files: a local folder or an object store."""

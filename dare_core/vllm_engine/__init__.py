@@ -1,6 +1,0 @@
-"""The engine's interface over vLLM: our pools are its proposer, our verification decides what of a draft passes.
-
-vLLM lives in an environment of its own, in a process that :mod:`~dare_core.vllm_engine.client` starts and asks in JSON
-lines. ``server``, ``launch``, ``plugin``, ``proposer`` and ``worker`` run there, ``client`` runs here. Not below
-``decoding``: that package loads Numba, which must not happen in vLLM's process before its worker has started.
-"""

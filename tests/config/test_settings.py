@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+
+from dare_core.config.domains import load_domain, read_domain
+from dare_core.config.settings import PROJECT_DIR, load_settings
+from dare_core.errors import SettingError
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DARE_CONFIG", raising=False)
+
+
+def test_the_environment_wins_over_the_file_which_wins_over_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load_settings().batch_size == 16
+    (tmp_path / "dare.toml").write_text("batch_size = 4\ntop_k = 3\n")
+    assert load_settings().batch_size == 4
+    monkeypatch.setenv("DARE_BATCH_SIZE", "8")
+    assert (load_settings().batch_size, load_settings().top_k) == (8, 3)
+    assert load_settings(batch_size=2).batch_size == 2
+
+
+def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "production.toml").write_text('verification = "strict"\n')
+    monkeypatch.setenv("DARE_CONFIG", str(tmp_path / "production.toml"))
+    assert load_settings().verification == "strict"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TOP_K", "0", "setting top_k (DARE_TOP_K) is '0': Input should be greater than or equal to 1"),
+        (
+            "VERIFICATION",
+            "lax",
+            "setting verification (DARE_VERIFICATION) is 'lax': Input should be 'strict' or 'relaxed'",
+        ),
+        ("MIN_PROB", "1.5", "setting min_prob (DARE_MIN_PROB) is '1.5': Input should be less than or equal to 1"),
+        ("DTYPE", "int3", "DARE_DTYPE"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"DARE_{name}", value)
+    with pytest.raises(SettingError) as error:
+        load_settings()
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_name_and_a_broken_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "dare.toml").write_text("batchsize = 4\n")
+    with pytest.raises(SettingError, match=r"setting batchsize \(DARE_BATCHSIZE\) does not exist"):
+        load_settings()
+    (tmp_path / "dare.toml").write_text("batch_size 4\n")
+    with pytest.raises(SettingError, match=r"dare\.toml is not valid TOML"):
+        load_settings()
+
+
+def test_a_config_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARE_CONFIG", "nowhere.toml")
+    with pytest.raises(SettingError, match=r"DARE_CONFIG names nowhere\.toml, which is not there"):
+        load_settings()
+
+
+def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", "postgresql://me:tell-no-one@db/dare")
+    assert "tell-no-one" not in repr(load_settings())
+    assert "tell-no-one" not in load_settings().model_dump_json()
+
+
+def test_the_shipped_domain_is_valid_and_others_are_said_not_to_be_there() -> None:
+    assert load_domain(load_settings(), "movies").knowledge.noun == "movie"
+    for name in ("books", "../movies", "Movies"):
+        with pytest.raises(SettingError, match="there are: movies"):
+            load_domain(load_settings(), name)
+
+
+def test_a_domain_file_with_a_mistake_is_named_with_the_key(tmp_path: Path) -> None:
+    shipped = (PROJECT_DIR / "config" / "movies.toml").read_text()
+    path = tmp_path / "shop.toml"
+    path.write_text(shipped.replace('time = "rated_at"', ""))
+    with pytest.raises(SettingError, match=r"shop\.toml: source\.interactions\.time: Field required"):
+        read_domain(path)
+    path.write_text(shipped.replace("[source]", "[source"))
+    with pytest.raises(SettingError, match=r"shop\.toml: not valid TOML"):
+        read_domain(path)
+
+
+def test_a_file_of_the_secrets_folder_holds_a_setting_that_the_environment_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dare_warehouse_url").write_text("postgresql://of-the-file/dare\n")
+    (tmp_path / "fernet_key").write_text("somebody else's")
+    monkeypatch.setenv("DARE_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", "")
+    found = load_settings().warehouse_url
+    assert found is not None and found.get_secret_value() == "postgresql://of-the-file/dare"
+
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", "postgresql://of-the-environment/dare")
+    found = load_settings().warehouse_url
+    assert found is not None and found.get_secret_value() == "postgresql://of-the-environment/dare"
+
+
+def test_a_secrets_folder_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARE_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(SettingError, match="DARE_SECRETS_DIR"):
+        load_settings()
