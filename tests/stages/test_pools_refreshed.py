@@ -12,8 +12,8 @@ from dare_core import schemas
 from dare_core.config.settings import Settings
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore
 from dare_core.pools import PoolManifest, PoolStore
-from dare_core.stages import pooling
-from dare_core.stages.pooling import Build, refresh_pool
+from dare_core.stages.pools import Build, refresh_pool
+from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.group_pointer import WarehousePointer
 from dare_core.warehouse.load import load_knowledge
 
@@ -70,9 +70,9 @@ def test_what_was_loaded_since_is_added_and_read_once(
     assert refresh() == first  # nothing new: the same version
     load(a=("Drama", [4, 5]), c=("Comedy", [6]))
     read: list[int] = []
-    texts = pooling.warehouse_read.pool_texts
+    texts = warehouse_read.pool_texts
     monkeypatch.setattr(
-        pooling.warehouse_read, "pool_texts", lambda *given: (found := texts(*given), read.append(len(found)))[0]
+        warehouse_read, "pool_texts", lambda *given: (found := texts(*given), read.append(len(found)))[0]
     )
     second = refresh()
     assert held(second) == {"Drama": 2, "日本": 1, "Comedy": 1}
