@@ -2,7 +2,7 @@
 //
 // The matrix libraries that torch ships are made for many rows. A step has one to a few dozen, so that a linear layer's
 // time is that of its weights' way from memory: they are read once, in order, and the next ones are fetched while these
-// are used. kernels.py compiles this file for the processor at hand and describes the functions' arguments.
+// are used. library.py describes the functions' arguments.
 
 #include <algorithm>
 #include <cmath>
@@ -454,7 +454,7 @@ inline Vec activated(Vec x, bool gelu) {
 
 }  // namespace
 
-// The structures and functions below are mirrored in kernels.py.
+// The structures and functions below are mirrored in library.py.
 extern "C" {
 
 int dare_panel() { return PANEL; }
