@@ -20,6 +20,7 @@ from dare_core.config.settings import Settings, load_settings
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
+from dare_core.models import formats
 from dare_core.schemas import KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
@@ -102,6 +103,7 @@ def watched_run() -> None:
 
     models.load_model = watch(models.load_model)
     models.load_tokenizer = watch(models.load_tokenizer)
+    formats.load_tokenizer = models.load_tokenizer  # type: ignore[attr-defined]
     Encoder.load = watch(Encoder.load)  # type: ignore[method-assign]
     request = RunRequest(run_id="unchanged", domain=_DOMAIN, kinds=KINDS)
     seen: dict[str, int] = {}

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, text
+from transformers import AutoTokenizer
 
-from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
@@ -114,7 +114,7 @@ def test_with_nothing_changed_nothing_is_rendered_and_no_tokenizer_is_loaded(
         "planned": ["0", "1", "2", "3"], "seen": 4, "changed": 4, "expired": 0, "requests": 4, "skipped": {},
     }  # fmt: skip
     answer("first")
-    monkeypatch.setattr(models, "load_tokenizer", lambda settings: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("the tokenizer was loaded"))
     assert plan("second") == {
         "planned": [], "seen": 4, "changed": 0, "expired": 0, "requests": 0, "skipped": {"valid": 4},
     }  # fmt: skip
