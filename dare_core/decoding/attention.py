@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +24,7 @@ from transformers import AttentionInterface
 from dare_core.decoding import kernels
 from dare_core.decoding.kv_cache import KVCache
 from dare_core.drafts import Forest
+from dare_core.storage.machine_code import compiled
 
 NAME: Final = "dare_packed"
 
@@ -313,7 +313,7 @@ def attend_by_torch(batch: PackedBatch, asked: kernels.Attention, query: Tensor,
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lay_out(  # type: ignore[no-untyped-def]
     table, slots, cached, chains, emitting, first_rows, offsets, node_tokens, depths, rows, logit_rows
 ):
@@ -339,7 +339,7 @@ def _lay_out(  # type: ignore[no-untyped-def]
             rows[2, j] = slot * table.shape[1] + cached[i] + j - first_rows[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _show(  # type: ignore[no-untyped-def]
     hidden, members, places, cached, chains, offsets, parents, depths, window
 ):
