@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dare_core.decoding import kernels
 from dare_core.decoding.kv_cache import KVCache
 from dare_core.drafts import Forest
+from dare_core.storage.machine_code import compiled
 
 #: Slots between neighbours that are read along, masked, so that a view of the cache serves instead of a copy.
 _LARGEST_SPAN: Final = 2.0
@@ -177,7 +177,7 @@ class Group:
         return self._masks[window]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lay_out(  # type: ignore[no-untyped-def]
     table, slots, cached, chains, emitting, first_rows, offsets, node_tokens, depths, rows, logit_rows
 ):
@@ -203,7 +203,7 @@ def _lay_out(  # type: ignore[no-untyped-def]
             rows[2, j] = slot * table.shape[1] + cached[i] + j - first_rows[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _show(  # type: ignore[no-untyped-def]
     hidden, members, places, cached, chains, offsets, parents, depths, window
 ):
