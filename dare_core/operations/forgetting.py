@@ -29,7 +29,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.grouping import GroupModelStore
 from dare_core.knowledge.shards import read_plan, write_table
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolStore, retention
 from dare_core.reports.facts import gather
 from dare_core.reports.page import report_path, write_report
 from dare_core.schemas import KINDS
@@ -113,7 +113,9 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         on_step("removing rows")
         removed = rows.remove(engine, who, copies)
         on_step("rebuilding pools and group models without them")
-        versions = pool_store(settings, engine, domain.name, who.kind).purge(who.ids, sorted(traces.token_ids))
+        versions = retention.purge(
+            pool_store(settings, engine, domain.name, who.kind), who.ids, sorted(traces.token_ids)
+        )
         models = _group_models(settings, engine, domain).purge(**_grouped(who))
         on_step("cleaning files")
         changed = files.remove(traces)
@@ -357,7 +359,7 @@ class _Files:
     def _remove_copies(self, traces: Traces) -> None:
         """Segments that lie in the cache of pools on object storage."""
         cache = PoolStore(self._settings.pool_cache_dir)
-        for name in cache.holding(self._who.ids, sorted(traces.token_ids)):
+        for name in retention.holding(cache, self._who.ids, sorted(traces.token_ids)):
             cache.files.remove(name)
 
     # Searching
@@ -378,7 +380,7 @@ class _Files:
         for folder in sorted(path for path in self._root.rglob("segments") if path.is_dir()):
             parts = folder.relative_to(self._root).parts
             ours = parts[0] == "pool_cache" or parts[:-1] == ("pools", self._who.domain, self._who.kind)
-            names = PoolStore(folder.parent).holding(self._who.ids if ours else (), sorted(traces.token_ids))
+            names = retention.holding(PoolStore(folder.parent), self._who.ids if ours else (), sorted(traces.token_ids))
             found += [f"{'/'.join(parts[:-1])}/{name}: text" for name in names]
         return _SearchedFiles(files, size, segments, found)
 

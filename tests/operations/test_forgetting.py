@@ -26,7 +26,7 @@ from dare_core.grouping import (
     UserClusters,
 )
 from dare_core.operations.forgetting import Forgotten, forget
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolStore, retention
 from dare_core.schemas import ENTITY, Kind
 from dare_core.sources.importer import described, import_tables
 from dare_core.stages import embed, generate, load, plan, pools, report, validate
@@ -258,7 +258,7 @@ def test_what_is_left_over_is_found(
     [(prompt, request_id)] = rows(
         engine, "SELECT prompt, request_id FROM knowledge.knowledge WHERE kind = 'user' AND entity_id = '1' LIMIT 1"
     )
-    [segment, *_] = pool(settings, engine, "user").holding(["1"])
+    [segment, *_] = retention.holding(pool(settings, engine, "user"), ["1"])
     shards = (settings.run_dir("first") / "shards").glob("user-*.parquet")
     [shard] = [path for path in shards if "1" in pq.read_table(path)["entity_id"].to_pylist()]
     contents = {
@@ -331,7 +331,7 @@ def test_forgetting_again_removes_nothing_more_and_searches_again(settings: Sett
 @pytest.mark.parametrize(
     "broken",
     [
-        "dare_core.pools.PoolStore.purge",
+        "dare_core.pools.retention.purge",
         "dare_core.operations.forgetting.write_table",
         "dare_core.operations.forgetting.gather",
     ],
