@@ -34,18 +34,14 @@ from dare_core.schemas import KINDS, TIME, Kind
 from dare_core.sources.importer import described, import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.stages import pipeline
-from dare_core.warehouse.connection import connect
+from dare_core.warehouse.connection import connect, transaction
 from dare_core.warehouse.copy import copy_rows
-from dare_core.warehouse.load import (
-    index_vectors,
-    load_knowledge,
-    merge_knowledge,
-    transaction,
-    upsert_entities,
-)
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.knowledge import load_knowledge, merge_knowledge
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving
 from dare_core.warehouse.tables import KNOWLEDGE, KNOWLEDGE_EMBEDDING
+from dare_core.warehouse.vectors import index_vectors
 
 OnProgress = Callable[[str], None]
 

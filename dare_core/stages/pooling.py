@@ -16,8 +16,8 @@ from dare_core.pools import PoolManifest, PoolStore
 from dare_core.pools.segments import SegmentEntry
 from dare_core.schemas import Kind
 from dare_core.sources.spark_submit import submit
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.group_pointer import WarehousePointer
+from dare_core.warehouse.group_models import WarehousePointer
+from dare_core.warehouse.knowledge import pool_loads, pool_texts
 
 #: The database's clock ticks in these; a window that includes its ends begins one later to leave one out.
 _TICK: Final = timedelta(microseconds=1)
@@ -61,16 +61,16 @@ def refresh_pool(
     base = before if before and before.tokenizer_hash == build.tokenizer_hash else None
     mark = _read_mark(store, base.version) if base else None
     since = mark.newest if mark else None
-    loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
+    loads = pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
     if mark and loads.earlier != mark.texts:  # the clock was set back, or texts were removed
         since = None
-        loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash)
+        loads = pool_loads(engine, build.domain, kind, build.tokenizer_hash)
     if loads.newest is None:
         return base
     scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
     facts = (settings.model, build.tokenizer_hash, build.vocabulary, scheme)
     if loads.texts < settings.spark_pool_texts:
-        texts = warehouse_read.pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
+        texts = pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
         manifest = store.add(texts, *facts) if base else store.build(texts, *facts)
     else:
         segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)

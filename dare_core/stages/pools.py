@@ -14,8 +14,9 @@ from dare_core.pools.candidate import CandidateRegister
 from dare_core.pools.probe import Probe, tokens_per_step
 from dare_core.schemas import KINDS, Kind
 from dare_core.stages.pooling import Build, refresh_pool
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse, pool_store
+from dare_core.warehouse.knowledge import newest_texts
+from dare_core.warehouse.pools import pool_store
+from dare_core.warehouse.session import open_warehouse
 
 #: The newest texts of a kind that a candidate is measured on.
 PROBE_TEXTS: Final = 64
@@ -87,7 +88,7 @@ def _compare(
 ) -> dict[str, Any]:
     if current is None or current.tokenizer_hash != candidate.tokenizer_hash:
         return {"tokens_per_step": None, "current_tokens_per_step": None, "falls": False}
-    newest = warehouse_read.newest_texts(engine, build.domain, kind, build.tokenizer_hash, PROBE_TEXTS)
+    newest = newest_texts(engine, build.domain, kind, build.tokenizer_hash, PROBE_TEXTS)
     probe = Probe(
         [np.array(ids, np.int32) for ids in newest["token_ids"].to_pylist()],
         newest["group"].to_pylist(),

@@ -12,7 +12,7 @@ from dare_core.sources.importer import import_tables
 from dare_core.sources.shop import advance, make_shop
 from dare_core.stages import pipeline
 from dare_core.stages.pipeline import RunRequest
-from dare_core.warehouse import read
+from dare_core.warehouse.entities import watermark
 from tests.support.tiny_model import save_tiny_model
 
 #: Left out of the domain's file here: fitting factors takes longer than everything else together.
@@ -47,7 +47,7 @@ def test_a_day_in_the_shop_costs_what_it_changed(
     assert (grouped["item_changed"], grouped["user_changed"]) == (120, 150)
     assert planned["requests"] == 270
     assert count("SELECT count(DISTINCT group_name) FROM knowledge.entity WHERE kind = 'user'") > 2
-    mark = read.watermark(engine, "shop", "user")
+    mark = watermark(engine, "shop", "user")
     assert mark is not None and mark >= before
 
     day = advance(engine, 1)

@@ -26,6 +26,7 @@ from dare_core.grouping import (
     UserClusters,
 )
 from dare_core.operations.forgetting import Forgotten, forget
+from dare_core.operations.forgetting.traces import Entities
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY, Kind
 from dare_core.sources.importer import described, import_tables
@@ -33,10 +34,9 @@ from dare_core.stages import pipeline
 from dare_core.stages.pipeline import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.group_pointer import WarehousePointer
-from dare_core.warehouse.load import EntityChanges, Pulled, upsert_entities
-from dare_core.warehouse.stores import pool_store
-from dare_core.warehouse.traces import Entities
+from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities
+from dare_core.warehouse.group_models import WarehousePointer
+from dare_core.warehouse.pools import pool_store
 from tests.support.tiny_model import LAX, save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
@@ -269,13 +269,12 @@ def test_what_is_left_over_is_found(
     }
     [content] = [content for name, content in contents.items() if name in planted]
     path = settings.data_dir / planted
-    vacuum = "dare_core.warehouse.forget.vacuum"
 
     def plant(*_: object) -> None:  # after everything was removed, before the search
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr(vacuum, plant)
+    monkeypatch.setattr("dare_core.operations.forgetting.clean.vacuum", plant)
     done = forget(settings, USER)
     assert [where.partition(": ")[0] for where in done.found] == [planted]
     assert len(list((settings.data_dir / "forgetting").iterdir())) == 1, "what is looked for is known the next time"
@@ -314,7 +313,7 @@ def test_what_is_left_in_a_table_is_found(
             made = statement.replace("{prompt}", prompt.replace("'", "''")).replace("{request_id}", request_id)
             connection.exec_driver_sql(made.replace("%", "%%"))
 
-    monkeypatch.setattr("dare_core.warehouse.forget.vacuum", plant)
+    monkeypatch.setattr("dare_core.operations.forgetting.clean.vacuum", plant)
     assert len(forget(settings, USER).found) == 1
 
 
@@ -332,8 +331,8 @@ def test_forgetting_again_removes_nothing_more_and_searches_again(settings: Sett
     "broken",
     [
         "dare_core.pools.PoolStore.purge",
-        "dare_core.operations.forgetting.write_table",
-        "dare_core.operations.forgetting.gather",
+        "dare_core.operations.forgetting.clean.write_table",
+        "dare_core.operations.forgetting.clean.gather",
     ],
 )
 def test_a_try_that_breaks_off_is_finished_by_the_next(
