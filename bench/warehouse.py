@@ -33,7 +33,8 @@ from dare_core.knowledge import shards
 from dare_core.schemas import KINDS, TIME, Kind
 from dare_core.sources.importer import described, import_tables
 from dare_core.sources.movielens import read_movielens
-from dare_core.stages import pipeline
+from dare_core.stages import order
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect, transaction
 from dare_core.warehouse.copy import copy_rows
 from dare_core.warehouse.entities import upsert_entities
@@ -409,8 +410,8 @@ def _account(settings: Settings, scratch: _Scratch) -> dict[str, Any]:
             }
         )
         import_tables(scratch.engine, read_movielens())
-        request = pipeline.RunRequest(run_id="bench", item_limit=24, user_limit=8, max_new_tokens=48)
-        pipeline.run(of_run, request)
+        request = RunRequest(run_id="bench", item_limit=24, user_limit=8, max_new_tokens=48)
+        order.run(of_run, request)
         run_dir = of_run.run_dir(request.run_id)
         staged, failed = shards.read_staged(run_dir, [shard.name for shard in shards.read_plan(run_dir).shards])
     generated = {*staged["request_id"].to_pylist(), *failed["request_id"].to_pylist()}

@@ -15,10 +15,10 @@ import grimp
 import matplotlib as mpl
 
 mpl.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch  # noqa: E402
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from dare_core.reports.figures import save_figure  # noqa: E402
+from dare_core.reports.figures import save_figure
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 DRAWING: Final = PROJECT / "docs" / "architecture.svg"

@@ -62,9 +62,9 @@ EncoderName = Annotated[str, typer.Argument(help="a sentence-transformers model:
 @app.command("add-encoder")
 def warehouse_add_encoder(name: EncoderName) -> None:
     """Keep vectors of another encoder, of any width, beside those in force: embeds every text; new ones by each run."""
-    from dare_core.stages import pipeline
+    from dare_core.stages import embed
 
-    print(json.dumps(pipeline.add_encoder(settings_of(), name)))
+    print(json.dumps(embed.add_encoder(settings_of(), name)))
 
 
 @app.command("switch-encoder")

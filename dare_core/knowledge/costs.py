@@ -42,7 +42,7 @@ class Funnel(BaseModel):
         """Put together what the warehouse and the planner found.
 
         Args:
-            verdicts: entities by :func:`dare_core.warehouse.renderings.verdicts`.
+            verdicts: entities by :func:`dare_core.warehouse.renderings.count_verdicts`.
             requests: how many of the due ones are asked about.
             settled: the due ones that, once rendered, needed no text, by reason.
         """

@@ -135,7 +135,7 @@ def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
         return connection.execute(query).scalar_one_or_none()
 
 
-def differing(engine: Engine, pulled: pa.Table) -> int:
+def count_differing(engine: Engine, pulled: pa.Table) -> int:
     """How many entities of schema PULLED are not in the warehouse as they are."""
     with transaction(engine) as cursor, staged(cursor, "pulled", pulled, schemas.PULLED) as rows:
         cursor.execute(f"""

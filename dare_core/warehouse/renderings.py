@@ -15,7 +15,7 @@ from dare_core.warehouse.staging import staged
 #: ``spread``: by the ids' MD5, so that any part is spread over groups. ``active``: by events, most first.
 Order = Literal["spread", "active"]
 
-#: Verdicts of entities that planning has to look at; see :func:`verdicts`.
+#: Verdicts of entities that planning has to look at; see :func:`count_verdicts`.
 DUE_VERDICTS: Final = ("new", "changed", "expired", "unanswered")
 
 
@@ -96,7 +96,7 @@ def record_renderings(engine: Engine, rows: pa.Table) -> None:
         """)  # noqa: S608 - names of ours
 
 
-def verdicts(engine: Engine, domain: str, kind: str, rules: Rules) -> dict[str, int]:
+def count_verdicts(engine: Engine, domain: str, kind: str, rules: Rules) -> dict[str, int]:
     """How many entities there are of each verdict.
 
     Due are ``new`` ones, never planned; ``changed`` ones, which their last prompt does not show as they are, or which
@@ -110,7 +110,9 @@ def verdicts(engine: Engine, domain: str, kind: str, rules: Rules) -> dict[str, 
         return {row.verdict: row.entities for row in connection.execute(query, _bound(domain, kind, rules))}
 
 
-def due(engine: Engine, domain: str, kind: str, rules: Rules, order: Order = "spread") -> Iterator[pa.RecordBatch]:
+def due_entities(
+    engine: Engine, domain: str, kind: str, rules: Rules, order: Order = "spread"
+) -> Iterator[pa.RecordBatch]:
     """Stream what is due, in schema DUE."""
     columns = ", ".join("attributes::text" if name == "attributes" else name for name in schemas.DUE.names)
     query = text(

@@ -49,7 +49,7 @@ _LONGEST_WITHOUT_MEMORY: Final = 60
 #: Parts that two runs of one domain share, whoever of them did what.
 _SHARED: Final = ("warehouse.entity", "warehouse.knowledge", "warehouse.knowledge_embedding", "warehouse.rendering")
 _PRELOADED: Final = [
-    "dare_core.stages.pipeline", "dare_core.stages.pools", "dare_core.decoding", "dare_core.embedding.encoder",
+    "dare_core.stages.order", "dare_core.decoding", "dare_core.embedding.encoder",
     "tests.faults.stages", "transformers", "sentence_transformers", "great_expectations", "pandas",
     "dare_core.quality.whole_files", "great_expectations.expectations", "sklearn",
 ]  # fmt: skip

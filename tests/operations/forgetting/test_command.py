@@ -30,8 +30,8 @@ from dare_core.operations.forgetting.traces import Entities
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY, Kind
 from dare_core.sources.importer import described, import_tables
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages import embed, generate, load, plan, pools, report, validate
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities
@@ -131,13 +131,13 @@ def engine(settings: Settings) -> Iterator[Engine]:
 
 def refresh(settings: Settings, request: RunRequest) -> None:
     """A run from its plan on, the pools and the report included."""
-    pipeline.plan(settings, request)
-    for part in pipeline.assignments(settings, request):
-        pipeline.generate(settings, request, part)
-    for stage in (pipeline.validate, pipeline.embed, pipeline.load):
+    plan.run(settings, request)
+    for part in plan.assignments(settings, request):
+        generate.run(settings, request, part)
+    for stage in (validate.run, embed.run, load.run):
         stage(settings, request)
-    pipeline.rebuild_pools(settings.model_copy(update={"max_acceptance_loss": 1.0}), "movies")
-    pipeline.report(settings, request)
+    pools.run(settings.model_copy(update={"max_acceptance_loss": 1.0}), request)
+    report.run(settings, request)
 
 
 def clustered(clusters: list[str]) -> GroupModel:
@@ -359,7 +359,7 @@ def test_an_unknown_entity_is_refused_and_nothing_is_removed(settings: Settings,
 
 def test_nothing_is_forgotten_while_a_run_is_in_progress(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="third", max_new_tokens=32)
-    pipeline.plan(settings, request)
+    plan.run(settings, request)
     with pytest.raises(InputError, match="run third is in progress: let it end"):
         forget(settings, USER)
     assert of(engine, USER, "entity")[0]
@@ -391,13 +391,13 @@ def test_texts_in_quarantine_go_with_their_reasons(settings: Settings, engine: E
     strict = (PROJECT_DIR / "config" / "movies.toml").read_text()
     (tmp_path / "config" / "movies.toml").write_text(strict)
     request = RunRequest(run_id="refused", kinds=("user",), max_new_tokens=48)
-    pipeline.plan(settings, request)
-    for part in pipeline.assignments(settings, request):
-        pipeline.generate(settings, request, part)
-    pipeline.validate(settings, request)
-    pipeline.embed(settings, request)
-    pipeline.load(settings, request)
-    pipeline.report(settings, request)
+    plan.run(settings, request)
+    for part in plan.assignments(settings, request):
+        generate.run(settings, request, part)
+    validate.run(settings, request)
+    embed.run(settings, request)
+    load.run(settings, request)
+    report.run(settings, request)
     assert {row.entity_id for row in quarantine.find(engine, run_id="refused")} == {"0", "1", "2"}
     docs = settings.data_docs_dir
     assert list((docs / "validations").glob("*/refused/*/*.html"))

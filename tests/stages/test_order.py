@@ -13,8 +13,8 @@ from dare_core.errors import InputError, QualityError, WarehouseError
 from dare_core.knowledge.shards import Shard, read_plan
 from dare_core.pools import PoolStore
 from dare_core.schemas import ENTITY
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages import embed, generate, load, plan, pools, report, validate
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.evaluations import record_evaluation
@@ -56,38 +56,38 @@ def rows(engine: Engine, statement: str) -> list[tuple[object, ...]]:
 
 
 def generate_all(settings: Settings, request: RunRequest) -> list[dict[str, object]]:
-    pipeline.plan(settings, request)
-    return [pipeline.generate(settings, request, part) for part in pipeline.assignments(settings, request)]
+    plan.run(settings, request)
+    return [generate.run(settings, request, part) for part in plan.assignments(settings, request)]
 
 
 def planned(settings: Settings, request: RunRequest) -> list[Shard]:
-    pipeline.plan(settings, request)
+    plan.run(settings, request)
     return read_plan(settings.run_dir(request.run_id)).shards
 
 
 def test_a_plan_is_made_once_and_cut_into_shards_by_kind(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="r", item_limit=3)
-    summary = pipeline.plan(settings, request)
+    summary = plan.run(settings, request)
     assert {name: summary[name] for name in ("requests", "shards", "tasks")} == {"requests": 5, "shards": 3, "tasks": 3}
     assert [(shard.name, shard.requests, shard.pool_version) for shard in planned(settings, request)] == [
         ("item-0000", 2, None),
         ("item-0001", 1, None),
         ("user-0000", 2, None),
     ]
-    assert pipeline.plan(settings.model_copy(update={"shard_size": 64}), request) == summary
+    assert plan.run(settings.model_copy(update={"shard_size": 64}), request) == summary
     assert rows(engine, "SELECT state, planned FROM knowledge.generation_run") == [("planned", 5)]
 
 
 def test_shards_are_dealt_to_so_many_tasks_at_most_each_to_one(settings: Settings) -> None:
     request = RunRequest(run_id="r")
-    pipeline.plan(settings.model_copy(update={"shard_size": 1}), request)
+    plan.run(settings.model_copy(update={"shard_size": 1}), request)
     few = settings.model_copy(update={"max_generation_tasks": 3})
-    assert pipeline.assignments(few, request) == [
+    assert plan.assignments(few, request) == [
         {"first": 0, "end": 2},
         {"first": 2, "end": 4},
         {"first": 4, "end": 7},
     ]
-    summaries = [pipeline.generate(few, request, part) for part in pipeline.assignments(few, request)]
+    summaries = [generate.run(few, request, part) for part in plan.assignments(few, request)]
     assert [(summary["shards"], summary["texts"]) for summary in summaries] == [(2, 2), (2, 2), (3, 3)]
 
 
@@ -95,12 +95,12 @@ def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Setti
     request = RunRequest(run_id="bad", kinds=("item",))
     generate_all(settings, request)
     with pytest.raises(QualityError, match=r"100% of the 5 texts of run bad failed, more than max_failing_share 25%"):
-        pipeline.validate(settings, request)
+        validate.run(settings, request)
     assert rows(engine, "SELECT state, generated, quarantined FROM knowledge.generation_run") == [("failed", 5, 5)]
     assert not (settings.run_dir("bad") / "validated.parquet").exists()
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(5,)]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(0,)]
-    again = pipeline.plan(settings, RunRequest(run_id="next", kinds=("item",)))
+    again = plan.run(settings, RunRequest(run_id="next", kinds=("item",)))
     assert again["requests"] == 0, "no text is written to fail again"
     assert again["funnel"]["item"]["skipped"] == {"quarantined": 5}
 
@@ -109,10 +109,10 @@ def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engin
     lenient = settings.model_copy(update={"max_failing_share": 1.0})
     request = RunRequest(run_id="lenient", kinds=("user",))
     generate_all(lenient, request)
-    for stage in (pipeline.validate, pipeline.embed, pipeline.load, pipeline.validate, pipeline.embed, pipeline.load):
+    for stage in (validate.run, embed.run, load.run, validate.run, embed.run, load.run):
         stage(lenient, request)
     assert rows(engine, "SELECT state, loaded, quarantined FROM knowledge.generation_run") == [("loaded", 0, 2)]
-    assert pipeline.rebuild_pools(lenient, "movies") == {}
+    assert pools.run(lenient, request) == {}
 
 
 @pytest.mark.parametrize("framework", ["trawl", "rlmrec", "once"])
@@ -124,9 +124,9 @@ def test_every_text_of_every_framework_is_loaded_or_in_quarantine(
     lenient = settings.model_copy(update={"max_failing_share": 1.0, "config_dir": tmp_path})
     request = RunRequest(run_id="r", verification="relaxed")
     generate_all(lenient, request)
-    summary = pipeline.validate(lenient, request)
-    pipeline.embed(lenient, request)
-    loaded = pipeline.load(lenient, request)["loaded"]
+    summary = validate.run(lenient, request)
+    embed.run(lenient, request)
+    loaded = load.run(lenient, request)["loaded"]
     assert (summary["generated"], summary["failed"]) == (7, 0)
     assert loaded + summary["quarantined"] == 7
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(summary["quarantined"],)]
@@ -135,17 +135,17 @@ def test_every_text_of_every_framework_is_loaded_or_in_quarantine(
 def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
     for run_id in ("long", "again"):
-        funnel = pipeline.plan(settings, request.model_copy(update={"run_id": run_id}))["funnel"]["item"]
+        funnel = plan.run(settings, request.model_copy(update={"run_id": run_id}))["funnel"]["item"]
         assert (funnel["requests"], funnel["skipped"]) == (0, {"unfit": 5})
     assert rows(engine, "SELECT rule, count(*) FROM knowledge.quarantine GROUP BY rule") == [("prompt", 5)]
     with pytest.raises(InputError, match="max_new_tokens 5000 leaves no room for a prompt"):
-        pipeline.plan(settings, RunRequest(run_id="longer", max_new_tokens=5000))
+        plan.run(settings, RunRequest(run_id="longer", max_new_tokens=5000))
 
 
 def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settings, engine: Engine) -> None:
     texts = pa.table({"group": ["group 0"], "token_ids": pa.array([[65, 66, 67]], pa.list_(pa.int32()))})
     request = RunRequest(run_id="first", kinds=("item",))
-    pipeline.plan(settings, request)
+    plan.run(settings, request)
     tokenizer_hash = read_plan(settings.run_dir("first")).decoding.tokenizer_hash
     root = settings.pool_dir("movies", "item")
     store = PoolStore(root, WarehouseRegister(engine, "movies", "item", str(root)))
@@ -160,7 +160,7 @@ def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settin
 def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empty_database_url: str) -> None:
     empty = Settings.model_validate(settings.model_dump() | {"warehouse_url": empty_database_url})
     with pytest.raises(WarehouseError, match="dare warehouse upgrade"):
-        pipeline.plan(empty, RunRequest(run_id="r"))
+        plan.run(empty, RunRequest(run_id="r"))
 
 
 @pytest.mark.parametrize("run_id", ["../x", "", "a/b", "-x", "a" * 300])
@@ -190,9 +190,9 @@ def judged_by(settings: Settings, folder: Path, rules: str) -> Settings:
 
 def through(settings: Settings, request: RunRequest) -> dict[str, object]:
     generate_all(settings, request)
-    pipeline.validate(settings, request)
-    pipeline.embed(settings, request)
-    return pipeline.load(settings, request)
+    validate.run(settings, request)
+    embed.run(settings, request)
+    return load.run(settings, request)
 
 
 def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the_report(
@@ -202,7 +202,7 @@ def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the
     loaded = through(lax, RunRequest(run_id="first", kinds=("item",), item_limit=2))
     assert loaded["coverage"] == {"item": 0.4}
     assert loaded["warnings"] == ["share of entities with features: 1 of 1 (item 0.4), bound 1"]
-    page = Path(pipeline.report(lax, RunRequest(run_id="first"))["report"]).read_text()
+    page = Path(report.run(lax, RunRequest(run_id="first"))["report"]).read_text()
     assert "warning: share of entities with features: 1 of 1 (item 0.4), bound 1" in page
     strict = judged_by(settings, tmp_path / "config", JUDGED + "length_drift = { fail = 0 }\n")
     second = RunRequest(run_id="second", kinds=("item",))
@@ -214,7 +214,7 @@ def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the
     ]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(2,)]
     lax = judged_by(settings, tmp_path / "config", JUDGED)
-    assert pipeline.load(lax, second)["loaded"] > 0, "the same texts, by other bounds"
+    assert load.run(lax, second)["loaded"] > 0, "the same texts, by other bounds"
 
 
 def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: Settings, engine: Engine) -> None:
@@ -222,12 +222,10 @@ def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: 
     request = RunRequest(run_id="r", kinds=("user",))
     through(lenient, request)
     [first, _] = quarantine.find(engine)
-    done = quarantine.release(
-        engine, [first.request_id], "ada", lambda texts: pipeline.embedded(lenient, engine, texts)
-    )
+    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: embed.vectors(lenient, engine, texts))
     assert done.released == [first.request_id]
     assert rows(engine, "SELECT user_id FROM features.user") == [(first.entity_id,)]
-    again = pipeline.plan(lenient, RunRequest(run_id="next", kinds=("user",)))
+    again = plan.run(lenient, RunRequest(run_id="next", kinds=("user",)))
     assert again["funnel"]["user"]["skipped"] == {"quarantined": 1, "valid": 1}
 
 
@@ -238,5 +236,5 @@ def test_a_relaxed_plan_falls_back_to_strict_where_the_newest_evaluation_speaks_
     facts = {"domain": "movies", "evaluated_at": NOW, "model": "m", "entities": 400, "seeds": 20, "result": {}}
     record_evaluation(engine, {**facts, **figures, "auc_delta_low": -1.0})
     request = RunRequest(run_id="gated", verification="relaxed")
-    pipeline.plan(settings, request)
+    plan.run(settings, request)
     assert read_plan(settings.run_dir("gated")).decoding.verification == "strict"

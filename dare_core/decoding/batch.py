@@ -1,39 +1,27 @@
-"""Tree attention over a packed batch, registered with transformers' ``AttentionInterface``.
+"""A step's rows as one packed batch: where every sequence's rows lie, and which of them see each other.
 
 All sequences' new rows go through the model side by side as one ``[1, rows]`` batch; attention alone tells them apart.
 A sequence's rows are a chain of tokens that the model has not seen yet and the nodes of a draft tree behind it. They
 attend to the sequence's committed positions and, within the step, to themselves and their ancestors.
-
-The batch does not go through the model's forward: :func:`serving` says which one is meant, and the operator
-``dare::attention``, which to a compiler is as opaque as a matrix product, looks it up.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AttentionInterface
+from torch import Tensor
 
 from dare_core.decoding import kernels
 from dare_core.decoding.kv_cache import KVCache
 from dare_core.drafts import Forest
-
-NAME: Final = "dare_packed"
+from dare_core.storage.machine_code import compiled
 
 #: Slots between neighbours that are read along, masked, so that a view of the cache serves instead of a copy.
 _LARGEST_SPAN: Final = 2.0
 #: Rows of one sequence that one thread works on at a time.
 _TASK_ROWS: Final = 8
-#: Of layers that see everything.
-NO_WINDOW: Final = 1 << 62
 
 
 class PackedBatch:
@@ -104,13 +92,13 @@ class PackedBatch:
         return np.stack([sequence, begin, np.minimum(begin + _TASK_ROWS, sizes[sequence])], axis=1)
 
     @cached_property
-    def groups(self) -> "list[_Group]":
+    def groups(self) -> "list[Group]":
         """How torch's own kernels take them: sequences that write in one call, padded to the largest tree; prompts are
         long and go one by one."""
         single = self.sequences[:, 2] == 1
         parts = [np.flatnonzero(single)] if single.any() else []
         parts += [np.array([i]) for i in np.flatnonzero(~single)]
-        return [_Group(part, *self._layout, self._device) for part in parts]
+        return [Group(part, *self._layout, self._device) for part in parts]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -119,12 +107,12 @@ class PackedBatch:
         """Put all rows' keys and values ``[kv_heads, rows, head_dim]`` behind their sequences' committed ones."""
         self._cache.write(layer, self._places, keys, values)
 
-    def read(self, layer: int, group: "_Group") -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, group: "Group") -> tuple[Tensor, Tensor]:
         """Keys and values that a group attends to."""
         return self._cache.read(layer, group.slots, group.length)
 
 
-class _Group:
+class Group:
     """Sequences that are attended in one call: ``s`` of them, padded to ``n`` rows and ``length`` cache positions."""
 
     def __init__(
@@ -189,131 +177,7 @@ class _Group:
         return self._masks[window]
 
 
-_current: ContextVar[PackedBatch] = ContextVar("_current")
-
-
-@contextmanager
-def serving(batch: PackedBatch) -> Iterator[None]:
-    """The batch that the model's forward, called meanwhile, is of."""
-    token = _current.set(batch)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def current() -> PackedBatch:
-    """The batch that is served."""
-    return _current.get()
-
-
-def prepare(model: nn.Module) -> None:
-    """Number the attention modules by tensors, so that a compiler takes all layers for one and compiles it once."""
-    for module in model.modules():
-        if isinstance(layer := getattr(module, "layer_idx", None), int):
-            module.dare_layer = torch.tensor(layer)
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attention of every sequence to its own cache slot, inside :func:`serving`.
-
-    Args:
-        module: an attention module that :func:`prepare` has seen.
-        query: ``[1, heads, rows, head_dim]``.
-        key, value: ``[1, kv_heads, rows, head_dim]``, written to the cache here.
-
-    Returns:
-        ``[1, rows, heads, head_dim]`` and no weights, as transformers expects.
-    """
-    out = torch.ops.dare.attention(
-        query[0], key[0], value[0], module.dare_layer, scaling, softcap or 0.0, sliding_window or NO_WINDOW
-    )
-    return out[None], None
-
-
-_operators: Final = torch.library.Library("dare", "FRAGMENT")  # type: ignore[no-untyped-call]
-_operators.define(  # type: ignore[no-untyped-call]
-    "attention(Tensor query, Tensor key, Tensor value, Tensor layer, float scale, float softcap, int window) -> Tensor"
-)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, layer: Tensor, scaling: float, softcap: float, window: int
-) -> Tensor:
-    batch, loaded = current(), kernels.load()
-    heads, _, head_dim = query.shape
-    asked = kernels.Attention(int(layer), heads, key.shape[0], head_dim, window, scaling, softcap)
-    batch.asked[asked.layer] = asked
-    if loaded and query.dtype == torch.float32 and query.device.type == "cpu" and head_dim % loaded.lanes == 0:
-        return attend_natively(batch, asked, query, key, value)
-    return attend_by_torch(batch, asked, query, key, value)
-
-
-_operators.impl("attention", _attend, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-
-
-@torch.library.register_fake("dare::attention", lib=_operators)  # type: ignore[untyped-decorator]
-def _attention_shape(query: Tensor, *_: object) -> Tensor:
-    heads, rows, head_dim = query.shape
-    return query.new_empty(rows, heads, head_dim)
-
-
-def attend_natively(batch: PackedBatch, asked: kernels.Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention by ``kernels.cpp``: every sequence's own rows and positions, none padded.
-
-    Args:
-        batch: the step's.
-        asked: the layer, its sizes, and how it scores.
-        query: ``[heads, rows, head_dim]`` float32.
-        key, value: ``[kv_heads, rows, head_dim]``, written to the cache here.
-
-    Returns:
-        ``[rows, heads, head_dim]``.
-    """
-    loaded = kernels.load()
-    assert loaded is not None
-    parts = [part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)]
-    out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-    rows = [kernels.Rows(part.data_ptr(), *part.stride()[:2]) for part in parts]
-    loaded.attention(asked, batch.native, *rows, out.data_ptr())
-    return out
-
-
-def attend_by_torch(batch: PackedBatch, asked: kernels.Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same by torch's own kernels, on any device and in any type; arguments as :func:`attend_natively` has them."""
-    heads, kv_heads, softcap = asked.heads, asked.kv_heads, asked.softcap
-    batch.write(asked.layer, key, value)
-    parts = []
-    for group in batch.groups:
-        keys, values = batch.read(asked.layer, group)
-        queries = group.queries(query, kv_heads)
-        mask = group.mask(heads // kv_heads, asked.window, query.dtype)
-        if not softcap:
-            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=asked.scale)
-        else:
-            scores = torch.tanh(queries @ keys.transpose(2, 3) * (asked.scale / softcap)) * softcap + mask
-            attended = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
-        parts.append(group.unpadded(attended, heads))
-    if len(parts) == 1:  # then its rows are all rows, in order
-        return parts[0].contiguous()
-    out = query.new_empty(query.shape[1], heads, value.shape[2])
-    for group, part in zip(batch.groups, parts, strict=True):
-        out[group.rows] = part
-    return out
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def _lay_out(  # type: ignore[no-untyped-def]
     table, slots, cached, chains, emitting, first_rows, offsets, node_tokens, depths, rows, logit_rows
 ):
@@ -339,7 +203,7 @@ def _lay_out(  # type: ignore[no-untyped-def]
             rows[2, j] = slot * table.shape[1] + cached[i] + j - first_rows[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _show(  # type: ignore[no-untyped-def]
     hidden, members, places, cached, chains, offsets, parents, depths, window
 ):
@@ -364,6 +228,3 @@ def _show(  # type: ignore[no-untyped-def]
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device)
-
-
-AttentionInterface.register(NAME, packed_attention)

@@ -9,14 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, text
+from transformers import AutoTokenizer
 
-from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
+from dare_core.knowledge.planning import Planner
 from dare_core.schemas import ENTITY, GROUPED, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import PullWindow, RunRequest
+from dare_core.stages import group, pull
+from dare_core.stages import plan as planning
+from dare_core.stages.pull import PullWindow
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities, watermark
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import record_run
@@ -68,7 +71,7 @@ def plan(settings: Settings) -> Callable[..., dict[str, Any]]:
     """Plan a run; its funnel of one kind, and the planned entities in the order of their shards."""
 
     def plan(run_id: str, kind: str = "user", **asked: Any) -> dict[str, Any]:
-        funnel = pipeline.plan(settings, RunRequest(run_id=run_id, kinds=(kind,), **asked))["funnel"][kind]  # type: ignore[arg-type]
+        funnel = planning.run(settings, RunRequest(run_id=run_id, kinds=(kind,), **asked))["funnel"][kind]  # type: ignore[arg-type]
         return {"planned": sorted(row["entity_id"] for row in requests(settings, run_id)), **funnel}
 
     return plan
@@ -112,7 +115,7 @@ def test_with_nothing_changed_nothing_is_rendered_and_no_tokenizer_is_loaded(
         "planned": ["0", "1", "2", "3"], "seen": 4, "changed": 4, "expired": 0, "requests": 4, "skipped": {},
     }  # fmt: skip
     answer("first")
-    monkeypatch.setattr(models, "load_tokenizer", lambda settings: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("the tokenizer was loaded"))
     assert plan("second") == {
         "planned": [], "seen": 4, "changed": 0, "expired": 0, "requests": 0, "skipped": {"valid": 4},
     }  # fmt: skip
@@ -129,9 +132,9 @@ def test_only_what_changed_is_rendered(
     answer("first")
     put(engine, item(3, "Another"), item(7))
     rendered = []
-    fit = pipeline.Planner.choose.__globals__["fit_prompt"]
+    fit = Planner.choose.__globals__["fit_prompt"]
     monkeypatch.setitem(
-        pipeline.Planner.choose.__globals__,
+        Planner.choose.__globals__,
         "fit_prompt",
         lambda domain, kind, attributes, *rest: (
             rendered.append(attributes["title"]) or fit(domain, kind, attributes, *rest)
@@ -254,18 +257,18 @@ def test_a_pull_reads_from_before_the_watermark_and_keeps_its_window(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(pipeline, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
+    monkeypatch.setattr(pull, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
     put(engine, kind="user", to=NOW)
     request = RunRequest(run_id="r", as_of=NOW + timedelta(days=1))
-    pipeline.pull(settings, request)
+    pull.run(settings, request)
     put(engine, kind="user", to=NOW + timedelta(days=1))
-    pipeline.pull(settings, request)  # again: the window was fixed
+    pull.run(settings, request)  # again: the window was fixed
     assert asked[0] == asked[1]
     assert asked[0][asked[0].index("--since") + 1] == "user=1998-04-30T23:00:00+00:00"
     assert asked[0].count("--since") == 1
     past = RunRequest(run_id="past", kinds=("user",), as_of=NOW - timedelta(days=1))
-    assert pipeline.pull(settings, past) == {"user": 0}
-    assert pipeline.group(settings, past) == {}
+    assert pull.run(settings, past) == {"user": 0}
+    assert group.run(settings, past) == {}
     assert len(asked) == 2
 
 
@@ -273,14 +276,14 @@ def test_a_clock_that_runs_ahead_moves_no_watermark_into_the_future(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(pipeline, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
+    monkeypatch.setattr(pull, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
     late = datetime.now(UTC) + timedelta(days=3)
-    pipeline.pull(settings, RunRequest(run_id="ahead", as_of=late))
+    pull.run(settings, RunRequest(run_id="ahead", as_of=late))
     until = datetime.fromisoformat(asked[0][asked[0].index("--as-of") + 1])
     assert until < late - timedelta(days=2)
     put(engine, kind="user", to=late)  # it was moved there all the same
     put(engine, kind="item", to=NOW)
-    pipeline.pull(settings, RunRequest(run_id="next"))
+    pull.run(settings, RunRequest(run_id="next"))
     assert [part for part in asked[1] if part.startswith(("user=", "item="))] == ["item=1998-04-30T23:00:00+00:00"]
 
 
@@ -295,8 +298,8 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
     unchanged = [{name: user(0)[name] for name in PULLED.names}]
     shards.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(unchanged, PULLED))
     shards.write_table(run_dir / "pulled" / "gone" / "user" / "0.parquet", pa.table({"entity_id": ["1"]}))
-    monkeypatch.setattr(pipeline, "submit", lambda *arguments: pytest.fail("Spark was started"))
-    assert pipeline.group(settings, request) == {"user_changed": 0, "user_deleted": 1}
+    monkeypatch.setattr(group, "submit", lambda *arguments: pytest.fail("Spark was started"))
+    assert group.run(settings, request) == {"user_changed": 0, "user_deleted": 1}
     assert watermark(engine, "movies", "user") == window.until
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, Any]:
@@ -306,29 +309,29 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
 
     changed = [{name: user(0, events=11)[name] for name in PULLED.names}]
     shards.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
-    monkeypatch.setattr(pipeline, "submit", grouped)
-    assert pipeline.group(settings, request) == {"user": 1, "user_changed": 1, "user_deleted": 0}
+    monkeypatch.setattr(group, "submit", grouped)
+    assert group.run(settings, request) == {"user": 1, "user_changed": 1, "user_deleted": 0}
 
 
 def test_a_run_that_was_not_pulled_cannot_be_grouped(settings: Settings, engine: Engine) -> None:
     with pytest.raises(InputError, match="has not been pulled"):
-        pipeline.group(settings, RunRequest(run_id="r"))
+        group.run(settings, RunRequest(run_id="r"))
 
 
 def test_expected_tokens_time_and_cost_rest_on_earlier_runs(engine: Engine, settings: Settings) -> None:
     put(engine, *map(user, range(10)), *map(item, range(4)))
     dear = settings.model_copy(update={"cost_per_hour": 36.0, "max_generation_tasks": 2})
-    first = pipeline.plan(dear, RunRequest(run_id="first"))
+    first = planning.run(dear, RunRequest(run_id="first"))
     assert first["estimate"] == {
         "tokens": 14 * 16, "seconds": None, "cost": None, "tokens_per_second": None,
         "basis": "item: 16 tokens a text, the most that are allowed; "
         "user: 16 tokens a text, the most that are allowed; no run of this model was measured yet",
     }  # fmt: skip
     assert (first["shards"], first["tasks"]) == (7, 2)
-    assert pipeline.assignments(dear, RunRequest(run_id="first")) == [{"first": 0, "end": 3}, {"first": 3, "end": 7}]
+    assert planning.assignments(dear, RunRequest(run_id="first")) == [{"first": 0, "end": 3}, {"first": 3, "end": 7}]
     measured = {"tokens": 60, "seconds": 3.0, "kinds": {"user": {"texts": 5, "tokens": 60}}}
     record_run(engine, "first", measured=measured)
-    second = pipeline.plan(dear.model_copy(update={"shard_minutes": 0.04}), RunRequest(run_id="second"))
+    second = planning.run(dear.model_copy(update={"shard_minutes": 0.04}), RunRequest(run_id="second"))
     assert second["estimate"]["tokens"] == 10 * 12 + 4 * 16
     assert second["estimate"]["tokens_per_second"] == 20
     assert second["estimate"]["seconds"] == pytest.approx(9.2)

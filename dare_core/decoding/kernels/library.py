@@ -1,28 +1,22 @@
-"""``kernels.cpp``, compiled for the processor at hand on first use: linear layers over few rows, trees' attention.
+"""The compiled kernels as Python sees them: the structures that they take, and the functions.
 
-The library is kept in the user's cache folder, one for each version of the source and kind of processor. Where there is
-no C++ compiler, :func:`load` says so once and returns None, and torch's own kernels serve.
+The structures mirror those in the C++ sources, field by field.
 """
 
 import ctypes
-import hashlib
 import logging
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from dare_core.decoding.kernels.build import built
+
 log = logging.getLogger(__name__)
 
-_SOURCE: Final = Path(__file__).with_suffix(".cpp")
-_OPTIONS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 #: Set to ``0`` to do without.
 _SWITCH: Final = "DARE_KERNELS"
-
 
 #: How weights are stored, by the number that the kernels know it by.
 STORAGES: Final = ("float32", "bfloat16", "int8")
@@ -56,7 +50,7 @@ class Attention(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
-    """A step's rows and the cache that they are written to; see ``attention.PackedBatch``."""
+    """A step's rows and the cache that they are written to; see ``batch.PackedBatch``."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -135,42 +129,8 @@ def load() -> Kernels | None:
     if os.environ.get(_SWITCH) == "0":
         return None
     try:
-        return Kernels(_built())
+        return Kernels(built())
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         log.warning("no compiled kernels, decoding runs on torch's own, which is slower: %s", reason)
         return None
-
-
-def _built() -> Path:
-    source = _SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join([source, " ".join(_OPTIONS).encode(), _processor().encode()])).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dare"
-    library = folder / f"kernels-{key}.so"
-    if library.exists():
-        return library
-    compiler = next(
-        (found for name in (os.environ.get("CXX"), "c++", "g++") if name and (found := shutil.which(name))), ""
-    )
-    if not compiler:
-        raise OSError("there is no C++ compiler on PATH")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / library.name
-        subprocess.run(
-            [compiler, *_OPTIONS, "-shared", "-fPIC", str(_SOURCE), "-o", str(made)],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        made.replace(library)  # whole or not at all, though several processes compile at once
-    return library
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on: a home folder may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,11 +1,13 @@
 """How the kernels come to be: compiled once, kept, and done without where that fails."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dare_core.decoding import kernels
+from dare_core.decoding.kernels import build
 
 load = kernels.load.__wrapped__  # without the memory of earlier calls
 
@@ -24,6 +26,22 @@ def test_they_are_compiled_once_and_kept_whole(cache: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", "")  # nothing to compile with any more
     assert load() is not None
     assert library.stat().st_mtime_ns == made
+
+
+def test_a_change_in_any_source_is_compiled_anew(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = shutil.copytree(Path(build.__file__).parent, tmp_path / "sources")
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done; touch "$1"\n')  # makes what -o, the last, names
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(build, "_FOLDER", sources)
+    made = {build.built(), build.built()}
+    texts = [path for path in sources.iterdir() if path.suffix in {".h", ".cpp"}]
+    for path in texts:
+        path.write_text(path.read_text() + "\n")
+        made.add(build.built())
+    assert len(made) == 1 + len(texts)
+    assert made == set(cache.iterdir())
 
 
 def test_without_a_compiler_a_warning_says_so_and_torchs_kernels_serve(
