@@ -27,7 +27,7 @@ from dare_core.sources.movielens import read_movielens
 from dare_core.stages import group, order, plan, pull
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import load_knowledge
+from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 

@@ -36,7 +36,7 @@ from dare_core.sources.spark_submit import submit
 from dare_core.stages import embed, generate, load, plan, report, validate
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.server import database_url
 from tests.fuzz.effort import tries
 from tests.support.tiny_model import LAX, SPECIAL, save_tiny_model

@@ -47,7 +47,7 @@ def digest(json_line: Json = False) -> None:
     Ends with status 1 where something is neither done nor undone.
     """
     from dare_core.operations import digest as content
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     settings = settings_of()
     with open_warehouse(settings) as (_, engine):

@@ -13,8 +13,8 @@ from dare_core.knowledge import shards
 from dare_core.schemas import KNOWLEDGE, knowledge_embedding
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import encoders
-from dare_core.warehouse import load as warehouse_load
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.session import open_warehouse
+from dare_core.warehouse.vectors import index_vectors, load_vectors
 
 
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def add_encoder(settings: Settings, name: str) -> dict[str, Any]:
     with open_warehouse(settings) as (_, engine):
         encoders.add(engine, name, encoder.width)
         for request_ids, texts in encoders.texts_without(engine, name):
-            count += warehouse_load.load_vectors(engine, _encoded(encoder, request_ids, texts))
-        warehouse_load.index_vectors(engine)
+            count += load_vectors(engine, _encoded(encoder, request_ids, texts))
+        index_vectors(engine)
     return {"encoder": name, "width": encoder.width, "embedded": count}
 
 

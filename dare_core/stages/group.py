@@ -8,9 +8,8 @@ from dare_core.schemas import ENTITY, GONE, GROUPED, PULLED
 from dare_core.sources.spark_submit import submit
 from dare_core.stages.pull import read_window
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import load as warehouse_load
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.entities import Pulled, count_differing, upsert_entities
+from dare_core.warehouse.session import open_warehouse
 
 
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -29,14 +28,14 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     ]
     with open_warehouse(settings) as (url, engine):
         pulled = (shards.read_table(run_dir / "pulled" / kind, PULLED) for kind in window.kinds)
-        differing = sum([warehouse_read.differing(engine, of_kind) for of_kind in pulled])
+        differing = sum([count_differing(engine, of_kind) for of_kind in pulled])
         summary: dict[str, Any] = submit(settings, "group", arguments, url) if differing else {}
         for kind in window.kinds:
             grouped = shards.read_table(run_dir / "grouped" / kind, GROUPED) if differing else GROUPED.empty_table()
             entities = grouped.select(ENTITY.names)
             gone = shards.read_table(run_dir / "pulled" / "gone" / kind, GONE)["entity_id"].to_pylist()
-            seen = warehouse_load.Pulled(request.domain, kind, window.until, gone)
-            changes = warehouse_load.upsert_entities(engine, entities, seen)
+            seen = Pulled(request.domain, kind, window.until, gone)
+            changes = upsert_entities(engine, entities, seen)
             summary |= {f"{kind}_changed": changes.changed, f"{kind}_deleted": changes.deleted}
             summary |= {f"{kind}_forgotten": changes.forgotten} if changes.forgotten else {}
     return summary

@@ -16,9 +16,10 @@ from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
-from dare_core.warehouse import load as warehouse_load
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.features import coverage
+from dare_core.warehouse.knowledge import load_knowledge
+from dare_core.warehouse.runs import feature_profiles, generation_runs, record_run
+from dare_core.warehouse.session import open_warehouse
 
 
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -37,9 +38,9 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     bounds = load_domain(settings, request.domain).quality.features
     with open_warehouse(settings) as (_, engine):
         warnings = _check_features(settings, engine, request, knowledge, served, bounds)
-        summary = warehouse_load.load_knowledge(engine, knowledge, *embeddings)
+        summary = load_knowledge(engine, knowledge, *embeddings)
         loaded = summary.loaded + summary.already_there
-        warehouse_load.record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
+        record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
         release_pools(settings, engine, request)
         coverage, more = _check_coverage(settings, engine, request, knowledge, bounds)
     kinds = sorted(set(knowledge["kind"].to_pylist()))
@@ -56,20 +57,20 @@ def _check_features(
 ) -> list[str]:
     """Check what is to be loaded against the last runs, and keep its own profile for the next ones."""
     profiles = features.profile(knowledge, embeddings)
-    last = warehouse_read.feature_profiles(engine, request.run_id, request.domain, bounds.drift_runs)
+    last = feature_profiles(engine, request.run_id, request.domain, bounds.drift_runs)
     earlier = {
         kind: features.together([features.FeatureProfile(**each) for each in last[kind]])
         for kind in profiles
         if kind in last
     }
     found = features.check_features(knowledge, embeddings, earlier, bounds, settings.data_docs_dir, request.run_id)
-    [record] = warehouse_read.generation_runs(engine, request.run_id)
+    [record] = generation_runs(engine, request.run_id)
     measured = (record["measured"] or {}) | {"features": {kind: vars(each) for kind, each in profiles.items()}}
-    warehouse_load.record_run(engine, request.run_id, measured=measured)
+    record_run(engine, request.run_id, measured=measured)
     try:
         return weigh(settings, request, "features", found, f"the features of run {request.run_id}")
     except QualityError:
-        warehouse_load.record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC))
+        record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC))
         release_pools(settings, engine, request)
         raise
 
@@ -81,7 +82,7 @@ def _check_coverage(
     rows = []
     for kind in sorted(set(knowledge["kind"].to_pylist())):
         ids = knowledge.filter(pc.equal(knowledge["kind"], kind))["request_id"].to_pylist()
-        found = warehouse_read.coverage(engine, request.domain, kind, settings.encoder, ids)
+        found = coverage(engine, request.domain, kind, settings.encoder, ids)
         share = found.covered / found.entities if found.entities else 1.0
         rows.append({"kind": kind, "loaded": found.loaded / len(ids), "coverage": round(share, 4)})
     checked = features.check_coverage(rows, bounds, settings.data_docs_dir, request.run_id) if rows else []

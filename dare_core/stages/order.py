@@ -6,9 +6,9 @@ from typing import Any
 from dare_core.config.settings import Settings
 from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import read as warehouse_read
+from dare_core.warehouse.runs import run_state
 from dare_core.warehouse.server import serving
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.session import open_warehouse
 
 
 def run(
@@ -47,5 +47,5 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
     others to write.
     """
     with open_warehouse(settings) as (_, engine):
-        found = warehouse_read.run_state(engine, request.run_id)
+        found = run_state(engine, request.run_id)
     return found is not None and found.planned > 0 and found.state in ("loaded", "failed")

@@ -5,8 +5,7 @@ from sqlalchemy import Engine
 from dare_core.config.settings import Settings
 from dare_core.schemas import Kind
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.pools import current_pool, pool_store
 
 
 def pin_pool(settings: Settings, engine: Engine, request: RunRequest, kind: Kind, tokenizer_hash: str) -> str | None:
@@ -15,7 +14,7 @@ def pin_pool(settings: Settings, engine: Engine, request: RunRequest, kind: Kind
     Returns:
         The version; None where there is none, or none of this tokenizer.
     """
-    pool = warehouse_read.current_pool(engine, request.domain, kind)
+    pool = current_pool(engine, request.domain, kind)
     if pool is None or pool["tokenizer_hash"] != tokenizer_hash:
         return None
     version: str = pool["version"]

@@ -22,9 +22,11 @@ from dare_core.knowledge.shards import Plan, Shard
 from dare_core.schemas import QUARANTINE, RENDERING, Kind
 from dare_core.stages.pins import pin_pool
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import load as warehouse_load
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse import quarantine
+from dare_core.warehouse.knowledge import request_states
+from dare_core.warehouse.renderings import DUE_VERDICTS, Rules, count_verdicts, due_entities, record_renderings
+from dare_core.warehouse.runs import Throughput, record_run, throughput
+from dare_core.warehouse.session import open_warehouse
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class _Terms(NamedTuple):
     decoding: Decoding
     prompt_files: str
     max_prompt_tokens: int
-    measured: warehouse_read.Throughput
+    measured: Throughput
 
 
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def _terms(settings: Settings, engine: Engine, request: RunRequest) -> _Terms:
     room = prompts.context_length - decoding.max_new_tokens
     if room < 1:
         raise InputError(f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}")
-    measured = warehouse_read.throughput(engine, domain.name, decoding.model, decoding.max_new_tokens)
+    measured = throughput(engine, domain.name, decoding.model, decoding.max_new_tokens)
     return _Terms(domain, decoding, prompts.files, room, measured)
 
 
@@ -129,20 +131,20 @@ def _choose(
     """Of one kind, who is asked about; and what becomes of the others. Nothing is written."""
     domain, room = terms.domain, terms.max_prompt_tokens
     rules = _rules(domain, request, identify_settings(domain, kind, terms.decoding, terms.prompt_files, room))
-    verdicts = warehouse_read.verdicts(engine, domain.name, kind, rules)
+    verdicts = count_verdicts(engine, domain.name, kind, rules)
     choice = Choice()
-    if any(verdicts.get(verdict) for verdict in warehouse_read.DUE_VERDICTS):
-        states = partial(warehouse_read.request_states, engine, expired_before=rules.expired_before)
+    if any(verdicts.get(verdict) for verdict in DUE_VERDICTS):
+        states = partial(request_states, engine, expired_before=rules.expired_before)
         encoder = ChatEncoder(models.load_tokenizer(settings))
         planner = Planner(domain, encoder, terms.decoding, room, rules.settings, states)
-        due = warehouse_read.due(engine, domain.name, kind, rules, request.order)
+        due = due_entities(engine, domain.name, kind, rules, request.order)
         choice = planner.choose(kind, due, request.limit(kind))
     return choice, Funnel.of(verdicts, len(choice.requests), choice.settled)
 
 
-def _rules(domain: Domain, request: RunRequest, identified: str) -> warehouse_read.Rules:
+def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
     days = domain.knowledge.expires_after_days
-    return warehouse_read.Rules(
+    return Rules(
         settings=identified,
         min_new_events=domain.knowledge.min_new_events,
         expired_before=None if days is None else datetime.now(UTC) - timedelta(days=days),
@@ -159,8 +161,8 @@ def _record_and_pin(
         The pinned version; None where nobody is asked about, or there is no pool to use.
     """
     unfit = [{**row, "run_id": request.run_id} for row in choice.unfit]
-    warehouse_load.quarantine(engine, pa.Table.from_pylist(unfit, QUARANTINE))
-    warehouse_load.record_renderings(engine, pa.Table.from_pylist(choice.rendered, RENDERING))
+    quarantine.record(engine, pa.Table.from_pylist(unfit, QUARANTINE))
+    record_renderings(engine, pa.Table.from_pylist(choice.rendered, RENDERING))
     if not choice.requests:
         return None
     return pin_pool(settings, engine, request, kind, terms.decoding.tokenizer_hash)
@@ -177,7 +179,7 @@ def _write(
 def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:
     """Let the warehouse know the run; one that writes nothing is done."""
     done = {} if planned.shards else {"finished_at": planned.started_at, "loaded": 0}
-    warehouse_load.record_run(
+    record_run(
         engine,
         request.run_id,
         domain=planned.domain,

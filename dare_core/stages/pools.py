@@ -24,9 +24,10 @@ from dare_core.pools.segments import SegmentEntry
 from dare_core.schemas import KINDS, Kind
 from dare_core.sources.spark_submit import submit
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.group_pointer import WarehousePointer
-from dare_core.warehouse.stores import open_warehouse, pool_store
+from dare_core.warehouse.group_models import WarehousePointer
+from dare_core.warehouse.knowledge import newest_texts, pool_loads, pool_texts
+from dare_core.warehouse.pools import pool_store
+from dare_core.warehouse.session import open_warehouse
 
 #: The newest texts of a kind that a candidate is measured on.
 PROBE_TEXTS: Final = 64
@@ -127,7 +128,7 @@ def _compare(
 ) -> dict[str, Any]:
     if current is None or current.tokenizer_hash != candidate.tokenizer_hash:
         return {"tokens_per_step": None, "current_tokens_per_step": None, "falls": False}
-    newest = warehouse_read.newest_texts(engine, build.domain, kind, build.tokenizer_hash, PROBE_TEXTS)
+    newest = newest_texts(engine, build.domain, kind, build.tokenizer_hash, PROBE_TEXTS)
     probe = Probe(
         [np.array(ids, np.int32) for ids in newest["token_ids"].to_pylist()],
         newest["group"].to_pylist(),
@@ -165,16 +166,16 @@ def refresh_pool(
     base = before if before and before.tokenizer_hash == build.tokenizer_hash else None
     mark = _read_mark(store, base.version) if base else None
     since = mark.newest if mark else None
-    loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
+    loads = pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
     if mark and loads.earlier != mark.texts:  # the clock was set back, or texts were removed
         since = None
-        loads = warehouse_read.pool_loads(engine, build.domain, kind, build.tokenizer_hash)
+        loads = pool_loads(engine, build.domain, kind, build.tokenizer_hash)
     if loads.newest is None:
         return base
     scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
     builder = PoolBuilder(store, settings.model, build.tokenizer_hash, build.vocabulary, scheme)
     if loads.texts < settings.spark_pool_texts:
-        texts = warehouse_read.pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
+        texts = pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
         manifest = builder.add(texts) if base else builder.build(texts)
     else:
         segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)

@@ -17,8 +17,9 @@ from dare_core.schemas import PULLED, Kind
 from dare_core.sources.spark_submit import submit
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.connection import clock
+from dare_core.warehouse.entities import watermark
+from dare_core.warehouse.session import open_warehouse
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,10 @@ def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWin
     The end is never later than now, by the clock of this machine and by that of the database: a watermark in the future
     would leave out all that changes until then. Where there is one, since a clock was set back, all is read again.
     """
-    now = min(datetime.now(UTC), warehouse_read.clock(engine))
+    now = min(datetime.now(UTC), clock(engine))
     until = min(request.as_of or now, now)
     overlap = timedelta(minutes=domain.source.overlap_minutes)
-    marks = {kind: warehouse_read.watermark(engine, domain.name, kind) for kind in request.kinds}
+    marks = {kind: watermark(engine, domain.name, kind) for kind in request.kinds}
     since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None and mark <= now}
     kinds = tuple(kind for kind in request.kinds if kind not in since or since[kind] <= until)
     return PullWindow(until=until, since={kind: since[kind] for kind in kinds if kind in since}, kinds=kinds)

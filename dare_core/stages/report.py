@@ -6,7 +6,7 @@ from dare_core.config.settings import Settings
 from dare_core.reports.facts import gather
 from dare_core.reports.page import figures, write_report
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.session import open_warehouse
 
 
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:

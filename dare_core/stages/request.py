@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 from dare_core.config.settings import Share, Verification
 from dare_core.schemas import KINDS, Kind
-from dare_core.warehouse import read as warehouse_read
+from dare_core.warehouse.renderings import Order
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -27,7 +27,7 @@ class RunRequest(BaseModel):
     min_prob: Share | None = None
     max_new_tokens: int | None = Field(None, ge=1)
     as_of: AwareDatetime | None = Field(None, description="nothing that happened later is seen; default: now")
-    order: warehouse_read.Order = Field("spread", description="who comes first under a limit; active: by events")
+    order: Order = Field("spread", description="who comes first under a limit; active: by events")
 
     @field_validator("run_id")
     @classmethod

@@ -17,9 +17,10 @@ from dare_core.quality.texts import validate
 from dare_core.schemas import KINDS
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import load as warehouse_load
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse import quarantine
+from dare_core.warehouse.entities import attributes
+from dare_core.warehouse.runs import record_run
+from dare_core.warehouse.session import open_warehouse
 
 
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
@@ -60,9 +61,9 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     )
     lost = 1 - len(outcome.passed) / planned.requests if planned.requests else 0.0
     with open_warehouse(settings) as (_, engine):
-        warehouse_load.quarantine(engine, refused, outcome.refused)
+        quarantine.record(engine, refused, outcome.refused)
         if lost > settings.max_failing_share:
-            warehouse_load.record_run(
+            record_run(
                 engine, request.run_id, state="failed", finished_at=datetime.now(UTC), measured=measured, **counts
             )
             release_pools(settings, engine, request)
@@ -70,7 +71,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
                 f"{lost:.0%} of the {planned.requests} texts of run {request.run_id} failed, more than "
                 f"max_failing_share {settings.max_failing_share:.0%}; they are in quarantine, see {outcome.docs_index}"
             )
-        warehouse_load.record_run(engine, request.run_id, measured=measured, **counts)
+        record_run(engine, request.run_id, measured=measured, **counts)
     shards.write_table(run_dir / "validated.parquet", outcome.passed)
     return {**counts, "passed": len(outcome.passed), "data_docs": str(outcome.docs_index)}
 
@@ -80,7 +81,7 @@ def _attributes(engine: Engine, staged: pa.Table, domain: str) -> dict[tuple[str
     return {
         (kind, entity_id): found
         for kind in KINDS
-        for entity_id, found in warehouse_read.attributes(
+        for entity_id, found in attributes(
             engine, domain, kind, staged.filter(pc.equal(staged["kind"], kind))["entity_id"].to_pylist()
         ).items()
     }

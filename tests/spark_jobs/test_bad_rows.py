@@ -24,7 +24,7 @@ from dare_core.quality.source import check_source
 from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
 from dare_core.stages import plan
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.entities import upsert_entities
 from spark_jobs.pull import pull
 from tests.support.bad_input_table import Row, rows
 from tests.support.tiny_model import save_tiny_model

@@ -16,8 +16,9 @@ from dare_core.schemas import ENTITY
 from dare_core.stages import embed, generate, load, plan, pools, report, validate
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
-from dare_core.warehouse.load import record_evaluation, upsert_entities
-from dare_core.warehouse.pool_register import WarehouseRegister
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.evaluations import record_evaluation
+from dare_core.warehouse.pools import WarehouseRegister
 from tests.support.tiny_model import LAX, save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)

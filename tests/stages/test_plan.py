@@ -20,8 +20,9 @@ from dare_core.stages import group, pull
 from dare_core.stages import plan as planning
 from dare_core.stages.pull import PullWindow
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import read
-from dare_core.warehouse.load import EntityChanges, Pulled, load_knowledge, record_run, upsert_entities
+from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities, watermark
+from dare_core.warehouse.knowledge import load_knowledge
+from dare_core.warehouse.runs import record_run
 from tests.support.tiny_model import save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
@@ -247,7 +248,7 @@ def test_a_run_of_the_past_replaces_nothing_newer_and_sees_nothing_later(engine:
     past = NOW - timedelta(days=10)
     early = user(0, events=3, as_of=past)
     assert put(engine, early, user(1, as_of=past), kind="user", to=past, gone=["0"]) == EntityChanges(1, 0)
-    assert read.watermark(engine, "movies", "user") == NOW
+    assert watermark(engine, "movies", "user") == NOW
     planned = plan("past", as_of=past)
     assert (planned["planned"], planned["skipped"]) == (["1"], {"later_than_as_of": 1})
 
@@ -299,7 +300,7 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
     shards.write_table(run_dir / "pulled" / "gone" / "user" / "0.parquet", pa.table({"entity_id": ["1"]}))
     monkeypatch.setattr(group, "submit", lambda *arguments: pytest.fail("Spark was started"))
     assert group.run(settings, request) == {"user_changed": 0, "user_deleted": 1}
-    assert read.watermark(engine, "movies", "user") == window.until
+    assert watermark(engine, "movies", "user") == window.until
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, Any]:
         table = pa.Table.from_pylist([user(0, events=11) | {"group_rule": "attribute"}], GROUPED)

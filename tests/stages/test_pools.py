@@ -18,8 +18,9 @@ from dare_core.operations import maintenance
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE
 from dare_core.stages import pools
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import load, read
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.knowledge import load_knowledge, request_states
+from dare_core.warehouse.pools import current_pool, pool_store
+from dare_core.warehouse.quarantine import record
 from tests.support.tiny_model import save_tiny_model
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -61,11 +62,11 @@ def load_texts(settings: Settings, engine: Engine, entities: range) -> None:
         }
         for number in entities
     ]
-    load.load_knowledge(engine, pa.Table.from_pylist(rows, KNOWLEDGE), KNOWLEDGE_EMBEDDING.empty_table())
+    load_knowledge(engine, pa.Table.from_pylist(rows, KNOWLEDGE), KNOWLEDGE_EMBEDDING.empty_table())
 
 
 def current(engine: Engine) -> str | None:
-    pool = read.current_pool(engine, "movies", "item")
+    pool = current_pool(engine, "movies", "item")
     return pool and pool["version"]
 
 
@@ -174,15 +175,15 @@ def quarantine(engine: Engine, request_id: str, rule: str) -> None:
         "entity_id": "7",
         "quarantined_at": datetime.now(UTC),
     }
-    load.quarantine(engine, pa.Table.from_pylist([row], QUARANTINE))
+    record(engine, pa.Table.from_pylist([row], QUARANTINE))
 
 
 def test_a_quarantined_request_is_asked_again_so_many_times_and_no_more(settings: Settings, engine: Engine) -> None:
     for tries in (1, 2):
         quarantine(engine, f"try {tries}", "repetition")
-        assert read.request_states(engine, [f"try {tries}"]) == {f"try {tries}": "quarantined"}
+        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "quarantined"}
         assert maintenance.retry_quarantine(settings) == {"released": 1}
-        assert read.request_states(engine, [f"try {tries}"]) == {f"try {tries}": "closed"}
+        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "closed"}
     quarantine(engine, "try 3", "repetition")
     assert maintenance.retry_quarantine(settings) == {"released": 0}
 

@@ -12,10 +12,10 @@ from dare_core import schemas
 from dare_core.config.settings import Settings
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore
 from dare_core.pools import PoolManifest, PoolStore
+from dare_core.stages import pools
 from dare_core.stages.pools import Build, refresh_pool
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.group_pointer import WarehousePointer
-from dare_core.warehouse.load import load_knowledge
+from dare_core.warehouse.group_models import WarehousePointer
+from dare_core.warehouse.knowledge import load_knowledge
 
 Load = Callable[..., None]
 BUILD = Build("movies", "hash", 1000)
@@ -70,10 +70,8 @@ def test_what_was_loaded_since_is_added_and_read_once(
     assert refresh() == first  # nothing new: the same version
     load(a=("Drama", [4, 5]), c=("Comedy", [6]))
     read: list[int] = []
-    texts = warehouse_read.pool_texts
-    monkeypatch.setattr(
-        warehouse_read, "pool_texts", lambda *given: (found := texts(*given), read.append(len(found)))[0]
-    )
+    texts = pools.pool_texts
+    monkeypatch.setattr(pools, "pool_texts", lambda *given: (found := texts(*given), read.append(len(found)))[0])
     second = refresh()
     assert held(second) == {"Drama": 2, "日本": 1, "Comedy": 1}
     assert read == [2]  # not those of the first load

@@ -13,7 +13,7 @@ from dare_core.sources.shop import advance, make_shop
 from dare_core.sources.spark_submit import submit
 from dare_core.stages import group, plan, pull
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import read
+from dare_core.warehouse.entities import watermark
 from tests.support.tiny_model import save_tiny_model
 
 #: Left out of the domain's file here: fitting factors takes longer than everything else together.
@@ -48,7 +48,7 @@ def test_a_day_in_the_shop_costs_what_it_changed(
     assert (grouped["item_changed"], grouped["user_changed"]) == (120, 150)
     assert planned["requests"] == 270
     assert count("SELECT count(DISTINCT group_name) FROM knowledge.entity WHERE kind = 'user'") > 2
-    mark = read.watermark(engine, "shop", "user")
+    mark = watermark(engine, "shop", "user")
     assert mark is not None and mark >= before
 
     day = advance(engine, 1)

@@ -4,7 +4,6 @@ Ids are often short numbers, which stand everywhere and mean nothing. So an id c
 kind or of its column, and by itself only where it is long enough to be nothing else.
 """
 
-import hashlib
 import html
 import json
 import re
@@ -15,7 +14,11 @@ from typing import Any, Final
 
 from markupsafe import escape
 
-from dare_core.config.kinds import Kind
+from dare_core.schemas import Kind
+from dare_core.warehouse.entities import tombstone
+
+#: SQL: a row is about the entities whose :attr:`Entities.bound` is bound.
+OWN: Final = "domain = %(domain)s AND kind = %(kind)s AND entity_id = ANY(%(ids)s::text[])"
 
 #: Shorter texts and titles may well be somebody else's.
 SHORTEST_TEXT: Final = 20
@@ -44,13 +47,13 @@ class Entities:
         """What is kept of each, by id."""
         return {entity_id: tombstone(self.domain, self.kind, entity_id) for entity_id in self.ids}
 
+    @property
+    def bound(self) -> dict[str, Any]:
+        """For :data:`OWN`."""
+        return {"domain": self.domain, "kind": self.kind, "ids": list(self.ids)}
+
     def __str__(self) -> str:
         return f"{self.kind} {', '.join(self.ids)} of {self.domain}"
-
-
-def tombstone(domain: str, kind: str, entity_id: str) -> str:
-    """What stands for a forgotten entity, 64 hex digits. PostgreSQL and Spark hash the same string."""
-    return hashlib.sha256(f"{domain}/{kind}/{entity_id}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def written_forms(text: str) -> list[str]:
     shown = {text, html.escape(text), str(escape(text))}
     quoted = {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in shown for ascii_only in (True, False)}
     return sorted(shown | quoted)
+
+
+def storable(text: str) -> str:
+    """A text as the warehouse holds it: without NUL characters, as quarantine writes them."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class Sought:

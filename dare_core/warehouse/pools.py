@@ -1,13 +1,16 @@
-"""Which pool version is in force, and which are in use, as rows of the warehouse."""
+"""Retrieval pools (tables ``pool_version``, ``pool_pin``): which version is in force, and which are in use."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
+from dare_core.config.settings import Settings
 from dare_core.errors import PoolError, WarehouseError
+from dare_core.pools import PoolStore
 from dare_core.pools.manifest import GLOBAL_GROUP, PoolManifest
 from dare_core.pools.register import published_meanwhile
 from dare_core.schemas import Kind
@@ -125,3 +128,26 @@ class WarehouseRegister:
             "is_current": True,
             "created_at": datetime.now(UTC),
         }
+
+
+def pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
+    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
+    root = settings.pool_dir(domain, kind)
+    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)
+
+
+def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | None:
+    """The row of POOL_VERSION that new runs draft from; None before the first."""
+    query = select(POOL_VERSION).where(
+        POOL_VERSION.c.domain == domain, POOL_VERSION.c.kind == kind, POOL_VERSION.c.is_current
+    )
+    with engine.connect() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+        return dict(row) if row else None
+
+
+def pool_versions(engine: Engine, domain: str, versions: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of POOL_VERSION of some of a domain's versions."""
+    query = select(POOL_VERSION).where(POOL_VERSION.c.domain == domain, POOL_VERSION.c.version.in_(versions))
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query.order_by(POOL_VERSION.c.kind)).mappings()]

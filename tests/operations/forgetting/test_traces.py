@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dare_core.warehouse.traces import Entities, Sought, Traces, id_pattern, tombstone
+from dare_core.operations.forgetting.traces import Entities, Sought, Traces, id_pattern
 
 SEVEN = Entities("movies", "user", ("7",))
 ADA = Entities("movies", "user", ("ada-lovelace",))
@@ -66,10 +66,3 @@ def test_traces_are_read_as_they_were_written() -> None:
     traces = Traces(frozenset("r"), frozenset([TEXT]), frozenset(), frozenset([(1, 2), (3,)]))
     assert Traces.of_json(traces.to_json().encode()) == traces
     assert not Traces()
-
-
-def test_a_tombstone_tells_domains_kinds_and_ids_apart() -> None:
-    keys = (("a", "user", "1"), ("b", "user", "1"), ("a", "item", "1"), ("a", "user", "2"))
-    marks = {tombstone(*key) for key in keys}
-    assert len(marks) == 4
-    assert all(re.fullmatch("[0-9a-f]{64}", mark) for mark in marks)

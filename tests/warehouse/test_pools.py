@@ -7,8 +7,7 @@ from sqlalchemy import Engine
 
 from dare_core.errors import PoolError, WarehouseError
 from dare_core.pools import Pool, PoolBuilder, PoolManifest, PoolStore, retention
-from dare_core.warehouse import read
-from dare_core.warehouse.pool_register import WarehouseRegister
+from dare_core.warehouse.pools import WarehouseRegister, current_pool
 
 Build = Callable[..., PoolManifest]
 
@@ -25,11 +24,11 @@ def build(pools: PoolStore, *token_ids: int) -> PoolManifest:
 def test_the_version_in_force_is_a_row_of_the_warehouse(pools: PoolStore, engine: Engine, tmp_path: Path) -> None:
     assert pools.versions() == []
     first, second = build(pools, 1, 2), build(pools, 3)
-    row = read.current_pool(engine, "movies", "item")
+    row = current_pool(engine, "movies", "item")
     assert row is not None
     assert (row["version"], row["groups"], row["texts"], row["tokens"]) == (second.version, 1, 1, 1)
     assert row["location"] == str(tmp_path)
-    assert read.current_pool(engine, "movies", "user") is None
+    assert current_pool(engine, "movies", "user") is None
     assert pools.versions() == [second.version, first.version]
     assert not (tmp_path / "CURRENT").exists()
     assert retention.rollback(pools).version == first.version == pools.current()

@@ -1,4 +1,4 @@
-"""Which group model is in force, as a row of the warehouse."""
+"""Group models (table ``group_model``): which version is in force."""
 
 from datetime import UTC, datetime
 

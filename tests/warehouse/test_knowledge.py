@@ -1,9 +1,8 @@
-"""Loading, on a real database."""
+"""Texts loaded, closed and read, on a real database."""
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -13,16 +12,8 @@ from sqlalchemy import Engine
 
 from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
-from dare_core.warehouse import read
-from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import (
-    EntityChanges,
-    LoadSummary,
-    load_knowledge,
-    quarantine,
-    record_run,
-    upsert_entities,
-)
+from dare_core.warehouse.entities import EntityChanges, upsert_entities
+from dare_core.warehouse.knowledge import LoadSummary, load_knowledge, pool_texts, request_states
 
 Rows = Callable[..., pa.Table]
 
@@ -93,7 +84,7 @@ def test_a_new_text_closes_the_entitys_earlier_one(engine: Engine, knowledge_row
         WHERE old.request_id = 'r1' AND new.request_id = 'r1b'
     """,
     ) == [(True, True)]
-    assert read.request_states(engine, ["r1", "r1b", "r2", "u1", "none"]) == {
+    assert request_states(engine, ["r1", "r1b", "r2", "u1", "none"]) == {
         "r1": "closed", "r1b": "valid", "r2": "valid", "u1": "valid"
     }  # fmt: skip
 
@@ -186,80 +177,6 @@ def test_rows_that_cannot_be_stored_are_refused(
         load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1", **row}]), embedding_rows([]))
 
 
-def test_rows_without_a_column_are_refused(engine: Engine, entity_rows: Rows) -> None:
-    with pytest.raises(InputError, match="group_name"):
-        upsert_entities(engine, entity_rows([{"entity_id": "1"}]).drop(["group_name"]))
-
-
-def test_a_database_without_tables_asks_for_the_upgrade(empty_database_url: str, entity_rows: Rows) -> None:
-    engine = connect(empty_database_url)
-    with pytest.raises(WarehouseError, match="run `dare warehouse upgrade`"):
-        upsert_entities(engine, entity_rows([{"entity_id": "1"}]))
-    engine.dispose()
-
-
-def test_an_entity_is_updated_only_when_something_changed(engine: Engine, entity_rows: Rows) -> None:
-    early, late = datetime(1998, 1, 1, tzinfo=UTC), datetime(1998, 2, 1, tzinfo=UTC)
-
-    def upsert(attributes: str, data_as_of: datetime) -> tuple[int, datetime, str]:
-        changed = upsert_entities(
-            engine, entity_rows([{"entity_id": "1", "attributes": attributes, "data_as_of": data_as_of}])
-        ).changed
-        [(moment, title)] = _all(engine, "SELECT data_as_of, attributes ->> 'title' FROM knowledge.entity")
-        return changed, moment, title
-
-    assert upsert('{"title": "Heat", "year": 1995}', late) == (1, late, "Heat")
-    assert upsert('{"year":1995,"title":"Heat"}', late) == (0, late, "Heat"), "the same JSON, written otherwise"
-    assert upsert('{"title": "Heat", "year": 1995}', early) == (0, late, "Heat"), "alone, data_as_of never moves back"
-    assert upsert('{"title": "Ronin", "year": 1998}', early) == (1, early, "Ronin")
-    assert upsert('{"title": "Ronin", "year": 1998}', late) == (1, late, "Ronin")
-
-
-def test_entities_that_come_twice_or_with_broken_json_are_refused(engine: Engine, entity_rows: Rows) -> None:
-    with pytest.raises(InputError, match="movies item 1 more than once"):
-        upsert_entities(engine, entity_rows([{"entity_id": "1"}, {"entity_id": "1"}]))
-    with pytest.raises(InputError, match="json"):
-        upsert_entities(engine, entity_rows([{"entity_id": "1", "attributes": "{broken"}]))
-
-
-def test_quarantine_keeps_a_text_once_per_rule_whatever_it_holds(
-    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
-) -> None:
-    row = {
-        "request_id": "r1", "domain": "movies", "kind": "item", "entity_id": "1", "run_id": "run-1", "value": None,
-        "text": "nul \0 inside", "quarantined_at": datetime(2026, 1, 1, tzinfo=UTC),
-    }  # fmt: skip
-    rows = pa.Table.from_pylist([{**row, "rule": "printable"}, {**row, "rule": "length"}], schemas.QUARANTINE)
-    assert quarantine(engine, rows) == 2
-    assert quarantine(engine, rows) == 0
-    assert _all(engine, "SELECT DISTINCT text FROM knowledge.quarantine") == [("nul \N{REPLACEMENT CHARACTER} inside",)]
-    assert read.request_states(engine, ["r1"]) == {"r1": "quarantined"}
-    load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows([]))
-    assert read.request_states(engine, ["r1"]) == {"r1": "valid"}
-
-
-def test_a_run_is_recorded_column_by_column(engine: Engine) -> None:
-    began = datetime(2026, 1, 1, tzinfo=UTC)
-    planned = {
-        "domain": "movies",
-        "state": "planned",
-        "params": '{"top_k": 2}',
-        "model": "m",
-        "started_at": began,
-        "planned": 5,
-    }
-    record_run(engine, "run-1", **planned)
-    record_run(engine, "run-1", **planned)
-    record_run(engine, "run-1", state="loaded", loaded=4)
-    assert _all(engine, "SELECT state, planned, loaded, params ->> 'top_k' FROM knowledge.generation_run") == [
-        ("loaded", 5, 4, "2")
-    ]
-    with pytest.raises(WarehouseError, match="run-2 cannot be recorded"):
-        record_run(engine, "run-2", state="loaded")
-    with pytest.raises(WarehouseError, match="generation_run_state"):
-        record_run(engine, "run-1", state="dancing")
-
-
 def test_where_the_clock_was_set_back_validity_goes_on_from_where_it_was(
     engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
 ) -> None:
@@ -290,3 +207,26 @@ def test_a_commit_whose_answer_is_lost_is_loaded_again_and_changes_nothing(
     finally:
         engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
     assert load_knowledge(engine, rows, embedding_rows(["r1"])) == LoadSummary(0, 1, 0)
+
+
+def test_pool_texts_are_all_texts_of_a_tokenizer(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:
+    none = embedding_rows([])
+    load_knowledge(engine, knowledge_rows([{"request_id": "b", "entity_id": "1", "token_ids": [1]}]), none)
+    load_knowledge(
+        engine,
+        knowledge_rows(
+            [
+                {"request_id": "a", "entity_id": "1", "token_ids": [2, 3], "group_name": "Comedy"},
+                {"request_id": "c", "entity_id": "2", "tokenizer_hash": "another"},
+                {"request_id": "d", "entity_id": "3", "kind": "user"},
+            ]
+        ),
+        none,
+    )
+    texts = pool_texts(engine, "movies", "item", "t")
+    assert texts.schema == schemas.POOL_KNOWLEDGE
+    assert [(row["group"], row["token_ids"], row["entity_id"]) for row in texts.to_pylist()] == [
+        ("Comedy", [2, 3], "1"),
+        ("Drama", [1], "1"),
+    ]
+    assert pool_texts(engine, "books", "item", "t").num_rows == 0

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Final
 
-from bench.soak import answer_questions
+from bench.soak.processes import answer_questions
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import PoolError
 from dare_core.pools import PoolBuilder, retention
 from dare_core.schemas import KINDS
-from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.knowledge import pool_texts
+from dare_core.warehouse.pools import pool_store
 
 _PAUSE: Final = 5.0
 _KEPT: Final = 5
@@ -34,7 +34,7 @@ def publish(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
         time.sleep(_PAUSE)
         left_out, said = next(rounds) % 2, {"published": 0, "lost": 0}
         for kind, store in stores.items():
-            texts = warehouse_read.pool_texts(engine, "movies", kind, tokenizer_hash)
+            texts = pool_texts(engine, "movies", kind, tokenizer_hash)
             try:
                 PoolBuilder(store, settings.model, tokenizer_hash, len(tokenizer)).build(texts.slice(left_out))
                 said["published"] += 1

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import text
 
-from bench.soak import answer_questions
+from bench.soak.processes import answer_questions
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.decoding import Request
@@ -18,7 +18,7 @@ from dare_core.knowledge.writer import Writer
 from dare_core.pools import Pool
 from dare_core.schemas import KINDS
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.pools import pool_store
 
 _TEXTS: Final = 4
 

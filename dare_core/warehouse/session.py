@@ -1,4 +1,4 @@
-"""The warehouse and the retrieval pools, opened for the length of a stage."""
+"""The warehouse, served and at the current schema, for the length of a stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,8 @@ from sqlalchemy.exc import OperationalError
 
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
-from dare_core.pools import PoolStore
-from dare_core.schemas import Kind
 from dare_core.warehouse.connection import connect, reason
 from dare_core.warehouse.migrate import require_current
-from dare_core.warehouse.pool_register import WarehouseRegister
 from dare_core.warehouse.server import serving
 
 
@@ -41,9 +38,3 @@ def open_warehouse(settings: Settings) -> Iterator[Warehouse]:
             raise WarehouseError(f"the warehouse broke off; run the same again: {reason(error)}") from error
         finally:
             engine.dispose()
-
-
-def pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
-    """The pool of one kind; which version is in force and which are in use, the warehouse says."""
-    root = settings.pool_dir(domain, kind)
-    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)

@@ -7,7 +7,7 @@ from dare_core.errors import WarehouseError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore
 from dare_core.schemas import Kind
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.group_pointer import WarehousePointer
+from dare_core.warehouse.group_models import WarehousePointer
 
 
 def model(*names: str) -> GroupModel:
