@@ -21,6 +21,7 @@ from dare_core.knowledge.shards import Plan, Shard
 from dare_core.schemas import Kind
 from dare_core.stages import plan
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse.server import serving
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _plan(settings: Settings, count: int) -> Plan:
         funnel={},
         estimate=Estimate(tokens=count * _REQUESTS, seconds=None, cost=None, tokens_per_second=None, basis="none"),
     )
-    shards.write_json(run_dir / "plan.json", plan.model_dump_json())
+    run_files.write_json(run_dir / "plan.json", plan.model_dump_json())
     return plan
 
 

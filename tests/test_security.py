@@ -26,7 +26,6 @@ from dare_core.cli import terminal
 from dare_core.config.domains import load_domain
 from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.errors import DareError, WarehouseError
-from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
 from dare_core.pools import PoolStore
@@ -35,6 +34,7 @@ from dare_core.schemas import ENTITY, KINDS, QUARANTINE
 from dare_core.sources.spark_submit import submit
 from dare_core.stages import embed, generate, load, plan, report, validate
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.server import database_url
@@ -188,7 +188,7 @@ def test_a_runs_report_and_data_docs_escape_names_groups_and_error_messages(
           "run_id": "hostile", "text": SCRIPT, "quarantined_at": datetime.now(UTC)}],
         QUARANTINE,
     )  # fmt: skip
-    shards.write_table(part.with_name("failed-0009.parquet"), failed)
+    run_files.write_table(part.with_name("failed-0009.parquet"), failed)
     validate.run(warehouse, request)
     page = Path(report.run(warehouse, request)["report"]).read_text("utf-8")
     assert SCRIPT not in page

@@ -21,10 +21,10 @@ from dare_core.errors import ModelError
 from dare_core.evaluation.data import Entity
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, fit_prompt, request_id
-from dare_core.knowledge.shards import write_table
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import KINDS, STATISTICS, TOKENS, Kind
+from dare_core.storage.run_files import write_table
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.
 MAX_NEW_TOKENS: Final = 64

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import numpy as np
 import psycopg
@@ -13,6 +12,7 @@ from sqlalchemy import Engine
 
 from dare_core.errors import InputError
 from dare_core.schemas import KINDS, TIME, Kind
+from dare_core.storage.atomic import appearing
 from dare_core.warehouse.encoders import stored
 
 _ROWS_PER_BATCH: Final = 4096
@@ -61,15 +61,13 @@ def export_features(engine: Engine, domain: str, out: Path) -> dict[str, int]:
     for kind in KINDS:
         schema = _schema(engine, domain, kind)
         counts[kind] = 0
-        scratch = out / f".{kind}.{uuid4().hex}"
-        try:
-            with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
-                for batch in stream_features(engine, domain, kind, schema):
-                    writer.write_batch(batch)
-                    counts[kind] += len(batch)
-            scratch.replace(out / f"{kind}.parquet")
-        finally:
-            scratch.unlink(missing_ok=True)
+        with (
+            appearing(out / f"{kind}.parquet") as scratch,
+            pq.ParquetWriter(scratch, schema, compression="zstd") as writer,
+        ):
+            for batch in stream_features(engine, domain, kind, schema):
+                writer.write_batch(batch)
+                counts[kind] += len(batch)
     return counts
 
 

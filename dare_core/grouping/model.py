@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from dare_core.errors import PoolError
 from dare_core.grouping.attributes import AttributeGroups
 from dare_core.grouping.clusters import ItemFactors, UserClusters
-from dare_core.storage.files import DEFAULT_CACHE, Files, write_atomically
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.files import DEFAULT_CACHE, Files
 
 log = logging.getLogger(__name__)
 

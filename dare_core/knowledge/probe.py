@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dare_core.knowledge import shards
+from dare_core.storage import run_files
 
 if TYPE_CHECKING:
     from dare_core.config.settings import Settings
@@ -111,7 +111,7 @@ def probe(
 
 def write_probe(staged: Path, measured: Probe) -> None:
     """Keep a probe beside its shard's manifest."""
-    shards.write_json(staged / _FILE, json.dumps(asdict(measured)))
+    run_files.write_json(staged / _FILE, json.dumps(asdict(measured)))
 
 
 def read_probe(staged: Path) -> Probe | None:

@@ -12,9 +12,9 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
-from dare_core.knowledge.shards import write_table
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import GENERATED
+from dare_core.storage.run_files import write_table
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request, Result

@@ -9,29 +9,23 @@
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dare_core.config.domains import Framework
-from dare_core.errors import InputError
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, Kind
-from dare_core.storage.files import storing, write_atomically
+from dare_core.storage import run_files
 
 _SECONDS: Final = b"engine_seconds"
-#: Characters of a problem that an error shows.
-_SHOWN: Final = 300
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Shard(BaseModel):
@@ -71,110 +65,13 @@ class Plan(BaseModel):
         return [range(first, end) for first, end in pairwise(bounds)]
 
 
-def write_json(path: Path, content: str) -> None:
-    """Write a file that is either whole or not there.
-
-    Raises:
-        StorageError: there is no room for it.
-    """
-    with storing(path):
-        write_atomically(path, content.encode(), durable=False)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file that is either whole or not there.
-
-    Raises:
-        StorageError: there is no room for it.
-    """
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
-            scratch.replace(path)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """A Parquet file, or a folder of them, that holds what the schema says and nothing else.
-
-    Raises:
-        InputError: it is no Parquet, cut short or damaged; lacks a column or has another, or one of another type; or a
-            required value is missing.
-    """
-    table = read_parquet(path)
-    if not table.num_columns and not len(table):  # a folder without files
-        return schema.empty_table()
-    there = dict(zip(table.column_names, table.schema.types, strict=True))
-    for field in schema:
-        if there.pop(field.name, None) != field.type:
-            raise _unreadable(path, f"it has no column {field.name!r} of type {field.type}")
-        if not field.nullable and table[field.name].null_count:
-            raise _unreadable(path, f"column {field.name!r} has {table[field.name].null_count} rows without a value")
-    if there:
-        raise _unreadable(path, f"it has a column {next(iter(there))!r} that does not belong there")
-    return table.select(schema.names).cast(schema)
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file, or a folder of them, whatever it holds; or some columns of it.
-
-    Arrow's own threads are left out: where memory is full, and none can be started, it waits for one for ever.
-
-    Raises:
-        InputError: it is no Parquet, cut short or damaged, or lacks one of ``columns``.
-    """
-    files = sorted(path.glob("[!_.]*.parquet")) if path.is_dir() else [path]
-    try:
-        parts = []
-        for file in files:
-            with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-                parts.append(opened.read(columns, use_threads=False))
-        table = pa.concat_tables(parts) if parts else pa.table({})
-        table.validate(full=True)
-        names = table.column_names  # those that are no text raise here
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(path, str(error)) from None
-    if len(set(names)) < len(names):
-        raise _unreadable(path, "two of its columns have one name")
-    for name in columns or ():
-        if name not in names:
-            raise _unreadable(path, f"it has no column {name!r}")
-    return table
-
-
-def read_json(path: Path, kind: type[_Model], missing: str) -> _Model:
-    """A file that :func:`write_json` wrote of a model.
-
-    Raises:
-        InputError: it is ``missing``, which says what has not been done; or it holds something else.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there: {missing}") from None
-    except (OSError, ValidationError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise _unreadable(path, problem) from None
-
-
-def _unreadable(path: Path, problem: str) -> InputError:
-    return InputError(
-        f"{path} is not what a run left there: {' '.join(problem.split())[:_SHOWN]}; remove it, and run the stage that "
-        "writes it again"
-    )
-
-
 def read_plan(run_dir: Path) -> Plan:
     """The plan of a run.
 
     Raises:
         InputError: the run has not been planned, or the plan is damaged.
     """
-    return read_json(run_dir / "plan.json", Plan, "the run has not been planned")
+    return run_files.read_json(run_dir / "plan.json", Plan, "the run has not been planned")
 
 
 def write_shards(
@@ -185,7 +82,7 @@ def write_shards(
     for number, start in enumerate(range(0, len(rows), size)):
         piece = rows[start : start + size]
         shard = Shard(name=f"{kind}-{number:04d}", kind=kind, requests=len(piece), pool_version=pool_version)
-        write_table(_shard_path(run_dir, shard.name), pa.Table.from_pylist(piece, REQUEST))
+        run_files.write_table(_shard_path(run_dir, shard.name), pa.Table.from_pylist(piece, REQUEST))
         written.append(shard)
     return written
 
@@ -196,7 +93,7 @@ def read_shard(run_dir: Path, shard: str) -> pa.Table:
     Raises:
         InputError: see :func:`read_table`.
     """
-    return read_table(_shard_path(run_dir, shard), REQUEST)
+    return run_files.read_table(_shard_path(run_dir, shard), REQUEST)
 
 
 def _shard_path(run_dir: Path, shard: str) -> Path:
@@ -240,11 +137,11 @@ def load_seconds(run_dir: Path, shards: Iterable[str]) -> float:
 def write_part(staged: Path, number: int, rows: list[dict[str, Any]], seconds: float) -> None:
     """Stage KNOWLEDGE rows that took the engine ``seconds``."""
     table = pa.Table.from_pylist(rows, KNOWLEDGE).replace_schema_metadata({_SECONDS: str(seconds)})
-    write_table(staged / f"part-{number:04d}.parquet", table)
+    run_files.write_table(staged / f"part-{number:04d}.parquet", table)
 
 
 def _read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *(read_table(path, schema) for path in paths)])
+    return pa.concat_tables([schema.empty_table(), *(run_files.read_table(path, schema) for path in paths)])
 
 
 def read_manifest(staged: Path) -> dict[str, Any] | None:
@@ -259,7 +156,7 @@ def read_manifest(staged: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, str(error)) from None
+        raise run_files.unreadable(path, str(error)) from None
     if not isinstance(content, dict):
-        raise _unreadable(path, "it holds no object")
+        raise run_files.unreadable(path, "it holds no object")
     return content

@@ -23,6 +23,7 @@ from dare_core.knowledge.probe import Probe, write_probe
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import QUARANTINE, Kind
+from dare_core.storage import run_files
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request, Result
@@ -232,7 +233,7 @@ class _Desk:
         failures = [_failure(row, result, plan, now) for row, result in self.batch if result.error is not None]
         if failures:
             failed = pa.Table.from_pylist(failures, QUARANTINE)
-            shards.write_table(folder / f"failed-{self.parts:04d}.parquet", failed)
+            run_files.write_table(folder / f"failed-{self.parts:04d}.parquet", failed)
         self.throughput.seconds += seconds
         self.parts, self.batch = self.parts + 1, []
 
@@ -240,7 +241,7 @@ class _Desk:
         """Write the manifest of a shard that nothing is missing of."""
         summary = self.throughput.summary() if self.throughput.texts or self.throughput.failed else {}
         manifest = {"shard": self.shard.name, "requests": self.shard.requests, "resumed": self.resumed, **summary}
-        shards.write_json(_staged(self.run_dir, self.shard) / "manifest.json", json.dumps(manifest))
+        run_files.write_json(_staged(self.run_dir, self.shard) / "manifest.json", json.dumps(manifest))
 
 
 class _Work:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from dare_core.config.settings import Settings
 from dare_core.models.loading import context_length, load_tokenizer
 from dare_core.models.location import locate
-from dare_core.storage.files import write_atomically
+from dare_core.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,14 +6,13 @@ Every later load takes about a second.
 import contextlib
 import io
 import logging
-import shutil
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from dare_core.errors import ModelError
+from dare_core.storage.atomic import appearing
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +35,17 @@ def convert_bundled(folder: Path) -> None:
     log.info("converting %s to safetensors in %s, once", ggufs[0].name, folder)
     where: dict[str, Any] = {"gguf_file": ggufs[0].name}
     parent = str(ggufs[0].parent)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+        with (
+            appearing(folder) as scratch,
+            contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()),
+        ):
             transformers.AutoTokenizer.from_pretrained(parent, **where).save_pretrained(scratch)
             model = transformers.AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, **where)
             # The weights are plain fp32 now; while these two say otherwise, transformers refuses to save them.
             del model.config.quantization_config
             model.hf_quantizer = None
             model.save_pretrained(scratch)
-        scratch.chmod(0o755)
-        scratch.rename(folder)
     except OSError:
         if not (folder / "config.json").exists():  # else another process converted it first, which is as good
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

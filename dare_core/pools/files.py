@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from dare_core.errors import PoolError, StorageError
 from dare_core.pools.segments import Segment, SegmentEntry
-from dare_core.storage.files import DEFAULT_CACHE, Files, write_atomically
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.files import DEFAULT_CACHE, Files
 
 DEFAULT_CACHE_BYTES: Final = 32 << 30
 _CHUNK: Final = 1 << 20

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from dare_core.errors import PoolError
 from dare_core.pools.manifest import PoolManifest
-from dare_core.storage.files import write_atomically
+from dare_core.storage.atomic import write_atomically
 
 #: What a version is named: the first hex digits of its manifest's SHA-256.
 VERSION: Final = re.compile(r"[0-9a-f]{16}")

@@ -15,6 +15,7 @@ from dare_core.pools.manifest import PoolManifest
 from dare_core.pools.register import VERSION
 from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, text_hash
 from dare_core.pools.store import PoolStore, manifest_path
+from dare_core.storage.atomic import is_scratch
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def expire(store: PoolStore, keep: int) -> list[str]:
     for folder in ("segments", "versions"):
         for name, written in store.files.names(folder).items():
             stale = time.time() - written > _GRACE_SECONDS
-            unnamed = name.startswith(".writing-") or (folder == "segments" and name not in needed)
+            unnamed = is_scratch(name) or (folder == "segments" and name not in needed)
             if unnamed and (stale or name in of_expired):
                 store.files.remove(f"{folder}/{name}")
     return expired
@@ -110,7 +111,7 @@ def purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[in
     removed = list[str]()
     for name in store.files.names("versions"):
         version = name.removesuffix(".json")
-        if version == in_force or not (name.startswith(".writing-") or _may_name(store, version, held)):
+        if version == in_force or not (is_scratch(name) or _may_name(store, version, held)):
             continue
         for holder, pinned in pins.items():
             if pinned == version:

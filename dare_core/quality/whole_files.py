@@ -5,7 +5,8 @@ from typing import Any
 
 from great_expectations.data_context.store.tuple_store_backend import TupleFilesystemStoreBackend
 
-from dare_core.storage.files import storing, write_atomically
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.run_files import storing
 
 
 class WholeFiles(TupleFilesystemStoreBackend):  # type: ignore[misc]  # the package has no types

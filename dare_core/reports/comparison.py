@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from dare_core.evaluation.comparison import ALL, Compared
 from dare_core.evaluation.run import ARM_LABELS
-from dare_core.knowledge.shards import write_json
 from dare_core.reports import svg
 from dare_core.reports.page import environment
+from dare_core.storage.run_files import write_json
 
 #: Figures that are drawn, by key, with what they are called.
 _DRAWN: Final = {

@@ -17,6 +17,7 @@ from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
 from dare_core.quality.findings import read_warnings
 from dare_core.quality.texts import SUITE
+from dare_core.storage import run_files
 from dare_core.warehouse.knowledge import loaded_by_kind
 from dare_core.warehouse.pools import pool_versions
 from dare_core.warehouse.quarantine import refused_by_rule
@@ -215,7 +216,7 @@ def _state(plan: Plan | None, record: dict[str, Any]) -> State:
 def _read_staged(run_dir: Path, names: Sequence[str]) -> _Staged:
     staged = _Staged()
     for part in shards.staged_parts(run_dir, names):
-        table = shards.read_parquet(part, list(_MEASURED))
+        table = run_files.read_parquet(part, list(_MEASURED))
         seconds = shards.part_seconds(part)
         staged.seconds += seconds
         if not len(table):
@@ -235,7 +236,7 @@ def _funnels(
     if plan is None:
         return []
     validated = run_dir / "validated.parquet"
-    passed = Counter(shards.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
+    passed = Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
     return [
         Funnel(
             kind=kind,
@@ -285,7 +286,7 @@ def _samples(run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
     for kind in dict.fromkeys(shard.kind for shard in plan.shards) if plan else ():
         names = [shard.name for shard in plan.shards if shard.kind == kind] if plan else []
         for part in shards.staged_parts(run_dir, names):
-            rows = shards.read_parquet(part).slice(0, _SAMPLES).to_pylist()
+            rows = run_files.read_parquet(part).slice(0, _SAMPLES).to_pylist()
             samples += rows
             if rows:
                 break

@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dare_core.config.settings import Settings
-from dare_core.knowledge.shards import write_json
 from dare_core.reports import svg
 from dare_core.reports.facts import Funnel, RunFacts, Written
+from dare_core.storage.run_files import write_json
 
 _PAGE: Final = "report.html"
 _FIGURES: Final = "report.json"

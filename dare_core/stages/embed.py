@@ -9,9 +9,9 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
 from dare_core.embedding.encoder import Encoder
-from dare_core.knowledge import shards
 from dare_core.schemas import KNOWLEDGE, knowledge_embedding
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse import encoders
 from dare_core.warehouse.session import open_warehouse
 from dare_core.warehouse.vectors import index_vectors, load_vectors
@@ -20,13 +20,13 @@ from dare_core.warehouse.vectors import index_vectors, load_vectors
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Embed the texts that passed, with each encoder that the warehouse keeps vectors of."""
     run_dir = settings.run_dir(request.run_id)
-    passed = shards.read_table(run_dir / "validated.parquet", KNOWLEDGE)
+    passed = run_files.read_table(run_dir / "validated.parquet", KNOWLEDGE)
     with open_warehouse(settings) as (_, engine):
         embeddings = vectors(settings, engine, passed) if len(passed) else []
     folder = run_dir / "embeddings"
     shutil.rmtree(folder, ignore_errors=True)
     for number, table in enumerate(embeddings):
-        shards.write_table(folder / f"{number}.parquet", table)
+        run_files.write_table(folder / f"{number}.parquet", table)
     return {"embedded": sum(map(len, embeddings))}
 
 

@@ -10,12 +10,12 @@ from sqlalchemy import Engine
 from dare_core.config.domains import FeatureQuality, load_domain
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
-from dare_core.knowledge import shards
 from dare_core.quality import features
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
+from dare_core.storage import run_files
 from dare_core.warehouse.features import coverage
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import feature_profiles, generation_runs, record_run
@@ -32,8 +32,8 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         QualityError: before, and nothing was loaded; or after, and the texts are there.
     """
     run_dir = settings.run_dir(request.run_id)
-    knowledge = shards.read_table(run_dir / "validated.parquet", KNOWLEDGE)
-    embeddings = [shards.read_parquet(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
+    knowledge = run_files.read_table(run_dir / "validated.parquet", KNOWLEDGE)
+    embeddings = [run_files.read_parquet(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
     served = embeddings[0] if embeddings else KNOWLEDGE_EMBEDDING.empty_table()
     bounds = load_domain(settings, request.domain).quality.features
     with open_warehouse(settings) as (_, engine):

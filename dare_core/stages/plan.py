@@ -22,6 +22,7 @@ from dare_core.knowledge.shards import Plan, Shard
 from dare_core.schemas import QUARANTINE, RENDERING, Kind
 from dare_core.stages.pins import pin_pool
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.knowledge import request_states
 from dare_core.warehouse.renderings import DUE_VERDICTS, Rules, count_verdicts, due_entities, record_renderings
@@ -61,7 +62,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     if not (run_dir / "plan.json").exists():
         with open_warehouse(settings) as (_, engine):
             planned = _make_plan(settings, engine, request)
-        shards.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
+        run_files.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
     planned = shards.read_plan(run_dir)
     summary = {
         "requests": planned.requests,

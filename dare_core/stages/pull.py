@@ -10,13 +10,13 @@ from sqlalchemy import Engine
 
 from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
-from dare_core.knowledge import shards
 from dare_core.quality.findings import Finding
 from dare_core.quality.source import check_source
 from dare_core.schemas import PULLED, Kind
 from dare_core.sources.spark_submit import submit
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
+from dare_core.storage import run_files
 from dare_core.warehouse.connection import clock
 from dare_core.warehouse.entities import watermark
 from dare_core.warehouse.session import open_warehouse
@@ -53,7 +53,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     with open_warehouse(settings) as (url, engine):
         if not _window_path(run_dir).exists():
             window = _open_window(engine, domain, request)
-            shards.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
+            run_files.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
         window = read_window(run_dir)
         if not window.kinds:
             log.info("everything up to %s has been pulled before", window.until)
@@ -69,7 +69,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     found: list[Finding] = []
     for kind in window.kinds:
         if summary.get(kind):
-            pulled = shards.read_table(run_dir / "pulled" / kind, PULLED)
+            pulled = run_files.read_table(run_dir / "pulled" / kind, PULLED)
             found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
     return summary | {"warnings": weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
 
@@ -95,7 +95,7 @@ def read_window(run_dir: Path) -> PullWindow:
     Raises:
         InputError: nothing has been pulled, or the file is damaged.
     """
-    return shards.read_json(_window_path(run_dir), PullWindow, "the run has not been pulled")
+    return run_files.read_json(_window_path(run_dir), PullWindow, "the run has not been pulled")
 
 
 def _window_path(run_dir: Path) -> Path:

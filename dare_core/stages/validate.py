@@ -17,6 +17,7 @@ from dare_core.quality.texts import validate
 from dare_core.schemas import KINDS
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.entities import attributes
 from dare_core.warehouse.runs import record_run
@@ -72,7 +73,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
                 f"max_failing_share {settings.max_failing_share:.0%}; they are in quarantine, see {outcome.docs_index}"
             )
         record_run(engine, request.run_id, measured=measured, **counts)
-    shards.write_table(run_dir / "validated.parquet", outcome.passed)
+    run_files.write_table(run_dir / "validated.parquet", outcome.passed)
     return {**counts, "passed": len(outcome.passed), "data_docs": str(outcome.docs_index)}
 
 

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Sequence
 
 from dare_core.config.settings import Settings
-from dare_core.knowledge import shards
 from dare_core.quality import findings
 from dare_core.quality.findings import Finding
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,6 @@ def weigh(settings: Settings, request: RunRequest, suite: str, found: Sequence[F
     sentences = [finding.sentence for finding in found if finding.severity == "warning"]
     for sentence in sentences:
         log.warning("%s, %s: %s", what, suite, sentence)
-    shards.write_json(findings.warnings_path(settings.run_dir(request.run_id), suite), json.dumps(sentences))
+    run_files.write_json(findings.warnings_path(settings.run_dir(request.run_id), suite), json.dumps(sentences))
     findings.require(found, what, settings.data_docs_dir)
     return sentences

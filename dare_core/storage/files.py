@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dare_core.errors import SettingError, StorageError
+from dare_core.storage.atomic import write_atomically
 
 #: Where a host keeps what belongs to a root on object storage, when nobody says where.
 DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
@@ -88,39 +87,6 @@ class Files:
         """Remove a file; that it is gone already is fine."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
-
-
-@contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Word what goes wrong while a file of a run is written.
-
-    Raises:
-        StorageError: in place of an ``OSError``.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}; nothing is left of it. "
-            f"Make room there and run the same again: it goes on where it was"
-        ) from error
-
-
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a local file that is there whole or not at all, after a crash of the machine too where ``durable``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def _written(item: dict[str, Any]) -> float:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final, TypeVar
 
 import numba
 import numpy as np
+from numba.core import caching
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.dispatcher import Dispatcher
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+#: What Numba meets in a damaged file.
+_DAMAGED: Final = caching.pickle.UnpicklingError  # type: ignore[attr-defined]
 #: Of each module the newest folders are kept: several installations, or branches, may be at work.
 _KEPT: Final = 8
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -86,7 +88,7 @@ class _Cache(FunctionCache):
         """Around reading and writing: without kept machine code, a function is compiled."""
         try:
             yield
-        except (OSError, EOFError, UnpicklingError) as error:
+        except (OSError, EOFError, _DAMAGED) as error:
             log.warning("machine code cannot be kept in %s, each process compiles anew: %s", self.cache_path, error)
 
 

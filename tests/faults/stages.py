@@ -18,9 +18,9 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import DareError
-from dare_core.knowledge.shards import write_json
 from dare_core.stages import embed, generate, group, load, plan, pools, pull, validate
 from dare_core.stages.request import RunRequest
+from dare_core.storage.run_files import write_json
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url

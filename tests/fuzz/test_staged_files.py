@@ -18,6 +18,7 @@ from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.schemas import KNOWLEDGE, PULLED, REQUEST
+from dare_core.storage import run_files
 from tests.fuzz.damage import damaged
 from tests.fuzz.effort import tries
 
@@ -88,7 +89,7 @@ def test_a_part_whose_columns_stand_in_another_order_is_the_same(tmp_path: Path,
 
 @pytest.mark.parametrize("schema", [PULLED, REQUEST, KNOWLEDGE])
 def test_a_folder_without_files_has_no_rows(tmp_path: Path, schema: pa.Schema) -> None:
-    assert shards.read_table(tmp_path, schema).equals(schema.empty_table())
+    assert run_files.read_table(tmp_path, schema).equals(schema.empty_table())
 
 
 PLAN = Plan(

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 
 from dare_core.errors import InputError
-from dare_core.knowledge.shards import read_parquet, write_table
+from dare_core.storage.run_files import read_parquet, write_table
 
 PROGRAM = """
 import resource, sys
 from pathlib import Path
 import pyarrow as pa
 from dare_core.errors import StorageError
-from dare_core.knowledge.shards import write_json, write_table
+from dare_core.storage.run_files import write_json, write_table
 folder = Path(sys.argv[1])
 write_json(folder / "kept.json", "old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -10,11 +10,11 @@ from sqlalchemy import Engine, text
 
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
-from dare_core.knowledge import shards
 from dare_core.reports.facts import gather
 from dare_core.stages import embed, generate, load, plan, validate
 from dare_core.stages import report as reporting
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from tests.reports.conftest import HOSTILE
 
 
@@ -134,7 +134,7 @@ def test_the_plans_funnel_and_estimate_are_shown_beside_what_was_measured(settin
     planned["estimate"] = {
         "tokens": 48, "seconds": 4.0, "cost": None, "tokens_per_second": 12.0, "basis": "the last run <b>of all</b>"
     }  # fmt: skip
-    shards.write_json(path, json.dumps(planned))
+    run_files.write_json(path, json.dumps(planned))
     _, page = report(settings, request)
     assert "943" in page
     assert "940 valid, 1 unfit" in page

@@ -20,6 +20,7 @@ from dare_core.stages import group, pull
 from dare_core.stages import plan as planning
 from dare_core.stages.pull import PullWindow
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities, watermark
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import record_run
@@ -294,21 +295,21 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
     window = PullWindow(until=NOW + timedelta(days=1), since={}, kinds=("user",))
     request = RunRequest(run_id="r", kinds=("user",))
     run_dir = settings.run_dir("r")
-    shards.write_json(run_dir / "pull.json", window.model_dump_json())
+    run_files.write_json(run_dir / "pull.json", window.model_dump_json())
     unchanged = [{name: user(0)[name] for name in PULLED.names}]
-    shards.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(unchanged, PULLED))
-    shards.write_table(run_dir / "pulled" / "gone" / "user" / "0.parquet", pa.table({"entity_id": ["1"]}))
+    run_files.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(unchanged, PULLED))
+    run_files.write_table(run_dir / "pulled" / "gone" / "user" / "0.parquet", pa.table({"entity_id": ["1"]}))
     monkeypatch.setattr(group, "submit", lambda *arguments: pytest.fail("Spark was started"))
     assert group.run(settings, request) == {"user_changed": 0, "user_deleted": 1}
     assert watermark(engine, "movies", "user") == window.until
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, Any]:
         table = pa.Table.from_pylist([user(0, events=11) | {"group_rule": "attribute"}], GROUPED)
-        shards.write_table(run_dir / "grouped" / "user" / "0.parquet", table)
+        run_files.write_table(run_dir / "grouped" / "user" / "0.parquet", table)
         return {"user": 1}
 
     changed = [{name: user(0, events=11)[name] for name in PULLED.names}]
-    shards.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
+    run_files.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
     monkeypatch.setattr(group, "submit", grouped)
     assert group.run(settings, request) == {"user": 1, "user_changed": 1, "user_deleted": 0}
 

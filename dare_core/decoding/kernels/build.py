@@ -8,9 +8,10 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Final
+
+from dare_core.storage.atomic import appearing
 
 _FOLDER: Final = Path(__file__).parent
 #: Includes all others, so that one run of the compiler sees everything it could inline.
@@ -36,16 +37,13 @@ def built() -> Path:
     )
     if not compiler:
         raise OSError("there is no C++ compiler on PATH")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / library.name
+    with appearing(library) as made:  # several processes may compile at once
         subprocess.run(
             [compiler, *_OPTIONS, "-shared", "-fPIC", str(_FOLDER / _MAIN), "-o", str(made)],
             check=True,
             capture_output=True,
             text=True,
         )
-        made.replace(library)  # whole or not at all, though several processes compile at once
     return library
 
 

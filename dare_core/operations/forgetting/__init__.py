@@ -23,7 +23,7 @@ from dare_core.operations.forgetting import clean, find, prove
 from dare_core.operations.forgetting.files import JOURNAL, DataFiles
 from dare_core.operations.forgetting.traces import Entities, Traces
 from dare_core.pools import retention
-from dare_core.storage.files import write_atomically
+from dare_core.storage.atomic import write_atomically
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.imported import source_copies
 from dare_core.warehouse.pools import pool_store

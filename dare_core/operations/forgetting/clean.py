@@ -13,13 +13,13 @@ from psycopg import sql
 from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
-from dare_core.knowledge.shards import write_table
 from dare_core.operations.forgetting.files import DataFiles
 from dare_core.operations.forgetting.traces import OWN, Entities, Sought, Traces
 from dare_core.pools import PoolStore, retention
 from dare_core.reports.facts import gather
 from dare_core.reports.page import report_path, write_report
-from dare_core.storage.files import write_atomically
+from dare_core.storage.atomic import is_scratch, write_atomically
+from dare_core.storage.run_files import write_table
 from dare_core.warehouse.connection import driver_cursor, lock, transaction
 from dare_core.warehouse.entities import leave_tombstones, remove_from_histories
 from dare_core.warehouse.imported import SourceCopy
@@ -90,7 +90,7 @@ def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Tr
     for path, parts in files.walk():
         if path.suffix == ".parquet":
             done = _clean_table(files, path, parts, traces)
-        elif _is_scratch(path) and files.may_be_ours(parts) and parts[0] in ("runs", "evaluation", "pools"):
+        elif is_scratch(path.name) and files.may_be_ours(parts) and parts[0] in ("runs", "evaluation", "pools"):
             path.unlink()  # a broken-off write; nobody writes while no run is in progress
             done = True
         else:
@@ -155,8 +155,3 @@ def _list_of(content: bytes) -> list[Any] | None:
         if isinstance(read := json.loads(content), list):
             return read
     return None
-
-
-def _is_scratch(path: Path) -> bool:
-    """Whether a file is what a broken-off atomic write left."""
-    return path.name.startswith(".writing-") or (path.name.startswith(".") and ".parquet-" in path.name)

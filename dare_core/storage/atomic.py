@@ -1,0 +1,51 @@
+"""Local files and folders that appear under their names when they are whole, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+#: How what is being written is called until it is whole. Whoever is killed meanwhile leaves it.
+_SCRATCH: Final = ".writing-"
+
+
+def is_scratch(name: str) -> bool:
+    """Whether this is the name of something that is being written, or never was finished."""
+    return name.startswith(_SCRATCH) or (name.startswith(".") and ".parquet-" in name)  # the latter up to 0.1.0
+
+
+@contextmanager
+def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A name to write a file or a folder under; when the block ends well, it is called ``path``.
+
+    A file takes the place of one that is there. A folder does not.
+
+    Args:
+        path: its name in the end; the folder that it lies in is made.
+        durable: a file is there after a crash of the machine too.
+
+    Raises:
+        OSError: it cannot be written, or there is such a folder by now; nothing is left of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{_SCRATCH}{uuid4().hex}")
+    try:
+        yield scratch
+        if durable:
+            with scratch.open("rb") as file:
+                os.fsync(file.fileno())
+        scratch.rename(path)
+    finally:
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file as :func:`appearing` does."""
+    with appearing(path, durable) as scratch:
+        scratch.write_bytes(data)
