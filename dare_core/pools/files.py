@@ -18,6 +18,8 @@ from dare_core.storage.files import DEFAULT_CACHE, Files
 
 DEFAULT_CACHE_BYTES: Final = 32 << 30
 _CHUNK: Final = 1 << 20
+#: Seconds after which the cache takes a segment's use for another one than the last.
+_SAME_USE: Final = 3600
 
 
 class PoolFiles(Files):
@@ -58,7 +60,7 @@ class PoolFiles(Files):
             status = os.stat(path)  # noqa: PTH116  of a thousand files, a Path each takes as long as the rest
         except OSError:
             return False
-        if self.local is None:
+        if self.local is None and time.time() - status.st_atime > _SAME_USE:
             with contextlib.suppress(OSError):
                 os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # read last now
         return self._checked.get(entry.sha256) == _seen(status, entry)
