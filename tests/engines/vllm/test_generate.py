@@ -11,7 +11,7 @@ import transformers
 from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.decoding import EngineConfig, Request, Rule
-from dare_core.engines.opening import VllmEngines
+from dare_core.engines.vllm.engines import VllmEngines
 from dare_core.knowledge.probe import probe
 from dare_core.knowledge.prompt_file import generate
 from tests.support.tiny_model import save_tiny_model
