@@ -58,7 +58,7 @@ def test_plain_decoding_is_probed_and_longer_texts_start_vllm_anew(vllm_settings
     engines = VllmEngines(vllm_settings)
     assert engines.facts == models.model_facts(vllm_settings)
     asked = [Request(str(number), "g", [3, 4, 5 + number], 8) for number in range(2)]
-    measured = probe(vllm_settings.model_copy(update={"probe_share": 1.0}), engines, asked, tokens=100, seconds=60)
+    measured = probe(vllm_settings.model_copy(update={"probe_share": 1.0}), engines, asked, tokens=100, seconds=600)
     assert measured is not None
     assert measured.sequences == 2
     assert measured.plain_tokens_per_second > 0
