@@ -59,9 +59,9 @@ def backfill_knowledge(domain: Domain) -> None:
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def next_slice() -> None:
             """Start the next run, if this slice came to its end and was not empty."""
-            from dare_core.stages import pipeline
+            from dare_core.stages import order
 
-            if not pipeline.slice_ended(settings(), run_request(domain.name)):
+            if not order.slice_ended(settings(), run_request(domain.name)):
                 raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
             start_next(get_current_context())
 

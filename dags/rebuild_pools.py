@@ -54,10 +54,10 @@ def rebuild_pools(domain: Domain) -> None:
         def build(
             *, params: dict[str, Any], triggering_asset_events: "TriggeringAssetEventsAccessor"
         ) -> dict[str, dict[str, Any]]:
-            from dare_core.stages import pools as promotion
+            from dare_core.stages import pools
 
             events = [event for events in triggering_asset_events.values() for event in events]
-            return promotion.build_candidates(settings(), domain.name, kinds_of(events, params))
+            return pools.build_candidates(settings(), domain.name, kinds_of(events, params))
 
         @task.branch
         def gate(candidates: dict[str, dict[str, Any]]) -> str:
@@ -73,9 +73,9 @@ def rebuild_pools(domain: Domain) -> None:
 
         @task(outlets=[asset(domain.name, "pools")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         def publish(candidates: dict[str, dict[str, Any]]) -> dict[str, str]:
-            from dare_core.stages import pools as promotion
+            from dare_core.stages import pools
 
-            return promotion.publish_candidates(settings(), domain.name, candidates)
+            return pools.publish_candidates(settings(), domain.name, candidates)
 
         candidates = build()  # type: ignore[call-arg]
         published = publish(candidates)  # type: ignore[arg-type]  # of a task, what stands for its return value

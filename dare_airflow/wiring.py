@@ -26,7 +26,7 @@ from dare_core.config.settings import WAREHOUSE_CONNECTION, Settings, load_setti
 from dare_core.errors import DareError, OutOfMemoryError, SettingError, SourceError, StorageError, WarehouseError
 
 if TYPE_CHECKING:
-    from dare_core.stages.pipeline import RunRequest
+    from dare_core.stages.request import RunRequest
 
 #: As they are when the file is parsed; tasks read them anew.
 SETTINGS = load_settings()
@@ -124,7 +124,7 @@ def folder_name(dag_id: str, run_id: str) -> str:
 
 def run_request(domain: str, **asked: Any) -> "RunRequest":
     """What this DAG run asks of the pipeline: ``asked``, and the form's fields that a request has."""
-    from dare_core.stages.pipeline import RunRequest
+    from dare_core.stages.request import RunRequest
 
     context = get_current_context()
     fields = {name: value for name, value in context["params"].items() if name in RunRequest.model_fields}

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dare_core.drafts import Forest
+from dare_core.storage.machine_code import compiled
 
 #: Seconds of steps, by their rows: ``[m]`` int64 to ``[m]`` float64.
 Cost = Callable[[NDArray[np.int64]], NDArray[np.float64]]
@@ -116,7 +116,7 @@ def best_paths(forest: Forest, probabilities: NDArray[np.float64]) -> NDArray[np
     return _best_paths(forest.offsets, forest.parents, probabilities)  # type: ignore[no-any-return]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _best_paths(offsets, parents, probabilities):  # type: ignore[no-untyped-def]
     kept = np.zeros(len(parents), np.bool_)
     expected = probabilities.copy()
@@ -137,7 +137,7 @@ def _bins(forest: Forest) -> NDArray[np.int64]:
     return np.minimum((forest.shares * _SHARE_BINS).astype(np.int64), _SHARE_BINS - 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply_down(parents, rates):  # type: ignore[no-untyped-def]
     product = rates.copy()
     for node in range(len(parents)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dare_core.decoding import attention
-from dare_core.decoding.attention import PackedBatch
+from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.config import EngineConfig
 from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.layers import compile_layers, fuse_layers

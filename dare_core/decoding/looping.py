@@ -3,8 +3,9 @@
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from dare_core.storage.machine_code import compiled
 
 #: A text whose last tokens already stand in what it wrote shortly before is looping.
 LOOP_TOKENS: Final = 8
@@ -16,7 +17,7 @@ def is_looping(output: NDArray[np.int32]) -> bool:
     return bool(_recurs(output[-LOOP_WINDOW:], LOOP_TOKENS))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _recurs(tokens, length):  # type: ignore[no-untyped-def]
     n = len(tokens)
     for end in range(length, n):

@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dare_core.decoding import kernels
 from dare_core.drafts import Forest
+from dare_core.storage.machine_code import compiled
 
 Mode = Literal["strict", "relaxed"]
 
@@ -214,7 +214,7 @@ def longest_paths(forest: Forest, judgement: Judgement) -> Paths:
     return Paths(lengths, nodes, tried)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _walk(offsets, parents, depths, passes, log_probs, lengths, nodes, tried):  # type: ignore[no-untyped-def]
     n = len(parents)
     reached = np.zeros(n, np.bool_)

@@ -12,7 +12,7 @@ import pytest
 
 from dare_airflow.local import DAGS_DIR
 from dare_core.config.settings import PROJECT_DIR
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages.request import RunRequest
 
 DOMAINS = ("films", "movies")
 
