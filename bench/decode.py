@@ -194,19 +194,21 @@ class _Bench:
 
     def record(self) -> Path:
         """Write the same prompts with trees of the paper's size, all of them verified, and keep what came of them."""
-        from bench.record import RecordingEngine, write_record
+        from bench.record import Recorder, write_record
+        from dare_core.decoding import Engine
 
         self._on_progress("recording what is accepted")
         acceptance, timings = [], []
         for mode in ("strict", "relaxed"):
-            engine = RecordingEngine(*self._parts(f"{mode}_b1", 1, draft_nodes=64, budget="fixed"))
+            recorder = Recorder(mode)
+            engine = Engine(*self._parts(f"{mode}_b1", 1, draft_nodes=64, budget="fixed"), recorder)
             list(engine.generate(self._at(1)))
-            acceptance += engine.acceptance
-            timings += engine.timings
+            acceptance += recorder.acceptance
+            timings += recorder.timings
         for size in self._plan.batch_sizes:
-            engine = RecordingEngine(*self._parts(f"relaxed_b{size}", size))
-            list(engine.generate(self._at(size)))
-            timings += engine.timings
+            recorder = Recorder("relaxed")
+            list(Engine(*self._parts(f"relaxed_b{size}", size), recorder).generate(self._at(size)))
+            timings += recorder.timings
         folder = self._settings.data_dir / "bench" / "record"
         write_record(folder, self._plain[self._settings.dtype].model, acceptance, timings)
         return folder

@@ -1,7 +1,6 @@
 """What an engine drafted, what of it was accepted, and how long its steps took: input of the projection to GPUs."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,62 +8,57 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dare_core.decoding.engine import Engine, OnTokens, Result, _Step
+from dare_core.decoding.engine import PackedStep
 from dare_core.decoding.verification import Judgement, longest_paths
 
 
-class RecordingEngine(Engine):
-    """An engine that keeps a row for every step, and one for every tree it verified.
+class Recorder:
+    """Observes an engine, and keeps a row for every step, and one for every tree it verified.
+
+    Args:
+        mode: the engine's mode of verification.
 
     Attributes:
         acceptance: per tree the calibrated probability, the depth and the fate of each node, most probable first.
         timings: per step its size and seconds.
     """
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
         self.acceptance: list[dict[str, Any]] = []
         self.timings: list[dict[str, Any]] = []
-        super().__init__(*arguments)
-        self.timings.clear()  # of the measurements at the start
 
-    def _forward(self, step: _Step) -> Tensor:
-        started = time.perf_counter()
-        logits = super()._forward(step)
+    def __call__(
+        self, step: PackedStep, probabilities: NDArray[np.float64], judgement: Judgement, seconds: float
+    ) -> None:
+        """See :class:`dare_core.decoding.engine.StepObserver`."""
+        forest = step.forest
         self.timings.append(
             {
-                "rows": int(step.chains.sum()) + len(step.forest),
-                "logit_rows": len(logits),
-                "sequences": len(step.slots),
-                "context": int(self._cache.lengths[step.slots].sum()),
-                "seconds": time.perf_counter() - started,
+                "rows": step.rows,
+                "logit_rows": int(step.first_rows[-1]),
+                "sequences": len(step.texts),
+                "context": int(step.seen.sum()),
+                "seconds": seconds,
             }
         )
-        return logits
-
-    def _commit(self, step: _Step, judgement: Judgement, on_tokens: OnTokens | None) -> list[Result]:
-        if self._acceptance is not None:
-            forest = step.forest
-            probabilities = self._acceptance.path_probabilities(forest)
-            accepted = longest_paths(forest, judgement, self._config.rule.max_run).tried & judgement.passes
-            for i, sequence in enumerate(step.sequences):
-                if not step.emitting[i]:
-                    continue
-                nodes = np.arange(forest.offsets[i], forest.offsets[i + 1])
-                nodes = nodes[np.argsort(-probabilities[nodes], kind="stable")]
-                self.acceptance.append(
-                    {
-                        "mode": self._config.rule.mode,
-                        "text": sequence.request.id,
-                        "context": int(self._cache.lengths[sequence.slot]),
-                        "probabilities": probabilities[nodes].astype(np.float32),
-                        "depths": forest.depths[nodes].astype(np.int16),
-                        "accepted": accepted[nodes],
-                    }
-                )
-        return super()._commit(step, judgement, on_tokens)
+        accepted = longest_paths(forest, judgement).tried & judgement.passes
+        for i in np.flatnonzero(step.emitting).tolist():
+            nodes = np.arange(forest.offsets[i], forest.offsets[i + 1])
+            nodes = nodes[np.argsort(-probabilities[nodes], kind="stable")]
+            self.acceptance.append(
+                {
+                    "mode": self._mode,
+                    "text": step.texts[i].request.id,
+                    "context": int(step.seen[i]),
+                    "probabilities": probabilities[nodes].astype(np.float32),
+                    "depths": forest.depths[nodes].astype(np.int16),
+                    "accepted": accepted[nodes],
+                }
+            )
 
 
 def write_record(

@@ -21,7 +21,7 @@ from dare_core.engines.plain import Run
 from dare_core.pools import Pool
 
 if TYPE_CHECKING:
-    from dare_core.decoding import Engine, EngineConfig, Request
+    from dare_core.decoding import EngineConfig, Request, TextEngine
     from dare_core.engines.vllm.client import VllmEngine, VllmServer
 
 #: vLLM without us: name, and tokens that n-gram speculation proposes.
@@ -84,8 +84,9 @@ class _Bench:
         running: ExitStack,
         on_progress: OnProgress,
     ) -> None:
-        from dare_core.engines.opening import TransformersEngines, vllm_options
+        from dare_core.engines.own import OwnEngines
         from dare_core.engines.vllm.client import VllmServer
+        from dare_core.engines.vllm.options import vllm_options
 
         self._settings, self._asked, self._pool = settings, asked, pool
         longest = max(len(request.prompt_token_ids) for request in asked) + plan.max_new_tokens
@@ -111,9 +112,9 @@ class _Bench:
             sequences: {drafted: round(1e3 * seconds, 2) for drafted, seconds in of_these.items()}
             for sequences, of_these in server.step_seconds.items()
         }
-        engines: dict[str, Callable[[EngineConfig], Engine | VllmEngine]] = {
+        engines: dict[str, Callable[[EngineConfig], TextEngine]] = {
             "vllm_dare": partial(self._over, server),
-            "engine": partial(TransformersEngines(settings).open, pool=pool),
+            "engine": partial(OwnEngines(settings).open, pool=pool),
         }
         for size in plan.batch_sizes:
             mine = asked[: plan.prompts_at(size)]
@@ -133,7 +134,7 @@ class _Bench:
     def _write(
         self,
         name: str,
-        open_engine: "Callable[[EngineConfig], Engine | VllmEngine]",
+        open_engine: "Callable[[EngineConfig], TextEngine]",
         mode: str,
         size: int,
         requests: "Sequence[Request]",

@@ -1,11 +1,11 @@
 """How many draft nodes a step is worth, and which (DESIGN.md 8).
 
-A step over ``r`` rows takes ``cost(r)`` seconds, measured when the engine starts. A draft node adds its probability of
-being accepted to the expected tokens and its row to the cost. Nodes are taken best first over all sequences, as long as
-they bring more tokens than their seconds bring on average; where none does, nothing is drafted.
+A step over ``r`` rows takes ``cost(r)`` seconds (:mod:`~dare_core.decoding.step_cost`). A draft node adds its
+probability of being accepted to the expected tokens and its row to the cost. Nodes are taken best first over all
+sequences, as long as they bring more tokens than their seconds bring on average; where none does, nothing is drafted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from dare_core.drafts import Forest
 from dare_core.storage.machine_code import compiled
+
+#: Seconds of steps, by their rows: ``[m]`` int64 to ``[m]`` float64.
+Cost = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 #: A drafter's shares are calibrated apart in so many equal bins.
 _SHARE_BINS: Final = 10
@@ -22,54 +25,6 @@ _PRIOR: Final = 6.0
 _FADING: Final = 0.97
 #: Old observations count for less: a count is halved when it reaches this.
 _MEMORY: Final = 20_000.0
-#: A step moves the costs of its size by this share of what they are off by, and those of a size e to the power of
-#: :data:`_LIKENESS` times as large by a third of that. One that is off by more than :data:`_OUTLIER` counts as that.
-_RATE: Final = 0.1
-_LIKENESS: Final = 1.0
-_OUTLIER: Final = 1.5
-
-
-class StepCost:
-    """Seconds of a forward pass by its number of rows, linear between the sizes that were measured.
-
-    Measured on an idle engine and corrected by every step that is really made, so that a disturbed measurement, longer
-    texts or a busier machine do not mislead for long.
-
-    Attributes:
-        rows: ``[m]`` ascending.
-        seconds: ``[m]`` never falling.
-    """
-
-    def __init__(self, rows: NDArray[np.float64], seconds: NDArray[np.float64]) -> None:
-        self.rows, self.seconds = rows, seconds
-
-    @classmethod
-    def measure(cls, step: Callable[[int], float], rows: Sequence[int], repeats: int = 4) -> "StepCost":
-        """Time ``step(rows)``, which returns seconds, at several sizes in turn; the least of ``repeats`` counts.
-
-        Whatever else the machine does only adds to a time.
-        """
-        least = np.min([[step(n) for n in rows] for _ in range(repeats)], axis=0)
-        return cls(np.array(rows, np.float64), np.maximum.accumulate(least))
-
-    def observe(self, rows: int, seconds: float) -> None:
-        """Learn from a step: sizes like it the most, all others a little."""
-        expected = float(self(np.array([rows]))[0])
-        error = np.log(np.clip(seconds / expected, 1 / _OUTLIER, _OUTLIER))
-        likeness = np.exp(-np.abs(np.log(self.rows / rows)) / _LIKENESS)
-        corrected: NDArray[np.float64] = self.seconds * np.exp(_RATE * error * likeness)
-        # Where costs would fall with size, those nearest to what was seen are right.
-        nearest = int(likeness.argmax())
-        corrected[: nearest + 1] = np.minimum.accumulate(corrected[nearest::-1])[::-1]
-        corrected[nearest:] = np.maximum.accumulate(corrected[nearest:])
-        self.seconds = corrected
-
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of steps of ``rows`` rows; beyond the last measurement the last slope goes on."""
-        slope = (self.seconds[-1] - self.seconds[-2]) / (self.rows[-1] - self.rows[-2])
-        beyond = np.maximum(rows - self.rows[-1], 0) * slope
-        seconds: NDArray[np.float64] = np.interp(rows, self.rows, self.seconds) + beyond
-        return seconds
 
 
 class Acceptance:
@@ -111,7 +66,7 @@ class Budget:
         probabilities: NDArray[np.float64],
         emitting: int,
         rows: int,
-        cost: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+        cost: Cost,
     ) -> NDArray[np.bool_]:
         """See :func:`worthwhile`, of a step that is then made."""
         rate = self._tokens / self._seconds if self._seconds else None
@@ -125,7 +80,7 @@ def worthwhile(
     probabilities: NDArray[np.float64],
     emitting: int,
     rows: int,
-    cost: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    cost: Cost,
     rate: float | None = None,
 ) -> NDArray[np.bool_]:
     """The nodes that a step should verify.
@@ -148,6 +103,33 @@ def worthwhile(
     gain = expected - rate * cost(rows + counts)
     kept = np.zeros(len(probabilities), np.bool_)
     kept[order[: int(gain.argmax())]] = True
+    return kept
+
+
+def best_paths(forest: Forest, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """``[n]`` bool: of each tree the path of which most nodes are expected to be accepted.
+
+    Args:
+        forest: the trees.
+        probabilities: ``[n]`` of being accepted with all ancestors.
+    """
+    return _best_paths(forest.offsets, forest.parents, probabilities)  # type: ignore[no-any-return]
+
+
+@compiled
+def _best_paths(offsets, parents, probabilities):  # type: ignore[no-untyped-def]
+    kept = np.zeros(len(parents), np.bool_)
+    expected = probabilities.copy()
+    for tree in range(len(offsets) - 1):
+        best = -1
+        for node in range(offsets[tree], offsets[tree + 1]):
+            if parents[node] >= 0:
+                expected[node] += expected[parents[node]]
+            if best < 0 or expected[node] > expected[best]:
+                best = node
+        while best >= 0:
+            kept[best] = True
+            best = parents[best]
     return kept
 
 

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from dare_core.errors import ModelError, is_out_of_memory
 
 
 class CacheShape(NamedTuple):
@@ -19,6 +22,26 @@ class CacheShape(NamedTuple):
     def slot_bytes(self, capacity: int, dtype: torch.dtype) -> int:
         """Bytes of one sequence's keys and values at ``capacity`` positions."""
         return 2 * self.layers * self.kv_heads * capacity * self.head_dim * dtype.itemsize
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "CacheShape":
+        """What a model asks.
+
+        Raises:
+            ModelError: its attention cannot be replaced, or its cache is not one tensor shape per layer.
+        """
+        config = model.config.get_text_config()
+        if not getattr(model, "_supports_attention_backend", False):
+            raise ModelError(
+                f"{type(model).__name__} does not route its attention through transformers' attention interface"
+            )
+        if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+            raise ModelError(
+                f"{type(model).__name__} has layers other than full and sliding attention: {config.layer_types}"
+            )
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return cls(config.num_hidden_layers, kv_heads, head_dim)
 
 
 class KVCache:
@@ -41,6 +64,37 @@ class KVCache:
         #: ``[slots]`` int64: committed positions.
         self.lengths = np.zeros(slots, np.int64)
         self.capacity = capacity
+
+    @classmethod
+    def allocate(
+        cls, model: PreTrainedModel, shape: CacheShape, slots: int, capacity: int, most_bytes: int | None
+    ) -> "KVCache":
+        """A model's cache of ``slots`` sequences, or of as many as memory has room for.
+
+        Args:
+            model: tells precision and device.
+            shape: what it asks.
+            slots: wanted.
+            capacity: positions of each.
+            most_bytes: of memory to use; None sets no limit.
+
+        Raises:
+            ModelError: ``most_bytes`` does not suffice for one sequence.
+        """
+        if most_bytes is not None:
+            each = shape.slot_bytes(capacity, model.dtype)
+            slots = min(slots, most_bytes // each)
+            if not slots:
+                raise ModelError(
+                    f"a cache of {most_bytes} bytes holds no sequence of {capacity} positions, which takes {each}"
+                )
+        while True:
+            try:
+                return cls(shape, slots, capacity, model.dtype, model.device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or slots == 1:
+                    raise
+                slots //= 2
 
     @property
     def free_slots(self) -> int:

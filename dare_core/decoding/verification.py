@@ -4,10 +4,9 @@
 *Relaxed*: it also passes when it lies in the target's top-k with a probability above p (softmax at temperature 1 over
 the whole vocabulary). Some tokens are never relaxed: the end of sequence, and what makes up an answer's structure where
 it has one. A drafted one must be the argmax, and where the argmax is one nothing else passes.
-*Sampling*: every row draws its own token from the target's distribution, and a node passes when it is the token drawn
-after its parent. A walk down the tree uses each row's draw once, so the text is distributed as without drafts.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,7 @@ from dare_core.decoding import kernels
 from dare_core.drafts import Forest
 from dare_core.storage.machine_code import compiled
 
-Mode = Literal["strict", "relaxed", "sampling"]
+Mode = Literal["strict", "relaxed"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,13 @@ class Rule:
     """How nodes are verified.
 
     Attributes:
-        mode: strict, relaxed or sampling.
+        mode: strict or relaxed.
         top_k, min_prob: relaxed: a node's rank and probability bounds (paper: k = 2, p = 0.1).
-        min_ratio: relaxed: a node's probability is at least this share of the argmax's; 0 asks nothing.
-        max_run: relaxed: so many tokens in a row may differ from the argmax; 0 sets no limit.
-        temperature, top_p: sampling: the distribution drawn from.
     """
 
     mode: Mode = "strict"
     top_k: int = 2
     min_prob: float = 0.1
-    min_ratio: float = 0.0
-    max_run: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +41,7 @@ class Judgement:
     """What the target model makes of one step's rows and nodes, on the host.
 
     Attributes:
-        chosen: ``[rows]`` int32: the target's own next token after each row, its argmax or its draw.
+        chosen: ``[rows]`` int32: the target's own next token after each row, its argmax.
         finite: ``[rows]`` bool: False where a row's logits hold NaN or positive infinity.
         is_chosen: ``[nodes]`` bool: the node is the target's own token after its parent.
         passes: ``[nodes]`` bool: the node may be accepted if its parent is.
@@ -64,6 +56,13 @@ class Judgement:
     log_probs: NDArray[np.float32]
 
 
+def token_mask(tokens: Collection[int], vocabulary: int, device: torch.device) -> Tensor:
+    """``[vocabulary]`` bool: True for some tokens; :func:`judge` takes those that pass, and let pass, strictly."""
+    mask = torch.zeros(vocabulary, dtype=torch.bool)
+    mask[sorted(tokens)] = True
+    return mask.to(device)
+
+
 def judge(
     logits: Tensor,
     tokens: NDArray[np.int32],
@@ -72,7 +71,6 @@ def judge(
     may_relax: NDArray[np.bool_],
     rule: Rule,
     never_relaxed: Tensor,
-    generator: torch.Generator | None = None,
 ) -> Judgement:
     """Judge all nodes of a step at once; the host waits for the device once.
 
@@ -82,16 +80,13 @@ def judge(
         parent_rows: ``[nodes]`` the row of each node's parent.
         trees: ``[nodes]`` which tree each node belongs to.
         may_relax: ``[nodes]`` False where a sequence is held to strict verification in this step.
-        rule: strict, relaxed or sampling.
-        never_relaxed: ``[vocabulary]`` bool, on the logits' device: True for tokens that pass, and let pass, strictly.
-        generator: where sampling takes its random numbers from.
+        rule: strict or relaxed.
+        never_relaxed: see :func:`token_mask`; on the logits' device.
     """
     device = logits.device
     n_rows, n_nodes = len(logits), len(tokens)
     peaks, chosen = _peaks(logits)
     finite = peaks.isfinite()  # NaN counts as the largest value; a masked token's -inf is no fault
-    if rule.mode == "sampling":
-        chosen = _draw(logits, rule, finite, generator)
     parts = [chosen, finite]
     if n_nodes:
         node_tokens = torch.from_numpy(tokens).to(device, torch.int64)
@@ -169,7 +164,7 @@ def _relax(
     ratios = (own - peaks[parents].float()).exp()
     may = may & ~is_argmax & ~never_relaxed[tokens] & ~never_relaxed[argmax[parents]]
     # A probability is at most the ratio to the argmax's, so most nodes need no look at their whole row.
-    may &= (ratios > rule.min_prob) & (ratios >= rule.min_ratio)
+    may &= ratios > rule.min_prob
     looked_at = _places(may)
     above, log_sums = _compare(logits, parents[looked_at], own[looked_at], peaks[parents[looked_at]])
     log_probs = torch.zeros_like(ratios)
@@ -191,17 +186,6 @@ def _places(wanted: Tensor) -> Tensor:
     return wanted.nonzero()[:, 0] if wanted.device.type == "cpu" else torch.arange(len(wanted), device=wanted.device)
 
 
-def _draw(logits: Tensor, rule: Rule, finite: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token per row from the softmax at ``temperature``, cut to the smallest set of mass ``top_p``."""
-    scores = torch.where(finite[:, None], logits.float(), 0.0) / rule.temperature
-    probabilities = scores.softmax(-1)
-    if rule.top_p < 1:
-        ordered, tokens = probabilities.sort(-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= rule.top_p
-        probabilities = torch.zeros_like(ordered).scatter_(-1, tokens, ordered.masked_fill(beyond, 0))
-    return probabilities.multinomial(1, generator=generator)[:, 0]
-
-
 @dataclass(frozen=True, eq=False)
 class Paths:
     """The path taken in each of a step's ``s`` trees.
@@ -217,44 +201,30 @@ class Paths:
     tried: NDArray[np.bool_]
 
 
-def longest_paths(forest: Forest, judgement: Judgement, max_run: int) -> Paths:
-    """The longest accepted path of every tree; of equally long ones that with the highest target probability.
-
-    Args:
-        forest: the trees.
-        judgement: of their nodes.
-        max_run: so many nodes in a row may pass by relaxation alone; 0 sets no limit. (No run reaches over a step: each
-            ends with a token of the target's own.)
-    """
+def longest_paths(forest: Forest, judgement: Judgement) -> Paths:
+    """The longest accepted path of every tree; of equally long ones that with the highest target probability."""
     sequences, longest = len(forest.sizes), int(forest.depths.max()) if len(forest) else 0
     lengths = np.zeros(sequences, np.int64)
     nodes = np.full((sequences, longest), -1, np.int64)
     tried = np.zeros(len(forest), np.bool_)
     if len(forest):
         _walk(
-            forest.offsets, forest.parents, forest.depths, judgement.passes, judgement.is_chosen, judgement.log_probs,
-            max_run or np.iinfo(np.int64).max, lengths, nodes, tried,
-        )  # fmt: skip
+            forest.offsets, forest.parents, forest.depths, judgement.passes, judgement.log_probs, lengths, nodes, tried
+        )
     return Paths(lengths, nodes, tried)
 
 
 @compiled
-def _walk(  # type: ignore[no-untyped-def]
-    offsets, parents, depths, passes, is_chosen, log_probs, max_run, lengths, nodes, tried
-):
+def _walk(offsets, parents, depths, passes, log_probs, lengths, nodes, tried):  # type: ignore[no-untyped-def]
     n = len(parents)
     reached = np.zeros(n, np.bool_)
     scores = np.zeros(n, np.float64)
-    run = np.zeros(n, np.int64)
     for i in range(len(lengths)):
         best = -1
         for node in range(offsets[i], offsets[i + 1]):
             parent = parents[node]
             tried[node] = parent < 0 or reached[parent]
             if not tried[node] or not passes[node]:
-                continue
-            run[node] = 0 if is_chosen[node] else (0 if parent < 0 else run[parent]) + 1
-            if run[node] > max_run:
                 continue
             reached[node] = True
             scores[node] = (0.0 if parent < 0 else scores[parent]) + log_probs[node]

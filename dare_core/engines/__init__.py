@@ -1,1 +1,27 @@
-"""What writes texts: our own engine over transformers, or vLLM in an environment of its own."""
+"""What writes texts: our own engine over transformers, or vLLM in an environment of its own.
+
+vLLM's processes import this package too, before Numba may be loaded (see :mod:`dare_core.engines.vllm`), so whatever is
+imported here is imported where it is used.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dare_core.config.settings import Settings
+    from dare_core.engines.protocol import Engines
+
+
+def load_engines(settings: "Settings") -> "Engines":
+    """The engines that ``settings.engine`` names, with their model.
+
+    Raises:
+        ModelError, SettingError: see :class:`~dare_core.engines.own.OwnEngines` and
+            :class:`~dare_core.engines.vllm.engines.VllmEngines`.
+    """
+    if settings.engine == "vllm":
+        from dare_core.engines.vllm.engines import VllmEngines
+
+        return VllmEngines(settings)
+    from dare_core.engines.own import OwnEngines
+
+    return OwnEngines(settings)

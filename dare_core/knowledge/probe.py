@@ -13,7 +13,7 @@ from dare_core.storage import run_files
 if TYPE_CHECKING:
     from dare_core.config.settings import Settings
     from dare_core.decoding import Request
-    from dare_core.engines.opening import Engines
+    from dare_core.engines.protocol import Engines
 
 _MOST_STEPS: Final = 32
 _LEAST_STEPS: Final = 4

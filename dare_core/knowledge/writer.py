@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dare_core import models
 from dare_core.config.settings import Settings
-from dare_core.engines.opening import AnyEngine, load_engines
+from dare_core.engines import load_engines
 from dare_core.errors import OutOfMemoryError, is_out_of_memory
 from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolStore
@@ -18,7 +18,7 @@ from dare_core.pools import Pool, PoolStore
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dare_core.decoding import Request, Result
+    from dare_core.decoding import Request, Result, TextEngine
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Writer:
         load_seconds: that loading the model and setting up engines (compiling, measuring step costs) took.
 
     Raises:
-        ModelError, SettingError: see :func:`dare_core.engines.opening.load_engines`.
+        ModelError, SettingError: see :func:`dare_core.engines.load_engines`.
         OutOfMemoryError: the model does not fit into memory.
     """
 
@@ -122,7 +122,7 @@ class Writer:
         """A result's text, without control tokens."""
         return str(self._tokenizer.decode(result.token_ids, skip_special_tokens=True))
 
-    def _prepare(self, pool: Pool | None, longest: int, sequences: int, structural: frozenset[int]) -> AnyEngine:
+    def _prepare(self, pool: Pool | None, longest: int, sequences: int, structural: frozenset[int]) -> "TextEngine":
         from dare_core.decoding import EngineConfig, Rule
 
         settings, facts = self._settings, self._engines.facts

@@ -1,18 +1,18 @@
 import copy
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import scipy.stats
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
 from dare_core.decoding.attention import current
-from dare_core.decoding.budget import StepCost
-from dare_core.decoding.engine import is_looping
+from dare_core.decoding.engine import PackedStep
+from dare_core.decoding.step_cost import StepCost
+from dare_core.decoding.verification import Judgement
 from dare_core.drafts import Drafter
 from dare_core.errors import ModelError
 from dare_core.pools import Pool, PoolBuilder, PoolStore
@@ -334,41 +334,22 @@ def test_a_measured_budget_drafts_what_is_certain_and_nothing_that_never_passes(
     assert drafted < 120  # of 480 offered: it soon stopped
 
 
-def test_sampling_follows_the_models_distribution_whatever_is_drafted(tiny_llama: PreTrainedModel) -> None:
-    """Two sampled tokens' joint frequencies against the model's probabilities, by a chi-square test."""
-    prompt, n = [3, 4, 5], 4000
-    tiny_llama.set_attn_implementation("eager")
-    temperature = 0.7
-    with torch.inference_mode():
-        first = (tiny_llama(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
-        likely = first.topk(6).indices.tolist()
-        second = {
-            token: (tiny_llama(torch.tensor([[*prompt, token]])).logits[0, -1] / temperature).softmax(-1)
-            for token in likely
-        }
-    # Drafts: likely tokens, each with likely ones behind it.
-    children = [(i, int(token)) for i, parent in enumerate(likely) for token in second[parent].topk(2).indices]
-    nodes = [*likely, *(token for _, token in children)]
-    parents = [*[-1] * len(likely), *(parent for parent, _ in children)]
-    drafter = Scripted(lambda group, output, max_nodes: ([], []) if output else (nodes, parents))
-    rule = Rule("sampling", temperature=temperature)
-    engine = engine_of(
-        tiny_llama, drafter, config(max_sequences=64, draft_nodes=18, rule=rule, eos_token_ids=frozenset())
-    )
-    texts = [tuple(result.token_ids[:2]) for result in engine.generate(requests([prompt] * n, 4))]
-    assert engine.statistics.accepted > n / 2  # drafts were taken
+def test_an_observer_is_told_what_each_step_drafted_and_judged(tiny_llama: PreTrainedModel) -> None:
+    asked = prompts(tiny_llama, 4)
+    texts = {str(i): greedy(tiny_llama, prompt, NEW_TOKENS) for i, prompt in enumerate(asked)}
+    told: list[tuple[int, int, int]] = []
 
-    expected = {(a, b): n * float(first[a] * second[a][b]) for a in likely for b in range(VOCABULARY)}
-    cells = {cell: value for cell, value in expected.items() if value >= 5}
-    counts = Counter(texts)
-    observed = [counts[cell] for cell in cells] + [n - sum(counts[cell] for cell in cells)]
-    wanted = [*cells.values(), n - sum(cells.values())]
-    assert len(cells) > 5
-    assert scipy.stats.chisquare(observed, wanted).pvalue > 1e-3
+    def observe(step: PackedStep, probabilities: NDArray[np.float64], judgement: Judgement, seconds: float) -> None:
+        assert probabilities.shape == judgement.passes.shape == (len(step.forest),)
+        assert len(judgement.chosen) == step.emitting.sum() + len(step.forest)
+        assert (step.seen + step.chains <= [text.context.length for text in step.texts]).all()
+        assert seconds > 0
+        told.append((step.rows, int(step.emitting.sum()), len(step.forest)))
 
-
-def test_looping_is_seen_when_the_last_tokens_stood_there_before() -> None:
-    assert not is_looping(np.arange(40, dtype=np.int32))
-    assert not is_looping(np.array([1, 2, 3] * 2, np.int32))
-    assert is_looping(np.array(list(range(20)) * 2, np.int32))
-    assert is_looping(np.array([7] * 10, np.int32))
+    drafter = noisy(texts, VOCABULARY)
+    engine = Engine(copy.deepcopy(tiny_llama), drafter, config(prefill_rows=7), observe)
+    results = {result.id: result.token_ids for result in engine.generate(requests(asked))}
+    assert results == texts
+    total = engine.statistics
+    assert [sum(each) for each in zip(*told, strict=True)] == [total.rows, total.decode_steps, total.drafted]
+    assert len(told) == total.steps

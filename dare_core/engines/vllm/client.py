@@ -1,70 +1,15 @@
 """The engine's interface over vLLM: starts the server in vLLM's environment and speaks its JSON lines."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Any
 
 from dare_core import errors
-from dare_core.decoding.engine import EngineConfig, OnTokens, Request, Result, RunStatistics, Statistics, unfit
+from dare_core.decoding import EngineConfig, OnTokens, Request, Result, Statistics, TextEngine
 from dare_core.engines.peer_process import PeerProcess
 from dare_core.engines.vllm import launch
+from dare_core.engines.vllm.options import VllmOptions
 from dare_core.errors import DareError, ModelError, ProgramMissingError
 from dare_core.pools import Pool
-
-_SERVER: Final = "dare_core.engines.vllm.server"
-#: The longest path that is drafted.
-_DRAFT_TOKENS: Final = 16
-
-
-@dataclass(frozen=True)
-class VllmOptions:
-    """How vLLM is started.
-
-    Attributes:
-        python: the interpreter of vLLM's environment.
-        model: hub id or folder.
-        dtype: of weights and arithmetic.
-        max_length: prompt and new tokens of one sequence at most.
-        max_sequences: decoded at once, at most; the proposer's step costs are measured for one and for as many.
-        log: file for what vLLM has to say.
-        compiled: folder for what Numba compiles there; its version is another than ours.
-        cache_bytes: memory for keys and values; None: as vLLM finds it.
-        trust_remote_code: run code that a model repository brings along.
-        tensor_parallel_size: accelerators that share the model.
-        memory_share: of an accelerator's memory, for weights, keys and values; None: vLLM's default.
-        quantization: one of vLLM's methods; None: as the model's config says.
-    """
-
-    python: Path
-    model: str
-    dtype: str
-    max_length: int
-    max_sequences: int
-    log: Path
-    compiled: Path
-    cache_bytes: int | None = None
-    trust_remote_code: bool = False
-    tensor_parallel_size: int = 1
-    memory_share: float | None = None
-    quantization: str | None = None
-
-    def command(self) -> list[str | Path]:
-        """The server's program and its arguments."""
-        words: list[str | Path] = [self.python, "-m", _SERVER, self.model]
-        given = {
-            "dtype": self.dtype,
-            "max-length": self.max_length,
-            "max-sequences": self.max_sequences,
-            "draft-tokens": _DRAFT_TOKENS,
-            "cache-bytes": self.cache_bytes,
-            "tensor-parallel-size": self.tensor_parallel_size,
-            "memory-share": self.memory_share,
-            "quantization": self.quantization,
-        }
-        words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-        return [*words, "--trust-remote-code"] if self.trust_remote_code else words
 
 
 class VllmServer:
@@ -105,8 +50,8 @@ class VllmServer:
         self._process.close()
 
 
-class VllmEngine:
-    """:class:`dare_core.decoding.Engine` over vLLM, for one run at a time on one server.
+class VllmEngine(TextEngine):
+    """vLLM as an engine, for one run at a time on one server.
 
     Args:
         server: takes over from the engine before.
@@ -115,19 +60,18 @@ class VllmEngine:
         drafter: further arguments of :class:`~dare_core.pools.PoolDrafter`; None decodes plainly.
 
     Attributes:
-        statistics: of all texts so far; rows and times are not known here.
+        statistics: of all texts so far; steps, rows and times are not known here.
         seconds: that vLLM has worked.
 
     Raises:
-        ModelError: the rule is one for sampling, or the server was started for shorter or fewer sequences.
+        ModelError: the server was started for shorter or fewer sequences.
         PoolError: the pool cannot be opened there.
     """
 
     def __init__(
         self, server: VllmServer, pool: Pool | None, config: EngineConfig, drafter: dict[str, Any] | None
     ) -> None:
-        if config.rule.mode == "sampling":
-            raise ModelError("the vLLM engine verifies strictly or relaxed, and does not sample; set DARE_ENGINE")
+        super().__init__()
         options = server.options
         if config.max_sequences > options.max_sequences or config.max_length > options.max_length:
             raise ModelError(
@@ -135,10 +79,9 @@ class VllmEngine:
                 f"not for {config.max_sequences} of {config.max_length}"
             )
         self._server, self._config = server, config
-        self._waiting: deque[Request] = deque()
         self._asked: dict[str, Request] = {}  # by the name that vLLM knows it by
         self._names = 0
-        self.statistics, self.seconds = RunStatistics(), 0.0
+        self.seconds = 0.0
         server.ask({"begin": self._job(pool, drafter)})
 
     def _job(self, pool: Pool | None, drafter: dict[str, Any] | None) -> dict[str, Any]:
@@ -154,16 +97,6 @@ class VllmEngine:
             "drafter": drafter,
             "max_sequences": config.max_sequences,
         }  # fmt: skip
-
-    def generate(self, requests: Iterable[Request], on_tokens: OnTokens | None = None) -> Iterator[Result]:
-        """See :meth:`dare_core.decoding.Engine.generate`."""
-        self.add(requests)
-        while self.busy:
-            yield from self.step(on_tokens)
-
-    def add(self, requests: Iterable[Request]) -> None:
-        """Let requests wait for :meth:`step` to take them in."""
-        self._waiting.extend(requests)
 
     @property
     def waiting(self) -> int:
@@ -181,8 +114,8 @@ class VllmEngine:
         rows: list[list[Any]] = []
         while self._waiting:
             request = self._waiting.popleft()
-            if problem := unfit(request, self._server.vocabulary, self._config.max_length):
-                refused.append(Result(request.id, [], None, problem, None, Statistics()))
+            if problem := request.problem(self._server.vocabulary, self._config.max_length):
+                refused.append(Result.refused(request, problem))
                 continue
             self._names += 1
             name = str(self._names)  # ids are the caller's, and need not differ
@@ -204,8 +137,7 @@ class VllmEngine:
         self.statistics.add(statistics)
         if facts["error"]:
             return Result(request.id, [], None, facts["error"], facts["draft_group"], statistics)
-        reason = "stop" if tokens[-1] in self._config.eos_token_ids else "length"
-        return Result(request.id, tokens, reason, None, facts["draft_group"], statistics)
+        return Result(request.id, tokens, facts["finish_reason"], None, facts["draft_group"], statistics)
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dare_core.decoding.budget import StepCost
+from dare_core.decoding.step_cost import StepCost
 
 #: A step without drafts moves their cost by this share of what it is off by.
 _RATE: Final = 0.1

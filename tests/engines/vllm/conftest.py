@@ -1,9 +1,9 @@
 """One tiny random model, and both engines over it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from dare_core.config.settings import load_settings
-from dare_core.decoding import Engine, EngineConfig, Request, Result
-from dare_core.engines.vllm.client import VllmEngine, VllmOptions, VllmServer
+from dare_core.decoding import Engine, EngineConfig, TextEngine
+from dare_core.engines.vllm.client import VllmEngine, VllmServer
+from dare_core.engines.vllm.options import VllmOptions
 from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 
 #: No text holds this token; in a prompt it makes all logits NaN.
@@ -24,21 +25,8 @@ LENGTH = 160
 SEQUENCES = 4
 
 
-class AnyEngine(Protocol):
-    """What both engines offer."""
-
-    waiting: int
-    busy: bool
-
-    def generate(self, requests: Sequence[Request], on_tokens: Any = None) -> Iterator[Result]: ...
-
-    def add(self, requests: Sequence[Request]) -> None: ...
-
-    def step(self) -> list[Result]: ...
-
-
 #: Opens an engine: the pool, its config, arguments of the drafter (None: no drafter).
-Open = Callable[[Pool | None, EngineConfig, dict[str, Any] | None], AnyEngine]
+Open = Callable[[Pool | None, EngineConfig, dict[str, Any] | None], TextEngine]
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ def open_engine(request: pytest.FixtureRequest, tiny: Model) -> Open:
         server = request.getfixturevalue("vllm_server")
         return lambda pool, config, drafter: VllmEngine(server, pool, config, drafter)
 
-    def ours(pool: Pool | None, config: EngineConfig, drafter: dict[str, Any] | None) -> AnyEngine:
+    def ours(pool: Pool | None, config: EngineConfig, drafter: dict[str, Any] | None) -> TextEngine:
         model = transformers.AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
         return Engine(model, PoolDrafter(pool, **drafter) if drafter is not None else None, config)
 

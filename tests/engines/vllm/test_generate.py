@@ -11,7 +11,7 @@ import transformers
 from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.decoding import EngineConfig, Request, Rule
-from dare_core.engines.opening import VllmEngines
+from dare_core.engines.vllm.engines import VllmEngines
 from dare_core.knowledge.probe import probe
 from dare_core.knowledge.prompt_file import generate
 from tests.support.tiny_model import save_tiny_model
@@ -58,7 +58,7 @@ def test_plain_decoding_is_probed_and_longer_texts_start_vllm_anew(vllm_settings
     engines = VllmEngines(vllm_settings)
     assert engines.facts == models.model_facts(vllm_settings)
     asked = [Request(str(number), "g", [3, 4, 5 + number], 8) for number in range(2)]
-    measured = probe(vllm_settings.model_copy(update={"probe_share": 1.0}), engines, asked, tokens=100, seconds=60)
+    measured = probe(vllm_settings.model_copy(update={"probe_share": 1.0}), engines, asked, tokens=100, seconds=600)
     assert measured is not None
     assert measured.sequences == 2
     assert measured.plain_tokens_per_second > 0

@@ -8,9 +8,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from dare_core.config.settings import PROJECT_DIR, Settings
-from dare_core.engines.opening import load_engines, vllm_options
+from dare_core.engines import load_engines
 from dare_core.engines.vllm import launch
 from dare_core.engines.vllm.client import VllmServer
+from dare_core.engines.vllm.options import vllm_options
 from dare_core.errors import ModelError, ProgramMissingError, SettingError
 from tests.support.tiny_model import save_tiny_model
 
