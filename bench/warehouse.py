@@ -23,7 +23,7 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
-from dare_airflow.local import exit_on_signals
+from dare_airflow.local.processes import exit_on_signals
 from dare_core import schemas
 from dare_core.config.settings import Settings
 from dare_core.embedding.encoder import Encoder
