@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic lock clean
+.PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic lock clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,15 @@ test: $(STAMP)
 	@sh scripts/install_chromium.sh
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15
 
+# The same and what takes too long for every day: benches at toy size, Spark where a plan would do, fuzzing in full.
+test-full: $(STAMP)
+	@sh scripts/install_chromium.sh
+	@DARE_FUZZ=full OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not faults'
+
+# Everything there is to check: hours. .ci/run is what every change passes.
+full:
+	@bash .ci/full
+
 # Every service of several machines as processes on this one, and a worker that is killed: minutes, so not part of test.
 cluster-test: $(STAMP)
 	@sh scripts/install_redis.sh
@@ -42,11 +51,10 @@ cluster-test: $(STAMP)
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -m faults tests/faults
 
-# Every stage in every way, twenty times each, on with what the folder has of an earlier call; then kills through Airflow, then fuzzing.
+# Every stage in every way, twenty times each, on with what the folder has of an earlier call; then kills through Airflow.
 faults-full: $(STAMP)
 	@$(BIN)/python -m tests.faults.crash_matrix --work .faults/matrix --times 20
 	@$(BIN)/python -m tests.faults.airflow_kills --work .faults/airflow --times 5
-	@DARE_FUZZ=full $(BIN)/python -m pytest tests/fuzz
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

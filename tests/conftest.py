@@ -1,5 +1,6 @@
 """A PostgreSQL server for the whole session, a fresh migrated database for each test that asks for one, rows for it."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -39,6 +40,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest scope is begun first, so that no worker is left alone with it."""
     items.sort(key=lambda item: "/integration/" not in item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How long each folder's tests took, so that a change can say what it added."""
+    spent: dict[str, float] = defaultdict(float)
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            folder = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "tests"
+            spent[folder] += report.duration
+    terminalreporter.section("seconds by folder, of all workers")
+    for folder, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{seconds:8.1f}  {folder}")
 
 
 @contextmanager
