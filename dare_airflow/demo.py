@@ -41,7 +41,13 @@ STAGES: Final = ("pull", "group", "plan", "generate", "validate", "embed", "load
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run as ``knowledge.generation_run`` and its texts tell it; units as in DESIGN.md 13."""
+    """One run as ``knowledge.generation_run`` and its texts tell it.
+
+    Attributes:
+        steps: decode steps, summed over texts; plain decoding takes one for each token.
+        seconds: of engines, without loading and compiling.
+        relaxed: tokens that were not the model's first choice.
+    """
 
     texts: int
     new_tokens: int

@@ -1,9 +1,5 @@
-import os
-import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,40 +94,6 @@ def test_a_taken_port_is_refused_with_the_name_of_its_setting(tmp_path: Path) ->
         port = other.getsockname()[1]
         with pytest.raises(SettingError, match=rf"DARE_AIRFLOW_PORT\) is {port}"):
             LocalAirflow(load_settings(data_dir=tmp_path), "postgresql:///", port=port).__enter__()
-
-
-def test_every_process_of_a_session_ends_even_those_that_ignore_sigterm_or_left_it(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    program = f"""
-import os, signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-apart = subprocess.Popen(["sleep", "600"], start_new_session=True)
-grouped = subprocess.Popen(["sleep", "600"], process_group=0)
-open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{apart.pid}} {{grouped.pid}} ")
-time.sleep(600)
-"""
-    root = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
-    while not pids.exists() or not pids.read_text().endswith(" "):
-        time.sleep(0.05)
-    family = processes.family([root])
-    assert {process.pid for process in family} >= {int(pid) for pid in pids.read_text().split()}
-
-    processes.signal_all(family, signal.SIGKILL)
-    root.wait()
-    psutil.wait_procs(family, timeout=10)
-    assert not any(is_running(process.pid) for process in family)
-
-
-def test_sigterm_leaves_with_blocks_in_order() -> None:
-    left = False
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), processes.exit_on_signals():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-        finally:
-            left = True
-    assert left
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.integration
