@@ -20,12 +20,14 @@ from dare_core.config.settings import Settings, load_settings
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
+from dare_core.models import formats
 from dare_core.schemas import KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
-from dare_core.stages import pipeline
+from dare_core.stages import group, order, plan, pull
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import load_knowledge
+from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 
@@ -68,10 +70,10 @@ def _prepare(settings: Settings) -> None:
         engine = connect(url)
         upgrade(engine)
         import_tables(engine, read_movielens())
-        request = pipeline.RunRequest(run_id="filled", domain=_DOMAIN)
-        pipeline.pull(settings, request)
-        pipeline.group(settings, request)
-        pipeline.plan(settings, request)
+        request = RunRequest(run_id="filled", domain=_DOMAIN)
+        pull.run(settings, request)
+        group.run(settings, request)
+        plan.run(settings, request)
         run_dir = settings.run_dir(request.run_id)
         planned = shards.read_plan(run_dir)
         wrote = {
@@ -101,13 +103,14 @@ def watched_run() -> None:
 
     models.load_model = watch(models.load_model)
     models.load_tokenizer = watch(models.load_tokenizer)
+    formats.load_tokenizer = models.load_tokenizer  # type: ignore[attr-defined]
     Encoder.load = watch(Encoder.load)  # type: ignore[method-assign]
-    request = pipeline.RunRequest(run_id="unchanged", domain=_DOMAIN, kinds=KINDS)
+    request = RunRequest(run_id="unchanged", domain=_DOMAIN, kinds=KINDS)
     seen: dict[str, int] = {}
 
     def note(stage: str, result: Any) -> None:
         if stage == "plan":
             seen.update({kind: funnel["seen"] for kind, funnel in result["funnel"].items()})
 
-    summary = pipeline.run(settings, request, on_stage=note)
+    summary = order.run(settings, request, on_stage=note)
     print(json.dumps({"entities": sum(seen.values()), "planned": summary["planned"], "model_calls": len(loads)}))

@@ -21,7 +21,8 @@ from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.schemas import Kind
-from dare_core.stages import pipeline
+from dare_core.stages import plan
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.server import serving
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def bench_shards(
 
 def assignments() -> list[dict[str, int]]:
     """What the bench's DAG maps its tasks over."""
-    return pipeline.assignments(load_settings(), pipeline.RunRequest(run_id=RUN_ID))
+    return plan.assignments(load_settings(), RunRequest(run_id=RUN_ID))
 
 
 def work_off(assignment: dict[str, int]) -> dict[str, int]:

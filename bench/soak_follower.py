@@ -17,7 +17,7 @@ from dare_core.decoding import Request
 from dare_core.knowledge.writer import Writer
 from dare_core.schemas import KINDS
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.pools import pool_store
 
 _TEXTS: Final = 4
 

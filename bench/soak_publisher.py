@@ -14,9 +14,9 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import PoolError
 from dare_core.schemas import KINDS
-from dare_core.warehouse import read as warehouse_read
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.knowledge import pool_texts
+from dare_core.warehouse.pools import pool_store
 
 _PAUSE: Final = 5.0
 _KEPT: Final = 5
@@ -33,7 +33,7 @@ def publish(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
         time.sleep(_PAUSE)
         left_out, said = next(rounds) % 2, {"published": 0, "lost": 0}
         for kind, store in stores.items():
-            texts = warehouse_read.pool_texts(engine, "movies", kind, tokenizer_hash)
+            texts = pool_texts(engine, "movies", kind, tokenizer_hash)
             try:
                 store.build(texts.slice(left_out), settings.model, tokenizer_hash, len(tokenizer))
                 said["published"] += 1

@@ -9,7 +9,8 @@ from typing import Final
 
 from dare_core.config.settings import Settings, load_settings
 from dare_core.errors import PoolError
-from dare_core.stages import pipeline
+from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages.request import RunRequest
 
 _TRIES: Final = 10
 
@@ -20,22 +21,22 @@ def refresh(settings: Settings, run_id: str) -> int:
     Raises:
         DareError: a stage failed.
     """
-    request = pipeline.RunRequest(run_id=run_id)
-    for stage in (pipeline.pull, pipeline.group, pipeline.plan):
+    request = RunRequest(run_id=run_id)
+    for stage in (pull.run, group.run, plan.run):
         stage(settings, request)
-    for assignment in pipeline.assignments(settings, request):
-        pipeline.generate(settings, request, assignment)
-    for stage in (pipeline.validate, pipeline.embed, pipeline.load):
+    for assignment in plan.assignments(settings, request):
+        generate.run(settings, request, assignment)
+    for stage in (validate.run, embed.run, load.run):
         stage(settings, request)
     for repeated in range(_TRIES):
         try:
-            pipeline.rebuild_pools(settings, request.domain)
+            pools.run(settings, request)
         except PoolError as error:
             if "another builder has published" not in str(error) or repeated == _TRIES - 1:
                 raise
         else:
             break
-    pipeline.report(settings, request)
+    report.run(settings, request)
     return repeated
 
 

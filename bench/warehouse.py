@@ -33,19 +33,16 @@ from dare_core.knowledge import shards
 from dare_core.schemas import KINDS, TIME, Kind
 from dare_core.sources.importer import described, import_tables
 from dare_core.sources.movielens import read_movielens
-from dare_core.stages import pipeline
-from dare_core.warehouse.connection import connect
+from dare_core.stages import order
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.connection import connect, transaction
 from dare_core.warehouse.copy import copy_rows
-from dare_core.warehouse.load import (
-    index_vectors,
-    load_knowledge,
-    merge_knowledge,
-    transaction,
-    upsert_entities,
-)
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.knowledge import load_knowledge, merge_knowledge
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving
 from dare_core.warehouse.tables import KNOWLEDGE, KNOWLEDGE_EMBEDDING
+from dare_core.warehouse.vectors import index_vectors
 
 OnProgress = Callable[[str], None]
 
@@ -413,8 +410,8 @@ def _account(settings: Settings, scratch: _Scratch) -> dict[str, Any]:
             }
         )
         import_tables(scratch.engine, read_movielens())
-        request = pipeline.RunRequest(run_id="bench", item_limit=24, user_limit=8, max_new_tokens=48)
-        pipeline.run(of_run, request)
+        request = RunRequest(run_id="bench", item_limit=24, user_limit=8, max_new_tokens=48)
+        order.run(of_run, request)
         run_dir = of_run.run_dir(request.run_id)
         staged, failed = shards.read_staged(run_dir, [shard.name for shard in shards.read_plan(run_dir).shards])
     generated = {*staged["request_id"].to_pylist(), *failed["request_id"].to_pylist()}

@@ -12,9 +12,9 @@ from dare_airflow.run_request import run_request
 @task(trigger_rule=TriggerRule.ALL_DONE)
 def next_slice(domain: str) -> None:
     """Start the next run, if this slice came to its end and was not empty."""
-    from dare_core.stages import pipeline
+    from dare_core.stages import order
 
-    if not pipeline.slice_ended(settings(), run_request(domain)):
+    if not order.slice_ended(settings(), run_request(domain)):
         raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
     context = get_current_context()
     run_id, form = slice_after(context["run_id"], context["params"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import get_current_context
 
 if TYPE_CHECKING:
-    from dare_core.stages.pipeline import RunRequest
+    from dare_core.stages.request import RunRequest
 
 #: How Airflow's names of a schedule's runs begin.
 _SCHEDULED = "scheduled__"
@@ -14,7 +14,7 @@ _SCHEDULED = "scheduled__"
 
 def run_request(domain: str, **asked: Any) -> "RunRequest":
     """What this DAG run asks of the pipeline: ``asked``, and the form's fields that a request has."""
-    from dare_core.stages.pipeline import RunRequest
+    from dare_core.stages.request import RunRequest
 
     context = get_current_context()
     fields = {name: value for name, value in context["params"].items() if name in RunRequest.model_fields}

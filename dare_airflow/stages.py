@@ -1,6 +1,6 @@
 """The stages from source tables to features as Airflow tasks; `refresh_knowledge` and `backfill_knowledge` chain them.
 
-Each is one function of `dare_core.stages.pipeline`, which is imported when the task runs.
+Each is a module of `dare_core.stages`, which is imported when the task runs.
 """
 
 from datetime import timedelta
@@ -40,24 +40,24 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
 
     @task(inlets=[source])
     def pull() -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import pull
 
-        return pipeline.pull(settings(), run_request(domain, **asked))
+        return pull.run(settings(), run_request(domain, **asked))
 
     @task(outlets=[entities])
     def group() -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import group
 
-        return pipeline.group(settings(), run_request(domain, **asked))
+        return group.run(settings(), run_request(domain, **asked))
 
     @task(inlets=[entities])
     def plan() -> list[dict[str, int]]:
         """Work lists for `generate`; what was planned, and why the rest was skipped, is in XCom `summary`."""
-        from dare_core.stages import pipeline
+        from dare_core.stages import plan
 
         request = run_request(domain, **asked)
-        get_current_context()["ti"].xcom_push("summary", pipeline.plan(settings(), request))
-        return pipeline.assignments(settings(), request)
+        get_current_context()["ti"].xcom_push("summary", plan.run(settings(), request))
+        return plan.assignments(settings(), request)
 
     # A killed task has lost seconds of work, so it may be killed often.
     @task(
@@ -70,36 +70,36 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
         map_index_template="{{ task.op_kwargs['assignment'] }}",
     )
     def generate(assignment: dict[str, int]) -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import generate
 
-        return pipeline.generate(settings(), run_request(domain, **asked), assignment)
+        return generate.run(settings(), run_request(domain, **asked), assignment)
 
     @task
     def validate() -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import validate
 
-        return pipeline.validate(settings(), run_request(domain, **asked))
+        return validate.run(settings(), run_request(domain, **asked))
 
     @task
     def embed() -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import embed
 
-        return pipeline.embed(settings(), run_request(domain, **asked))
+        return embed.run(settings(), run_request(domain, **asked))
 
     @task(outlets=[knowledge, features])
     def load(*, outlet_events: "OutletEventAccessors") -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import load
 
-        summary = pipeline.load(settings(), run_request(domain, **asked))
+        summary = load.run(settings(), run_request(domain, **asked))
         outlet_events[knowledge].extra = {"kinds": summary["kinds"]}
         return summary
 
     @teardown  # runs however the others ended, and says nothing about the run's success
     @task(retries=0)
     def report() -> dict[str, Any]:
-        from dare_core.stages import pipeline
+        from dare_core.stages import report
 
-        summary = pipeline.report(settings(), run_request(domain, **asked))
+        summary = report.run(settings(), run_request(domain, **asked))
         for name in METRICS:
             if summary[name] is not None:
                 stats.gauge(f"dare.{name}", summary[name], tags={"domain": domain})

@@ -252,7 +252,7 @@ EVALUATION: Final = pa.schema(
 )
 
 #: An entity that was forgotten and is never pulled again. ``entity`` is its
-#: :func:`dare_core.warehouse.traces.tombstone`. Key: (domain, kind, entity).
+#: :func:`dare_core.warehouse.entities.tombstone`. Key: (domain, kind, entity).
 FORGOTTEN: Final = pa.schema(
     [
         _required("domain", pa.string()),

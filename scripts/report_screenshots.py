@@ -18,7 +18,8 @@ from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
-from dare_core.stages import pipeline
+from dare_core.stages import order
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
@@ -38,8 +39,8 @@ def main() -> None:
             upgrade(engine)
             import_tables(engine, read_movielens())
             for run_id in RUNS:
-                request = pipeline.RunRequest(run_id=run_id, item_limit=48, user_limit=16, max_new_tokens=96)
-                pipeline.run(settings, request, on_stage=lambda stage, result: print(f"{stage}: {result}", flush=True))
+                request = RunRequest(run_id=run_id, item_limit=48, user_limit=16, max_new_tokens=96)
+                order.run(settings, request, on_stage=lambda stage, result: print(f"{stage}: {result}", flush=True))
             SHOTS.mkdir(exist_ok=True)
             with LocalAirflow(settings, url, port=0) as airflow, sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -30,7 +30,7 @@ from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
 from dare_core.schemas import GROUPED, KINDS, Kind
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.group_pointer import WarehousePointer
+from dare_core.warehouse.group_models import WarehousePointer
 from spark_jobs.pull import SECTIONS, json_objects, moment
 from spark_jobs.session import run
 from spark_jobs.source_tables import SourceTables, column, failures_in_words

@@ -29,7 +29,7 @@ from dare_core.config.domains import Domain, EntityTable
 from dare_core.errors import SourceError
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.forget import forgotten
+from dare_core.warehouse.entities import forgotten
 from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow
 
 #: How Spark words what it met in a file, and the PostgreSQL reader in a table.

@@ -24,16 +24,17 @@ from dare_core.cli import terminal
 from dare_core.config.domains import load_domain
 from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.errors import DareError, WarehouseError
+from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
 from dare_core.pools import PoolStore
 from dare_core.reports.overview import ListedRun, runs_page
-from dare_core.schemas import ENTITY, KINDS
+from dare_core.schemas import ENTITY, KINDS, QUARANTINE
 from dare_core.sources.spark_submit import submit
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages import embed, generate, load, plan, report, validate
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.server import database_url
 from tests.fuzz.effort import tries
 from tests.support.airflow_process import in_airflow
@@ -170,9 +171,9 @@ def warehouse(settings: Settings, warehouse_url: str, engine: Engine, tiny: Path
 
 
 def write_texts(settings: Settings, request: RunRequest) -> None:
-    pipeline.plan(settings, request)
-    for assignment in pipeline.assignments(settings, request):
-        pipeline.generate(settings, request, assignment)
+    plan.run(settings, request)
+    for assignment in plan.assignments(settings, request):
+        generate.run(settings, request, assignment)
 
 
 def test_a_runs_report_and_data_docs_escape_names_groups_and_error_messages(
@@ -184,14 +185,14 @@ def test_a_runs_report_and_data_docs_escape_names_groups_and_error_messages(
     failed = pa.Table.from_pylist(
         [{"request_id": "x", "domain": "movies", "kind": "item", "entity_id": SCRIPT, "rule": SCRIPT, "value": SCRIPT,
           "run_id": "hostile", "text": SCRIPT, "quarantined_at": datetime.now(UTC)}],
-        pipeline.QUARANTINE,
+        QUARANTINE,
     )  # fmt: skip
-    pipeline.shards.write_table(part.with_name("failed-0009.parquet"), failed)
-    pipeline.validate(warehouse, request)
-    report = Path(pipeline.report(warehouse, request)["report"]).read_text("utf-8")
-    assert SCRIPT not in report
-    assert report.count("&lt;script&gt;") > 3
-    assert_harmless(report)
+    shards.write_table(part.with_name("failed-0009.parquet"), failed)
+    validate.run(warehouse, request)
+    page = Path(report.run(warehouse, request)["report"]).read_text("utf-8")
+    assert SCRIPT not in page
+    assert page.count("&lt;script&gt;") > 3
+    assert_harmless(page)
     pages = [page.read_text("utf-8") for page in (warehouse.data_docs_dir / "validations").rglob("*.html")]
     assert pages
     for page in pages:  # these bring scripts of their own along, which the pages in Airflow do not let run
@@ -234,8 +235,8 @@ def test_the_pages_in_airflow_ask_for_its_login_and_the_right_to_read_runs_and_l
 ) -> None:
     request = RunRequest(run_id="hostile")
     write_texts(warehouse, request)
-    pipeline.validate(warehouse, request)
-    pipeline.report(warehouse, request)
+    validate.run(warehouse, request)
+    report.run(warehouse, request)
     (warehouse.data_dir / "secret.txt").write_text("nobody's")
     home = tmp_path / "airflow"
     home.mkdir()
@@ -441,9 +442,9 @@ def test_a_run_and_a_failed_run_write_no_secret_anywhere(
 ) -> None:
     settings = Settings.model_validate(warehouse.model_dump() | {"warehouse_url": planted(warehouse_url)})
     request = RunRequest(run_id="whole")
-    moved: list[object] = [pipeline.plan(settings, request), pipeline.assignments(settings, request)]
-    moved += [pipeline.generate(settings, request, each) for each in pipeline.assignments(settings, request)]
-    for stage in (pipeline.validate, pipeline.embed, pipeline.load, pipeline.report):
+    moved: list[object] = [plan.run(settings, request), plan.assignments(settings, request)]
+    moved += [generate.run(settings, request, each) for each in plan.assignments(settings, request)]
+    for stage in (validate.run, embed.run, load.run, report.run):
         moved.append(stage(settings, request))
     failing = settings.model_copy(update={"max_failing_share": 0.0})
     again = RunRequest(run_id="failed", max_new_tokens=3)
@@ -451,8 +452,8 @@ def test_a_run_and_a_failed_run_write_no_secret_anywhere(
     staged = sorted((settings.run_dir("failed") / "staged").glob("*/part-*.parquet"))
     staged[0].write_bytes(b"PAR1")
     with pytest.raises(DareError) as raised:
-        pipeline.validate(failing, again)
-    moved.append(pipeline_report_of(failing, again))
+        validate.run(failing, again)
+    moved.append(report_of(failing, again))
     with engine.connect() as connection:
         stored = [str(row) for row in connection.execute(text("SELECT * FROM knowledge.generation_run"))]
     outputs = capfd.readouterr()
@@ -460,10 +461,10 @@ def test_a_run_and_a_failed_run_write_no_secret_anywhere(
     assert_untold(*written(settings.data_dir))
 
 
-def pipeline_report_of(settings: Settings, request: RunRequest) -> object:
+def report_of(settings: Settings, request: RunRequest) -> object:
     """A run's report, or why there is none."""
     try:
-        return pipeline.report(settings, request)
+        return report.run(settings, request)
     except DareError as error:
         return str(error)
 

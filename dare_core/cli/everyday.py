@@ -23,7 +23,8 @@ def report(
 ) -> None:
     """Write the report of a run again, from what is known of it by now, and print its path."""
     from dare_core.reports.overview import list_runs
-    from dare_core.stages import pipeline
+    from dare_core.stages import report
+    from dare_core.stages.request import RunRequest
 
     settings = settings_of()
     runs = list_runs(settings, run_id)
@@ -33,7 +34,7 @@ def report(
         return
     if not runs:
         raise InputError(f"the warehouse knows no run {run_id!r}; `dare report` lists those it knows")
-    path = pipeline.report(settings, pipeline.RunRequest(run_id=run_id, domain=runs[0].domain))["report"]
+    path = report.run(settings, RunRequest(run_id=run_id, domain=runs[0].domain))["report"]
     print(path)
     if show:
         typer.launch(path)
@@ -46,7 +47,7 @@ def digest(json_line: Json = False) -> None:
     Ends with status 1 where something is neither done nor undone.
     """
     from dare_core.operations import digest as content
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     settings = settings_of()
     with open_warehouse(settings) as (_, engine):

@@ -20,7 +20,7 @@ def features_export(
 ) -> None:
     """Write every version of a domain's features to Parquet, with entity keys and event times, for feature stores."""
     from dare_core.features.history import export_features
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     with open_warehouse(settings_of()) as (_, engine):
         print(json.dumps(export_features(engine, domain, out)))

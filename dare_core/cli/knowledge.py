@@ -140,7 +140,7 @@ def forget(
     Exit status 1: something was found all the same; it says where.
     """
     from dare_core.operations.forgetting import forget as forget_entities
-    from dare_core.warehouse.traces import Entities
+    from dare_core.operations.forgetting.traces import Entities
 
     who = Entities(domain, kind.value, tuple(dict.fromkeys(entity)))
     if not yes and not typer.confirm(f"Remove {who} for good: texts, vectors, pools, staged files, reports?", err=True):

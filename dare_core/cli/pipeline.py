@@ -47,7 +47,8 @@ def pipeline_run(
     engine: EngineOption = None,
 ) -> None:
     """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
-    from dare_core.stages import pipeline
+    from dare_core.stages.order import run
+    from dare_core.stages.request import RunRequest
 
     settings = settings_of(engine=engine and engine.value)
     asked = {
@@ -64,12 +65,12 @@ def pipeline_run(
         "order": order and order.value,
     }
     try:
-        request = pipeline.RunRequest.model_validate(given(asked))
+        request = RunRequest.model_validate(given(asked))
     except ValidationError as error:
         problem = error.errors()[0]
         option = "--" + ".".join(map(str, problem["loc"])).replace("_", "-")
         raise SettingError(f"{option} is {problem['input']!r}: {problem['msg']}") from None
-    summary = pipeline.run(settings, request, on_stage=_show_stage)
+    summary = run(settings, request, on_stage=_show_stage)
     print(json.dumps(summary))
 
 

@@ -186,8 +186,8 @@ def pool_store_at(root: str) -> "PoolStore":
         for path in (pools / root, Path(root).resolve()):  # movies/item, or the folder
             if path.name == kind and path.parent.parent == pools and path.is_dir():
                 from dare_core.warehouse.connection import connect
+                from dare_core.warehouse.pools import pool_store
                 from dare_core.warehouse.server import serving
-                from dare_core.warehouse.stores import pool_store
 
                 engine = connect(held.enter_context(serving(settings)))
                 return pool_store(settings, engine, path.parent.name, kind)

@@ -26,7 +26,7 @@ def quarantine_list(
 ) -> None:
     """List texts in quarantine, the newest first, with the rules that each broke."""
     from dare_core.warehouse import quarantine
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     with open_warehouse(settings_of()) as (_, engine):
         found = quarantine.find(engine, domain=domain, rule=rule, run_id=run_id, limit=limit)
@@ -43,7 +43,7 @@ def quarantine_list(
 def quarantine_show(request_id: Annotated[str, typer.Argument(help="see `dare quarantine list`")]) -> None:
     """Show a text in quarantine: why, what was asked, and what was written."""
     from dare_core.warehouse import quarantine
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     with open_warehouse(settings_of()) as (_, engine):
         found = quarantine.find(engine, [request_id])
@@ -69,15 +69,13 @@ def quarantine_release(
     """Load reviewed texts, with their vectors, as knowledge. Releasing one again changes nothing."""
     import getpass
 
-    from dare_core.stages import pipeline
+    from dare_core.stages import embed
     from dare_core.warehouse import quarantine
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     settings, reviewer = settings_of(), by or getpass.getuser()
     with open_warehouse(settings) as (_, engine):
-        done = quarantine.release(
-            engine, request_id, reviewer, lambda texts: pipeline.embedded(settings, engine, texts)
-        )
+        done = quarantine.release(engine, request_id, reviewer, lambda texts: embed.vectors(settings, engine, texts))
     before = {
         request: {"at": at.astimezone(UTC).isoformat(timespec="seconds"), "by": who}
         for request, (at, who) in done.before.items()

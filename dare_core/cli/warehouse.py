@@ -62,16 +62,16 @@ EncoderName = Annotated[str, typer.Argument(help="a sentence-transformers model:
 @app.command("add-encoder")
 def warehouse_add_encoder(name: EncoderName) -> None:
     """Keep vectors of another encoder, of any width, beside those in force: embeds every text; new ones by each run."""
-    from dare_core.stages import pipeline
+    from dare_core.stages import embed
 
-    print(json.dumps(pipeline.add_encoder(settings_of(), name)))
+    print(json.dumps(embed.add_encoder(settings_of(), name)))
 
 
 @app.command("switch-encoder")
 def warehouse_switch_encoder(name: EncoderName) -> None:
     """Serve another encoder's vectors from now on; set DARE_ENCODER to it as well."""
     from dare_core.warehouse import encoders
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     with open_warehouse(settings_of()) as (_, engine):
         encoders.switch(engine, name)
@@ -82,7 +82,7 @@ def warehouse_switch_encoder(name: EncoderName) -> None:
 def warehouse_drop_encoder(name: EncoderName) -> None:
     """Remove the vectors of an encoder that is not in force."""
     from dare_core.warehouse import encoders
-    from dare_core.warehouse.stores import open_warehouse
+    from dare_core.warehouse.session import open_warehouse
 
     with open_warehouse(settings_of()) as (_, engine):
         encoders.drop(engine, name)

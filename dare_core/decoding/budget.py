@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dare_core.drafts import Forest
+from dare_core.storage.machine_code import compiled
 
 #: A drafter's shares are calibrated apart in so many equal bins.
 _SHARE_BINS: Final = 10
@@ -155,7 +155,7 @@ def _bins(forest: Forest) -> NDArray[np.int64]:
     return np.minimum((forest.shares * _SHARE_BINS).astype(np.int64), _SHARE_BINS - 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _multiply_down(parents, rates):  # type: ignore[no-untyped-def]
     product = rates.copy()
     for node in range(len(parents)):

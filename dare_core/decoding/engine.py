@@ -14,12 +14,11 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from dare_core.decoding import attention
-from dare_core.decoding.attention import PackedBatch
+from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.budget import Acceptance, Budget, StepCost
 from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.layers import compile_layers, fuse_layers
@@ -27,6 +26,7 @@ from dare_core.decoding.verification import Judgement, Paths, Rule, judge, longe
 from dare_core.decoding.weights import Storage, pack_weights
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import ModelError, is_out_of_memory
+from dare_core.storage.machine_code import compiled
 
 #: A text whose last tokens already stand in what it wrote shortly before is looping, and held to strict verification.
 LOOP_TOKENS: Final = 8
@@ -533,7 +533,7 @@ def is_looping(output: NDArray[np.int32]) -> bool:
     return bool(_recurs(output[-LOOP_WINDOW:], LOOP_TOKENS))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _recurs(tokens, length):  # type: ignore[no-untyped-def]
     n = len(tokens)
     for end in range(length, n):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dare_core.decoding import attention, kernels
-from dare_core.decoding.attention import PackedBatch
+from dare_core.decoding.attention import cpu_kernels
+from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.weights import PanelLinear, Storage
 from dare_core.drafts import Forest
@@ -97,7 +98,7 @@ def fuse_layers(model: PreTrainedModel, shape: CacheShape, storage: Storage = "m
     """Replace the decoder layers that can be by fused ones.
 
     Args:
-        model: its attention is :func:`dare_core.decoding.attention.packed_attention` already.
+        model: its attention is :func:`dare_core.decoding.attention.interface.packed_attention` already.
         shape: of its cache.
         storage: how the fused layers' weights are stored. The proof is made with weights as they are.
 
@@ -108,8 +109,8 @@ def fuse_layers(model: PreTrainedModel, shape: CacheShape, storage: Storage = "m
     layers = getattr(model.get_decoder(), "layers", None)
     config = model.config.get_text_config()
     activation = _ACTIVATIONS.get(str(getattr(config, "hidden_act", None)))
-    on_cpu = model.device.type == "cpu" and model.dtype == torch.float32
-    if not loaded or not on_cpu or activation is None or shape.head_dim % loaded.lanes or not layers:
+    ours = cpu_kernels.serve(model.device, model.dtype, shape.head_dim)
+    if not loaded or not ours or activation is None or not layers:
         return 0
     fused = 0
     for i, layer in enumerate(layers):

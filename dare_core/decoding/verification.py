@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dare_core.decoding import kernels
 from dare_core.drafts import Forest
+from dare_core.storage.machine_code import compiled
 
 Mode = Literal["strict", "relaxed", "sampling"]
 
@@ -238,7 +238,7 @@ def longest_paths(forest: Forest, judgement: Judgement, max_run: int) -> Paths:
     return Paths(lengths, nodes, tried)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _walk(  # type: ignore[no-untyped-def]
     offsets, parents, depths, passes, is_chosen, log_probs, max_run, lengths, nodes, tried
 ):

@@ -1,8 +1,8 @@
 """Linear layers whose weights lie in the order that the processor reads them in.
 
 A decoding step sends few rows through a layer, so that its time is that of the weights' way from memory. Packed in
-panels they are read once, in order (``kernels.cpp``); stored as bfloat16 or int8 they are half or a quarter as long.
-Where the kernels cannot be compiled, oneDNN's packed arrangement serves (docs/benchmarks.md compares).
+panels they are read once, in order (``kernels/linear.h``); stored as bfloat16 or int8 they are half or a quarter as
+long. Where the kernels cannot be compiled, oneDNN's packed arrangement serves (docs/benchmarks.md compares).
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
 from dare_core.knowledge.requests import Decoding
-from dare_core.warehouse import read as warehouse_read
+from dare_core.warehouse.evaluations import newest_evaluation
 
 #: What a smaller evaluation finds is noise, and decides nothing.
 LEAST_SEEDS: Final = 10
@@ -26,7 +26,7 @@ def gated(settings: Settings, engine: Engine, domain: str, decoding: Decoding) -
     """
     if decoding.verification != "relaxed":
         return decoding
-    found = warehouse_read.newest_evaluation(engine, domain, LEAST_SEEDS, LEAST_ENTITIES)
+    found = newest_evaluation(engine, domain, LEAST_SEEDS, LEAST_ENTITIES)
     if found is None or found["auc_delta_low"] >= -settings.relaxed_auc_bound:
         return decoding
     log.warning(

@@ -17,8 +17,8 @@ from dare_core.evaluation.comparison import Compared, compare
 from dare_core.evaluation.data import Entity, SourceRows
 from dare_core.evaluation.texts import MAX_NEW_TOKENS, WRITTEN_ARMS, OnProgress, Texts
 from dare_core.schemas import KINDS
-from dare_core.warehouse import load as warehouse_load
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.evaluations import record_evaluation
+from dare_core.warehouse.session import open_warehouse
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _text_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _store(engine: Engine, settings: Settings, result: Mapping[str, Any]) -> None:
     names = ("domain", "model", "auc_delta_low", "auc_delta_high", "auc_gain", "auc_gain_low", "auc_gain_high", "seeds")
-    warehouse_load.record_evaluation(
+    record_evaluation(
         engine,
         {
             **{name: result[name] for name in names},

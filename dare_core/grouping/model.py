@@ -85,7 +85,7 @@ class _DamageError(PoolError):
 
 
 class Pointer(Protocol):
-    """Which version is in force: a row of the warehouse (:mod:`dare_core.warehouse.group_pointer`), or a file."""
+    """Which version is in force: a row of the warehouse (:mod:`dare_core.warehouse.group_models`), or a file."""
 
     def read(self) -> str | None:
         """The version in force; None before the first."""

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from dare_core.config.settings import Settings
 from dare_core.schemas import Kind
-from dare_core.warehouse.read import DUE_VERDICTS, Throughput
+from dare_core.warehouse.renderings import DUE_VERDICTS
+from dare_core.warehouse.runs import Throughput
 
 _HOUR: Final = 3600.0
 
@@ -41,7 +42,7 @@ class Funnel(BaseModel):
         """Put together what the warehouse and the planner found.
 
         Args:
-            verdicts: entities by :func:`dare_core.warehouse.read.verdicts`.
+            verdicts: entities by :func:`dare_core.warehouse.renderings.count_verdicts`.
             requests: how many of the due ones are asked about.
             settled: the due ones that, once rendered, needed no text, by reason.
         """

@@ -14,7 +14,7 @@ from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, fit_prompt, request_id
 from dare_core.schemas import RENDERING, Kind
-from dare_core.warehouse.read import RequestState
+from dare_core.warehouse.knowledge import RequestState
 
 #: What the warehouse knows of requests; one it does not know is absent.
 RequestStates = Callable[[list[str]], Mapping[str, RequestState]]

@@ -8,7 +8,7 @@ Runs are comparable when they saw the same of the source, that is under one ``as
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from dare_core.pools import PoolStore
 from dare_core.pools.index import START
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse import tables
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.pools import pool_store
 
 #: Columns that tell who did a piece of work and how fast, or where its files lie, and nothing of what it made.
 _PASSING: Final = frozenset(
@@ -70,24 +70,6 @@ class PartDigest:
     hash: str
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How what is there differs from what ought to be, in rows by part.
-
-    Attributes:
-        lost: rows that are missing.
-        doubled: rows that are there besides.
-        changed: rows that say something else.
-    """
-
-    lost: Mapping[str, int]
-    doubled: Mapping[str, int]
-    changed: Mapping[str, int]
-
-    def __bool__(self) -> bool:
-        return bool(self.lost or self.doubled or self.changed)
-
-
 def digest(settings: Settings, engine: Engine) -> dict[str, PartDigest]:
     """The digest of every part that holds anything.
 
@@ -104,31 +86,6 @@ def digest(settings: Settings, engine: Engine) -> dict[str, PartDigest]:
         if count:
             digests[name] = PartDigest(count, f"{total % 2**128:032x}")
     return digests
-
-
-def inventory(settings: Settings, engine: Engine) -> dict[str, Counter[Row]]:
-    """All rows of every part, for :func:`compare`; what :func:`digest` sums up.
-
-    Raises:
-        PoolError: a pool in force is damaged.
-    """
-    return {name: Counter(rows) for name, rows in parts(settings, engine)}
-
-
-def compare(wanted: Mapping[str, Counter[Row]], found: Mapping[str, Counter[Row]]) -> Difference:
-    """What is lost, doubled and changed in ``found``."""
-    lost, doubled, changed = dict[str, int](), dict[str, int](), dict[str, int]()
-    for name in {*wanted, *found}:
-        ought, there = wanted.get(name, Counter()), found.get(name, Counter())
-        missing, extra = Counter[bytes](), Counter[bytes]()
-        for row, count in (ought - there).items():
-            missing[row.key] += count
-        for row, count in (there - ought).items():
-            extra[row.key] += count
-        for counts, by_key in ((lost, missing - extra), (doubled, extra - missing), (changed, missing & extra)):
-            if by_key:
-                counts[name] = by_key.total()
-    return Difference(lost, doubled, changed)
 
 
 def parts(settings: Settings, engine: Engine) -> Iterator[tuple[str, Iterator[Row]]]:

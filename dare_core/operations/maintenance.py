@@ -9,9 +9,10 @@ from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
 from dare_core.pools import PoolStore
 from dare_core.schemas import KINDS
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse import upkeep
-from dare_core.warehouse.stores import open_warehouse, pool_store
+from dare_core.warehouse import quarantine, upkeep
+from dare_core.warehouse.pools import pool_store
+from dare_core.warehouse.runs import run_state
+from dare_core.warehouse.session import open_warehouse
 
 _DAY: Final = 24 * 3600.0
 
@@ -31,7 +32,7 @@ def expire_pools(settings: Settings) -> dict[str, Any]:
                     continue
                 pins = 0
                 for holder in store.register.pins():
-                    run = warehouse_read.run_state(engine, holder)
+                    run = run_state(engine, holder)
                     if run is None or run.state != "planned" or _is_old(settings, run.started_at.timestamp()):
                         store.unpin(holder)
                         pins += 1
@@ -59,7 +60,7 @@ def expire_runs(settings: Settings) -> dict[str, Any]:
 def retry_quarantine(settings: Settings) -> dict[str, Any]:
     """Release texts that failed validation: the next run asks for them again, in a new epoch."""
     with open_warehouse(settings) as (_, engine):
-        return {"released": upkeep.release_quarantined(engine, settings.quarantine_retries)}
+        return {"released": quarantine.ask_again(engine, settings.quarantine_retries)}
 
 
 def analyse_tables(settings: Settings) -> dict[str, Any]:

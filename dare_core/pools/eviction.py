@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
-from dare_core.pools.index import MAX_MATCH, START, ContextIndex, compiled, locate
+from dare_core.pools.index import MAX_MATCH, START, ContextIndex, locate
 from dare_core.pools.occurrences import MAX_DEPTH
 from dare_core.pools.segments import Segment
+from dare_core.storage.machine_code import compiled
 
 #: What a token costs in a segment's file, rows and keys included, at texts of a hundred tokens and more.
 BYTES_PER_TOKEN: Final = 9

@@ -13,8 +13,9 @@ Every text is preceded by :data:`START`, beyond which no context reaches, so tha
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from dare_core.storage.machine_code import compiled
 
 #: Stands before every text; never a token id.
 START: Final = -1
@@ -25,10 +26,6 @@ STRIDE: Final = 16
 
 #: How many last tokens a key may hold: the smaller the token ids, the more.
 KEY_TOKENS: Final = (4, 3, 2)
-
-#: Compile a function at its first call. The machine code is kept in ``__pycache__`` and holds that of the functions it
-#: calls: who edits one of these deletes what is kept of its callers in other files. It runs without Python's lock.
-compiled: Final = njit(cache=True, nogil=True)
 
 
 class ContextIndex(NamedTuple):

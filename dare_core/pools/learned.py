@@ -6,8 +6,9 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from dare_core.pools.index import START, compiled
+from dare_core.pools.index import START
 from dare_core.pools.memory import pointer
+from dare_core.storage.machine_code import compiled
 
 #: Stands in a learned text for tokens that are not to be drafted; never a token id.
 CUT: Final = -2

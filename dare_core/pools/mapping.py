@@ -11,8 +11,9 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from dare_core.pools.index import STRIDE, ContextIndex, compiled
+from dare_core.pools.index import STRIDE, ContextIndex
 from dare_core.pools.memory import pointer
+from dare_core.storage.machine_code import compiled
 
 #: The arrays of one :class:`~dare_core.pools.index.ContextIndex`.
 MAPPED: Final = np.dtype(

@@ -14,10 +14,11 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from dare_core.pools.index import MAX_MATCH, START, compiled, locate, matching
+from dare_core.pools.index import MAX_MATCH, START, locate, matching
 from dare_core.pools.learned import find_linked, linked_texts
 from dare_core.pools.mapping import MAPPED, mapped
 from dare_core.pools.memory import pointer, prefetch
+from dare_core.storage.machine_code import compiled
 
 #: The longest branch of a draft tree.
 MAX_DEPTH: Final = 16

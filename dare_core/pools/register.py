@@ -1,6 +1,6 @@
 """Which version of a pool is in force, which were before, and which are in use.
 
-With a warehouse these are rows in its database (:mod:`dare_core.warehouse.pool_register`), without one local files.
+With a warehouse these are rows in its database (:mod:`dare_core.warehouse.pools`), without one local files.
 """
 
 import fcntl

@@ -29,11 +29,11 @@ from dare_core.pools.index import (
     START,
     STRIDE,
     ContextIndex,
-    compiled,
     index_texts,
     merge_orders,
     with_keys,
 )
+from dare_core.storage.machine_code import compiled
 
 #: What is kept of a text, in the order of the texts. ``text`` and ``entity`` are hashes of its tokens and of whom it is
 #: about (0: nobody in particular), so that a pool holds no ids; ``day`` counts from 1970; ``length`` is in tokens.

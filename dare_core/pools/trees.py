@@ -11,11 +11,12 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from dare_core.pools.index import START, compiled
+from dare_core.pools.index import START
 from dare_core.pools.learned import LEARNED_ROW, LearnedTexts
 from dare_core.pools.mapping import MAPPED
 from dare_core.pools.memory import pointer
 from dare_core.pools.occurrences import MAX_DEPTH, MOST, OCCURRENCE, SOURCE, gather
+from dare_core.storage.machine_code import compiled
 
 #: With so many occurrences, half of what follows a node is none of its children. Chosen as the weights of occurrences.
 NODE_ESCAPE: Final = 0.3

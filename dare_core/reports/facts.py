@@ -17,7 +17,10 @@ from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
 from dare_core.quality.findings import read_warnings
 from dare_core.quality.texts import SUITE
-from dare_core.warehouse import read as warehouse_read
+from dare_core.warehouse.knowledge import loaded_by_kind
+from dare_core.warehouse.pools import pool_versions
+from dare_core.warehouse.quarantine import refused_by_rule
+from dare_core.warehouse.runs import generation_runs
 
 _SAMPLES: Final = 2  # texts shown of each kind
 _REFUSED: Final = 3  # texts shown of each rule that refused some
@@ -161,7 +164,7 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
         domain: the run's.
     """
     run_dir = settings.run_dir(run_id)
-    record = next(iter(warehouse_read.generation_runs(engine, run_id)), {})
+    record = next(iter(generation_runs(engine, run_id)), {})
     try:
         plan = shards.read_plan(run_dir)
     except InputError:
@@ -177,14 +180,14 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
         else {shard.kind: read_probe(run_dir / "staged" / shard.name) for shard in reversed(plan.shards)}
     )
     versions = sorted({shard.pool_version for shard in plan.shards if shard.pool_version}) if plan else []
-    refused = warehouse_read.quarantined(engine, run_id, _REFUSED)
+    refused = refused_by_rule(engine, run_id, _REFUSED)
     return RunFacts(
         run_id=run_id,
         domain=domain,
         state=_state(plan, record),
         record=record,
         plan=plan,
-        funnels=_funnels(run_dir, plan, staged.kinds, warehouse_read.loaded_by_kind(engine, run_id), record),
+        funnels=_funnels(run_dir, plan, staged.kinds, loaded_by_kind(engine, run_id), record),
         total=total,
         groups=staged.groups,
         seconds=staged.seconds,
@@ -192,7 +195,7 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
         pool_hits=_pool_hits(run_dir, plan),
         probes={kind: probe for kind, probe in probed.items() if probe is not None},
         refusals=[Refusal(rule, texts, samples) for rule, (texts, samples) in refused.items()],
-        pools=warehouse_read.pool_versions(engine, domain, versions) if versions else [],
+        pools=pool_versions(engine, domain, versions) if versions else [],
         samples=_samples(run_dir, plan),
         data_docs=_data_docs(settings, run_id),
         warnings=read_warnings(run_dir),

@@ -7,8 +7,8 @@ from typing import Any
 
 from dare_core.config.settings import Settings
 from dare_core.reports.page import environment, read_figures, report_path
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse
+from dare_core.warehouse.runs import generation_runs
+from dare_core.warehouse.session import open_warehouse
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def list_runs(settings: Settings, run_id: str | None = None) -> list[ListedRun]:
         WarehouseError: the warehouse cannot be reached, or has another schema.
     """
     with open_warehouse(settings) as (_, engine):
-        rows = warehouse_read.generation_runs(engine, run_id)
+        rows = generation_runs(engine, run_id)
     columns = ("run_id", "domain", "state", "started_at", "planned")
     return [
         ListedRun(**{name: row[name] for name in columns}, figures=read_figures(settings, row["run_id"]))

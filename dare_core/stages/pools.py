@@ -1,7 +1,15 @@
-"""New versions of retrieval pools, from their building to their being put in force."""
+"""From loaded knowledge to the next version of a retrieval pool: what was loaded since the last build is added to it.
 
+A version is a candidate until it is put in force. Few texts are indexed here; many by ``spark_jobs/build_pools.py``.
+Both make the same pool.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from datetime import datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from sqlalchemy import Engine
@@ -12,13 +20,46 @@ from dare_core.config.settings import Settings
 from dare_core.pools import PoolManifest, PoolStore
 from dare_core.pools.candidate import CandidateRegister
 from dare_core.pools.probe import Probe, tokens_per_step
+from dare_core.pools.segments import SegmentEntry
 from dare_core.schemas import KINDS, Kind
-from dare_core.stages.pooling import Build, refresh_pool
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.stores import open_warehouse, pool_store
+from dare_core.sources.spark_submit import submit
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.group_models import WarehousePointer
+from dare_core.warehouse.knowledge import newest_texts, pool_loads, pool_texts
+from dare_core.warehouse.pools import pool_store
+from dare_core.warehouse.session import open_warehouse
 
 #: The newest texts of a kind that a candidate is measured on.
 PROBE_TEXTS: Final = 64
+
+#: The database's clock ticks in these; a window that includes its ends begins one later to leave one out.
+_TICK: Final = timedelta(microseconds=1)
+
+
+class Build(NamedTuple):
+    """What pools of one domain are built for.
+
+    Attributes:
+        domain: the domain's name.
+        tokenizer_hash: what token ids mean; texts of another tokenizer are left out.
+        vocabulary: token ids are below it.
+    """
+
+    domain: str
+    tokenizer_hash: str
+    vocabulary: int
+
+
+def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Add what was loaded since to each kind's retrieval pool, and put that version in force.
+
+    A version whose drafts would be accepted less, by more than ``settings.max_acceptance_loss``, is not put in force:
+    see ``falls`` of :func:`build_candidates`, whose findings are returned.
+    """
+    candidates = build_candidates(settings, request.domain, request.kinds)
+    promoted = {kind: found for kind, found in candidates.items() if not found["falls"]}
+    publish_candidates(settings, request.domain, promoted)
+    return candidates
 
 
 def build_candidates(settings: Settings, domain: str, kinds: Sequence[Kind] = KINDS) -> dict[str, dict[str, Any]]:
@@ -32,7 +73,7 @@ def build_candidates(settings: Settings, domain: str, kinds: Sequence[Kind] = KI
 
     Raises:
         SettingError: there is no such domain.
-        PoolError: see :func:`dare_core.stages.pooling.refresh_pool`.
+        PoolError: see :func:`refresh_pool`.
     """
     load_domain(settings, domain)
     tokenizer = models.load_tokenizer(settings)
@@ -87,7 +128,7 @@ def _compare(
 ) -> dict[str, Any]:
     if current is None or current.tokenizer_hash != candidate.tokenizer_hash:
         return {"tokens_per_step": None, "current_tokens_per_step": None, "falls": False}
-    newest = warehouse_read.newest_texts(engine, build.domain, kind, build.tokenizer_hash, PROBE_TEXTS)
+    newest = newest_texts(engine, build.domain, kind, build.tokenizer_hash, PROBE_TEXTS)
     probe = Probe(
         [np.array(ids, np.int32) for ids in newest["token_ids"].to_pylist()],
         newest["group"].to_pylist(),
@@ -99,3 +140,105 @@ def _compare(
         "current_tokens_per_step": round(before, 3),
         "falls": after < before * (1 - settings.max_acceptance_loss),
     }
+
+
+def refresh_pool(
+    settings: Settings, url: str, engine: Engine, store: PoolStore, build: Build, kind: Kind
+) -> PoolManifest | None:
+    """Put a version in force that holds what has been loaded.
+
+    Args:
+        url: of the warehouse, for Spark.
+        engine: the warehouse.
+        store: of the kind's pool.
+        build: what the pool is for.
+
+    Returns:
+        The version, which is the one before when nothing was loaded since; None when nothing ever was.
+
+    Raises:
+        PoolError: a token id is out of range, something cannot be written, or another builder has published meanwhile.
+            The version before stays in force.
+    """
+    versions = store.versions()
+    before = store.manifest(versions[0]) if versions else None
+    # Texts of another tokenizer are of no more use.
+    base = before if before and before.tokenizer_hash == build.tokenizer_hash else None
+    mark = _read_mark(store, base.version) if base else None
+    since = mark.newest if mark else None
+    loads = pool_loads(engine, build.domain, kind, build.tokenizer_hash, since)
+    if mark and loads.earlier != mark.texts:  # the clock was set back, or texts were removed
+        since = None
+        loads = pool_loads(engine, build.domain, kind, build.tokenizer_hash)
+    if loads.newest is None:
+        return base
+    scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
+    facts = (settings.model, build.tokenizer_hash, build.vocabulary, scheme)
+    if loads.texts < settings.spark_pool_texts:
+        texts = pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
+        manifest = store.add(texts, *facts) if base else store.build(texts, *facts)
+    else:
+        segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)
+        manifest = store.publish(
+            segments,
+            *facts,
+            onto=base.version if base else None,
+            replacing=before.version if before else None,
+        )
+    _write_mark(store, manifest.version, _Mark(loads.newest, loads.earlier + loads.texts))
+    return manifest
+
+
+def _segments_by_spark(
+    settings: Settings,
+    url: str,
+    store: PoolStore,
+    build: Build,
+    kind: Kind,
+    since: datetime | None,
+    until: datetime,
+) -> dict[str, list[SegmentEntry]]:
+    with TemporaryDirectory(prefix="dare-segments-") as folder:
+        out = Path(folder) / "segments.json"
+        arguments = [
+            *("--pool", store.location),
+            *("--vocabulary", str(build.vocabulary)),
+            *("--domain", build.domain),
+            *("--kind", kind),
+            *("--tokenizer-hash", build.tokenizer_hash),
+            *(("--since", (since + _TICK).isoformat()) if since else ()),
+            *("--until", until.isoformat()),
+            *("--out", str(out)),
+        ]
+        submit(settings, "build_pools", arguments, url)
+        listed = json.loads(out.read_text("utf-8"))
+    segments: dict[str, list[SegmentEntry]] = {}
+    for row in listed:
+        segments.setdefault(row.pop("group"), []).append(SegmentEntry(**row))
+    return segments
+
+
+# A version's mark is a file beside it: the time of the newest load that it holds, and how many texts were loaded by
+# then. It is written after the version is in force: without it, or where the number is another by now, everything is
+# read again, and what the pool has already is left out.
+
+
+class _Mark(NamedTuple):
+    newest: datetime
+    texts: int
+
+
+def _mark(version: str) -> str:
+    return f"loaded/{version}"
+
+
+def _read_mark(store: PoolStore, version: str) -> _Mark | None:
+    try:
+        newest, texts = store.files.read(_mark(version)).decode().split()
+        return _Mark(datetime.fromisoformat(newest), int(texts))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_mark(store: PoolStore, version: str, mark: _Mark) -> None:
+    store.files.write(_mark(version), f"{mark.newest.isoformat()} {mark.texts}".encode())

@@ -1,16 +1,21 @@
-"""Connections to the warehouse: SQLAlchemy over psycopg 3, with pgvector's types."""
+"""Connections to the warehouse: SQLAlchemy over psycopg 3, with pgvector's types; transactions, locks and streams."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Final
 
 import psycopg
+import pyarrow as pa
 from pgvector.psycopg import register_vector
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, Executable, Row, create_engine, event, func, make_url, select
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
-from dare_core.errors import SettingError, WarehouseError
+from dare_core.errors import InputError, SettingError, WarehouseError
 
 _SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg")
 _CONNECT_SECONDS: Final = 15
+_ROWS_PER_BATCH: Final = 1000
 
 
 def connect(url: str) -> Engine:
@@ -40,6 +45,62 @@ def driver_cursor(connection: Connection) -> psycopg.Cursor[Any]:
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     return driver.cursor()
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
+    """A psycopg cursor in a transaction that is committed when the block ends well.
+
+    Raises:
+        InputError: rows break a rule of the tables.
+        WarehouseError: there are no tables, or the connection broke: before the end, and nothing was loaded; or while
+            the transaction was committed, and nobody knows.
+    """
+    try:
+        with engine.begin() as connection:
+            try:
+                with driver_cursor(connection) as cursor:
+                    yield cursor
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+                raise WarehouseError(f"{reason(error)}; run `dare warehouse upgrade`") from error
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                raise InputError(f"the warehouse does not accept these rows: {reason(error)}") from error
+            except psycopg.OperationalError as error:
+                connection.invalidate()
+                raise WarehouseError(
+                    f"the warehouse broke off, and nothing was loaded; load again: {reason(error)}"
+                ) from error
+    except OperationalError as error:  # of BEGIN or COMMIT
+        raise WarehouseError(
+            f"the warehouse broke off, perhaps while it committed; load again, which changes nothing that is there: "
+            f"{reason(error)}"
+        ) from error
+
+
+def lock(cursor: psycopg.Cursor[Any], what: str) -> None:
+    """Loads of one kind take turns; the lock goes with the transaction."""
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"dare load {what}"])
+
+
+def clock(engine: Engine) -> datetime:
+    """The database's time."""
+    with engine.connect() as connection:
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return now
+
+
+def stream(engine: Engine, query: Executable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Read through a server-side cursor: memory holds a batch, whatever the number of rows."""
+    with engine.connect().execution_options(yield_per=_ROWS_PER_BATCH) as connection:
+        for rows in connection.execute(query).partitions(_ROWS_PER_BATCH):  # of textual SQL, all rows without
+            yield _batch(rows, schema)
+
+
+def _batch(rows: Sequence[Row[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True)
+    return pa.record_batch(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+    )
 
 
 def reason(error: Exception) -> str:

@@ -1,18 +1,21 @@
-"""Which encoders' vectors the warehouse has, and which of them is served.
+"""Encoders (table ``encoder``): whose vectors the warehouse has, and which of them are served.
 
 To change the encoder, or the width of vectors: :func:`add` it, fill in its vectors of every text, :func:`switch` to it,
 :func:`drop` the old one. Meanwhile runs embed with both, and the old one's vectors are served until the switch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg import sql
 from sqlalchemy import Engine, select, text
 
-from dare_core.errors import SettingError, WarehouseError
-from dare_core.warehouse.load import transaction
+from dare_core.errors import InputError, SettingError, WarehouseError
+from dare_core.warehouse.connection import transaction
 from dare_core.warehouse.tables import ENCODER
 
 _TEXTS_PER_BATCH: Final = 1000
@@ -54,6 +57,29 @@ def to_embed_with(engine: Engine, wanted: str) -> list[str]:
             f"run `dare warehouse add-encoder {wanted}`, then `dare warehouse switch-encoder {wanted}`, or set it back"
         )
     return names
+
+
+def admit(cursor: psycopg.Cursor[Any], embeddings: Sequence[pa.Table]) -> None:
+    """Refuse vectors of strangers; where there is no encoder yet, the first is put in force.
+
+    Raises:
+        InputError: vectors are of an encoder that the warehouse does not have, or of another width than its own.
+    """
+    cursor.execute("SELECT name, width FROM knowledge.encoder")
+    known = dict(cursor.fetchall())
+    for table in embeddings:
+        for name in pc.unique(table["encoder"]).to_pylist():
+            width = table.schema.field("embedding").type.list_size
+            if not known:
+                cursor.execute("INSERT INTO knowledge.encoder VALUES (%s, %s, true, 1)", [name, width])
+                known = {name: width}
+            if name not in known:
+                raise InputError(
+                    f"the vectors are of encoder {name!r}, and the warehouse has {', '.join(sorted(known))}; "
+                    f"run `dare warehouse add-encoder` first"
+                )
+            if known[name] != width:
+                raise InputError(f"the embeddings have {width} dimensions, and those of {name!r} have {known[name]}")
 
 
 def add(engine: Engine, name: str, width: int) -> None:

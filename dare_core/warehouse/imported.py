@@ -1,8 +1,14 @@
-"""Which source tables are the platform's own imports: their comments say so."""
+"""Source tables that the platform imported itself: their comments say so."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+from sqlalchemy import Engine
+
+from dare_core.config.domains import Source
+from dare_core.schemas import Kind
+from dare_core.warehouse.connection import driver_cursor
 
 #: How comments of imported tables begin; a table without it is somebody else's and is never changed.
 MARK: Final = "Imported: "
@@ -17,3 +23,28 @@ def is_imported(cursor: psycopg.Cursor[Any], schema: str, table: str) -> bool | 
     )
     present = cursor.fetchone()
     return None if present is None else bool(present[0].startswith(MARK))
+
+
+@dataclass(frozen=True)
+class SourceCopy:
+    """A source table that the platform imported, and its column that names entities of a kind."""
+
+    schema: str
+    table: str
+    column: str
+
+
+def source_copies(engine: Engine, source: Source, kind: Kind) -> list[SourceCopy]:
+    """Where the platform keeps source rows of a kind of entity: its imports; a team's own tables are not among them."""
+    if source.format != "postgres" or source.location is not None:
+        return []
+    entities, met = (
+        (source.items, source.interactions.item) if kind == "item" else (source.users, source.interactions.user)
+    )
+    named = [(source.interactions.table, met), (entities.table, entities.id)]
+    with engine.connect() as connection, driver_cursor(connection) as cursor:
+        return [
+            SourceCopy(source.db_schema, table, column)
+            for table, column in named
+            if is_imported(cursor, source.db_schema, table)
+        ]

@@ -1,19 +1,25 @@
-"""The quarantine as whoever reviews it sees it: what is in it, and how a text gets out of it."""
+"""The quarantine (tables ``quarantine``, ``quarantined_text``): what was refused and why, and how a text gets out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, func, select, text
 
 from dare_core import schemas
 from dare_core.errors import InputError
-from dare_core.warehouse.load import index_vectors, lock, merge_knowledge, transaction
-from dare_core.warehouse.tables import QUARANTINED_TEXT
+from dare_core.warehouse.connection import lock, transaction
+from dare_core.warehouse.knowledge import merge_knowledge
+from dare_core.warehouse.staging import staged
+from dare_core.warehouse.tables import QUARANTINE, QUARANTINED_TEXT
+from dare_core.warehouse.vectors import index_vectors
+
+#: The prompt itself does not fit: asked again, it would not fit either.
+_LASTING_RULES: Final = ("prompt",)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,51 @@ class Release:
     before: dict[str, tuple[datetime, str]]
 
 
+def record(engine: Engine, rows: pa.Table, texts: pa.Table | None = None) -> int:
+    """Keep rows of schema QUARANTINE; what is there under the same (request_id, rule) stays.
+
+    NUL characters, which PostgreSQL cannot store and which a text may be quarantined for, become U+FFFD.
+
+    Args:
+        engine: the warehouse.
+        rows: what was refused, and why.
+        texts: those of them that were written, whole, in schema KNOWLEDGE; what is needed to release one.
+
+    Returns:
+        The number of rows that are new.
+
+    Raises:
+        InputError: the rows do not fit the schema.
+        WarehouseError: the warehouse has no tables.
+    """
+    kept = schemas.KNOWLEDGE.empty_table() if texts is None else texts
+    written = _without_nul(kept, schemas.KNOWLEDGE, ("text", "prompt"))
+    refused = _without_nul(rows, schemas.QUARANTINE, ("value", "text"))
+    with (
+        transaction(engine) as cursor,
+        staged(cursor, "text", written, schemas.KNOWLEDGE) as new,
+        staged(cursor, "quarantine", refused, schemas.QUARANTINE) as why,
+    ):
+        for target, source, schema in (
+            ("quarantined_text", new, schemas.KNOWLEDGE),
+            ("quarantine", why, schemas.QUARANTINE),
+        ):
+            columns = ", ".join(schema.names)
+            cursor.execute(
+                f"INSERT INTO knowledge.{target} ({columns}) SELECT {columns} FROM {source} ON CONFLICT DO NOTHING"  # noqa: S608 - names of ours
+            )
+        return cursor.rowcount
+
+
+def _without_nul(rows: pa.Table, schema: pa.Schema, names: Sequence[str]) -> pa.Table:
+    for name in names:
+        column = pc.replace_substring(
+            rows[name].cast(pa.string()), pattern="\0", replacement="\N{REPLACEMENT CHARACTER}"
+        )
+        rows = rows.set_column(rows.schema.get_field_index(name), schema.field(name), column)
+    return rows
+
+
 def find(
     engine: Engine,
     request_ids: Sequence[str] | None = None,
@@ -85,6 +136,22 @@ def find(
     bound = {"ids": ids, "domain": domain, "rule": rule, "run_id": run_id, "limit": limit}
     with engine.connect() as connection:
         return [Quarantined(**row) for row in connection.execute(query, bound).mappings()]
+
+
+def refused_by_rule(engine: Engine, run_id: str, samples: int) -> dict[str, tuple[int, list[dict[str, Any]]]]:
+    """By rule: how many of a run's texts it refused, and some of them (rows of QUARANTINE)."""
+    place = func.row_number().over(partition_by=QUARANTINE.c.rule, order_by=QUARANTINE.c.request_id)
+    ranked = (
+        select(QUARANTINE, place.label("place"), func.count().over(partition_by=QUARANTINE.c.rule).label("refused"))
+        .where(QUARANTINE.c.run_id == run_id)
+        .subquery()
+    )
+    query = select(ranked).where(ranked.c.place <= samples).order_by(ranked.c.refused.desc(), ranked.c.rule)
+    found: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+    with engine.connect() as connection:
+        for row in connection.execute(query).mappings():
+            found.setdefault(row["rule"], (row["refused"], []))[1].append(dict(row))
+    return found
 
 
 def prompt(engine: Engine, request_id: str) -> str | None:
@@ -138,6 +205,34 @@ def release(
     if waiting:
         index_vectors(engine)
     return Release(waiting, before)
+
+
+def ask_again(engine: Engine, retries: int) -> int:
+    """Let texts that failed validation be asked for again, ``retries`` times between two valid ones of an entity.
+
+    Returns:
+        How many requests were released.
+    """
+    release = text("""
+        WITH tries AS (
+            SELECT q.request_id, (
+                SELECT count(DISTINCT earlier.request_id) FROM knowledge.quarantine AS earlier
+                WHERE (earlier.domain, earlier.kind, earlier.entity_id) = (q.domain, q.kind, q.entity_id)
+                    AND earlier.released_at IS NOT NULL AND earlier.released_by IS NULL
+                    AND earlier.quarantined_at > coalesce((
+                        SELECT max(available_at) FROM knowledge.knowledge AS k
+                        WHERE (k.domain, k.kind, k.entity_id) = (q.domain, q.kind, q.entity_id)
+                    ), '-infinity')
+            ) AS released
+            FROM knowledge.quarantine AS q WHERE q.released_at IS NULL
+        )
+        UPDATE knowledge.quarantine AS q SET released_at = now() FROM tries
+        WHERE q.request_id = tries.request_id AND q.released_at IS NULL AND tries.released < :retries
+            AND q.request_id NOT IN (SELECT request_id FROM knowledge.quarantine WHERE rule = ANY(:lasting))
+        RETURNING q.request_id
+    """)
+    with engine.begin() as connection:
+        return len(set(connection.execute(release, {"retries": retries, "lasting": list(_LASTING_RULES)}).scalars()))
 
 
 def _of(table: pa.Table, request_ids: pa.Array) -> pa.Table:

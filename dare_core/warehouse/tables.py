@@ -165,3 +165,6 @@ EVALUATION: Final = Table(
 )
 
 FORGOTTEN: Final = Table("forgotten", metadata, *_columns(schemas.FORGOTTEN, key=("domain", "kind", "entity")))
+
+#: Tables of rows about entities; what refers to another comes before it.
+OF_ENTITIES: Final = tuple(table.name for table in reversed(metadata.sorted_tables) if "entity_id" in table.columns)

@@ -1,4 +1,4 @@
-"""What keeps the warehouse's tables in order: statistics, indexes, and quarantined texts that deserve another try."""
+"""What keeps all tables in order: statistics and indexes."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,9 +6,6 @@ from typing import Final
 from sqlalchemy import Engine, text
 
 from dare_core.warehouse.tables import PARTITIONS, SCHEMA, metadata
-
-#: The prompt itself does not fit: asked again, it would not fit either.
-_LASTING_RULES: Final = ("prompt",)
 
 #: An index is bloated when it takes more bytes than its entries should, by this factor, and more than this many.
 _BLOAT: Final = 3.0
@@ -85,31 +82,3 @@ def index_health(engine: Engine) -> IndexHealth:
         invalid=[row.name for row in found if not row.usable],
         bloated=[row.name for row in found if row.bytes > max(_BLOAT_BYTES, _BLOAT * row.explained)],
     )
-
-
-def release_quarantined(engine: Engine, retries: int) -> int:
-    """Let texts that failed validation be asked for again, ``retries`` times between two valid ones of an entity.
-
-    Returns:
-        How many requests were released.
-    """
-    release = text("""
-        WITH tries AS (
-            SELECT q.request_id, (
-                SELECT count(DISTINCT earlier.request_id) FROM knowledge.quarantine AS earlier
-                WHERE (earlier.domain, earlier.kind, earlier.entity_id) = (q.domain, q.kind, q.entity_id)
-                    AND earlier.released_at IS NOT NULL AND earlier.released_by IS NULL
-                    AND earlier.quarantined_at > coalesce((
-                        SELECT max(available_at) FROM knowledge.knowledge AS k
-                        WHERE (k.domain, k.kind, k.entity_id) = (q.domain, q.kind, q.entity_id)
-                    ), '-infinity')
-            ) AS released
-            FROM knowledge.quarantine AS q WHERE q.released_at IS NULL
-        )
-        UPDATE knowledge.quarantine AS q SET released_at = now() FROM tries
-        WHERE q.request_id = tries.request_id AND q.released_at IS NULL AND tries.released < :retries
-            AND q.request_id NOT IN (SELECT request_id FROM knowledge.quarantine WHERE rule = ANY(:lasting))
-        RETURNING q.request_id
-    """)
-    with engine.begin() as connection:
-        return len(set(connection.execute(release, {"retries": retries, "lasting": list(_LASTING_RULES)}).scalars()))

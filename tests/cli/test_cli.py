@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from dare_core.cli.main import main
 from dare_core.schemas import GENERATED
-from dare_core.warehouse.load import load_knowledge
+from dare_core.warehouse.knowledge import load_knowledge
 from tests.support.tiny_model import save_tiny_model
 
 Dare = Callable[..., tuple[int, str, str]]

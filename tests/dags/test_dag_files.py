@@ -9,7 +9,7 @@ import pytest
 
 from dare_airflow.local.airflow import DAGS_DIR
 from dare_core.config.settings import PROJECT_DIR
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages.request import RunRequest
 from tests.support.airflow_process import in_airflow
 
 DOMAINS = ("films", "movies")

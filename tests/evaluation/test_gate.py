@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 from dare_core.config.settings import Settings
 from dare_core.evaluation.gate import LEAST_ENTITIES, LEAST_SEEDS, gated
 from dare_core.knowledge.requests import Decoding
-from dare_core.warehouse.load import record_evaluation
+from dare_core.warehouse.evaluations import record_evaluation
 
 RELAXED = Decoding("m", "hash", "relaxed", 2, 0.1, 16)
 NOW = datetime(2026, 1, 5, tzinfo=UTC)

@@ -13,7 +13,7 @@ from dare_core.evaluation.run import ARM_LABELS
 from dare_core.reports.evaluation_charts import draw_evaluation
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
-from dare_core.warehouse.read import newest_evaluation
+from dare_core.warehouse.evaluations import newest_evaluation
 from tests.support.tiny_model import save_tiny_model
 
 

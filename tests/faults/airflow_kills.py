@@ -24,11 +24,11 @@ from bench.kills import process_of
 from dare_airflow.local.airflow import LocalAirflow
 from dare_core.config.settings import Settings
 from dare_core.errors import DareError
-from dare_core.operations.digest import compare
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults.crash_matrix import Matrix, Try
 from tests.faults.stages import DOMAIN, RUN
 from tests.support.airflow_tasks import clear
+from tests.support.inventory import compare
 
 REFRESH, REBUILD = f"refresh_knowledge_{DOMAIN}", f"rebuild_pools_{DOMAIN}"
 #: The tasks that are killed, by DAG, in their order.

@@ -30,13 +30,13 @@ from sqlalchemy.exc import DBAPIError
 
 from dare_core.config.settings import Settings
 from dare_core.errors import DareError
-from dare_core.operations.digest import Row, compare, inventory, unfinished
-from dare_core.warehouse import read as warehouse_read
-from dare_core.warehouse.connection import connect
+from dare_core.operations.digest import Row, unfinished
+from dare_core.warehouse.connection import clock, connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults import stages
 from tests.faults.stages import DEFECT, RUN, STAGES, WELL, Installation, perform
+from tests.support.inventory import compare, inventory
 
 ORDER: Final = list(STAGES)
 END: Final = "end"
@@ -49,7 +49,7 @@ _LONGEST_WITHOUT_MEMORY: Final = 60
 #: Parts that two runs of one domain share, whoever of them did what.
 _SHARED: Final = ("warehouse.entity", "warehouse.knowledge", "warehouse.knowledge_embedding", "warehouse.rendering")
 _PRELOADED: Final = [
-    "dare_core.stages.pipeline", "dare_core.stages.pools", "dare_core.decoding", "dare_core.embedding.encoder",
+    "dare_core.stages.order", "dare_core.decoding", "dare_core.embedding.encoder",
     "tests.faults.stages", "transformers", "sentence_transformers", "great_expectations", "pandas",
     "dare_core.quality.whole_files", "great_expectations.expectations", "sklearn",
 ]  # fmt: skip
@@ -343,7 +343,7 @@ def _clock(days: float) -> Happening:
                 connection.exec_driver_sql(statement.format(days=offset))
         engine.dispose()
         engine = connect(matrix.installation.database)  # sessions from now on see it
-        seen = warehouse_read.clock(engine) - datetime.now(UTC)
+        seen = clock(engine) - datetime.now(UTC)
         engine.dispose()
         process = matrix.begin(ORDER[ORDER.index(stage) :], before=partial(_move_clock, offset))
         process.join(2 * _LONGEST)

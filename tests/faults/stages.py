@@ -19,9 +19,8 @@ from sqlalchemy import Engine
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import DareError
 from dare_core.knowledge.shards import write_json
-from dare_core.stages import pipeline
-from dare_core.stages import pools as promotion
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages import embed, generate, group, load, plan, pools, pull, validate
+from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url
@@ -155,27 +154,27 @@ class Installation:
 
 
 def _generate(settings: Settings, request: RunRequest) -> list[dict[str, Any]]:
-    return [pipeline.generate(settings, request, part) for part in pipeline.assignments(settings, request)]
+    return [generate.run(settings, request, part) for part in plan.assignments(settings, request)]
 
 
 def _build(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    return promotion.build_candidates(settings, request.domain, request.kinds)
+    return pools.build_candidates(settings, request.domain, request.kinds)
 
 
 def _publish(settings: Settings, request: RunRequest) -> dict[str, Any]:
     candidates = json.loads(handed_on(settings, request, "pool_build").read_text("utf-8"))
-    return dict(promotion.publish_candidates(settings, request.domain, candidates))
+    return dict(pools.publish_candidates(settings, request.domain, candidates))
 
 
 Stage = Callable[[Settings, RunRequest], Any]
 STAGES: Final[dict[str, Stage]] = {
-    "pull": pipeline.pull,
-    "group": pipeline.group,
-    "plan": pipeline.plan,
+    "pull": pull.run,
+    "group": group.run,
+    "plan": plan.run,
     "generate": _generate,
-    "validate": pipeline.validate,
-    "embed": pipeline.embed,
-    "load": pipeline.load,
+    "validate": validate.run,
+    "embed": embed.run,
+    "load": load.run,
     "pool_build": _build,
     "publish": _publish,
 }

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from dare_core.config.settings import Settings
-from dare_core.operations.digest import compare
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults.crash_matrix import END, FAULTS, Matrix
 from tests.faults.stages import RUN
+from tests.support.inventory import compare
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 #: Numbers of tries until a fault has come before its stage was done.

@@ -19,7 +19,8 @@ from dare_core.features.history import export_features, feature_schema, read_fea
 from dare_core.features.join import versions_at
 from dare_core.schemas import KINDS, TIME
 from dare_core.sources.importer import described, import_tables
-from dare_core.warehouse.load import load_knowledge, upsert_entities
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.knowledge import load_knowledge
 
 Rows = Callable[..., pa.Table]
 _DAY = datetime(2026, 1, 1, tzinfo=UTC)

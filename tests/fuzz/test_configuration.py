@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dare_core.config.domains import Domain, domain_names, load_domain, read_domain
 from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.errors import SettingError
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages.request import RunRequest
 from tests.fuzz.damage import damaged
 from tests.fuzz.effort import tries
 

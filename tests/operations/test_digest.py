@@ -10,10 +10,11 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
 from dare_core.knowledge.shards import write_part
-from dare_core.operations.digest import Row, compare, digest, inventory, unfinished
+from dare_core.operations.digest import Row, digest, unfinished
 from dare_core.pools import PoolStore
-from dare_core.warehouse.load import load_knowledge
-from dare_core.warehouse.stores import pool_store
+from dare_core.warehouse.knowledge import load_knowledge
+from dare_core.warehouse.pools import pool_store
+from tests.support.inventory import compare, inventory
 
 Rows = Callable[..., pa.Table]
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
 from dare_core.schemas import ENTITY
-from dare_core.warehouse.load import upsert_entities
+from dare_core.warehouse.entities import upsert_entities
 from tests.support.tiny_model import save_tiny_model
 
 HOSTILE = "<script>alert('x')</script>"

@@ -12,8 +12,9 @@ from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
 from dare_core.knowledge import shards
 from dare_core.reports.facts import gather
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import RunRequest
+from dare_core.stages import embed, generate, load, plan, validate
+from dare_core.stages import report as reporting
+from dare_core.stages.request import RunRequest
 from tests.reports.conftest import HOSTILE
 
 
@@ -33,20 +34,20 @@ class _Page(HTMLParser):
 
 
 def plan_and_generate(settings: Settings, request: RunRequest) -> None:
-    pipeline.plan(settings, request)
-    for assignment in pipeline.assignments(settings, request):
-        pipeline.generate(settings, request, assignment)
+    plan.run(settings, request)
+    for assignment in plan.assignments(settings, request):
+        generate.run(settings, request, assignment)
 
 
 def report(settings: Settings, request: RunRequest) -> tuple[dict[str, object], str]:
-    figures = pipeline.report(settings, request)
+    figures = reporting.run(settings, request)
     return figures, Path(str(figures["report"])).read_text("utf-8")
 
 
 def test_a_loaded_run_shows_its_funnel_groups_speed_quarantine_and_samples(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="loaded")
     plan_and_generate(settings, request)
-    for stage in (pipeline.validate, pipeline.embed, pipeline.load):
+    for stage in (validate.run, embed.run, load.run):
         stage(settings, request)
     figures, page = report(settings, request)
     with engine.connect() as connection:
@@ -77,7 +78,7 @@ def _loaded_kinds(engine: Engine) -> list[str]:
 def test_a_report_runs_nothing_and_asks_for_nothing_but_the_data_docs(settings: Settings) -> None:
     request = RunRequest(run_id="hostile")
     plan_and_generate(settings, request)
-    pipeline.validate(settings, request)
+    validate.run(settings, request)
     _, page = report(settings, request)
     parsed = _Page(page)
     assert "script" not in parsed.tags
@@ -94,7 +95,7 @@ def test_a_run_that_failed_validation_says_so_and_shows_why(settings: Settings) 
     request = RunRequest(run_id="bad", kinds=("item",))
     plan_and_generate(strict, request)
     with pytest.raises(QualityError):
-        pipeline.validate(strict, request)
+        validate.run(strict, request)
     figures, page = report(strict, request)
     assert figures["state"] == "failed"
     assert "Failed in validation, and loaded nothing. It had written 5 of 5 texts" in page
@@ -103,8 +104,8 @@ def test_a_run_that_failed_validation_says_so_and_shows_why(settings: Settings) 
 
 def test_a_run_that_stopped_half_way_reports_what_was_written(settings: Settings) -> None:
     request = RunRequest(run_id="half", kinds=("item",))
-    pipeline.plan(settings, request)
-    pipeline.generate(settings, request, pipeline.assignments(settings, request)[0])
+    plan.run(settings, request)
+    generate.run(settings, request, plan.assignments(settings, request)[0])
     figures, page = report(settings, request)
     assert (figures["state"], figures["texts"]) == ("stopped", 3)
     assert "It had written 3 of 5 texts" in page
@@ -112,8 +113,8 @@ def test_a_run_that_stopped_half_way_reports_what_was_written(settings: Settings
 
 def test_a_run_with_nothing_to_write_and_one_never_planned_have_reports_too(settings: Settings) -> None:
     nothing = RunRequest(run_id="nothing", max_new_tokens=900)  # which leaves no prompt room
-    pipeline.plan(settings, nothing)
-    assert pipeline.assignments(settings, nothing) == []
+    plan.run(settings, nothing)
+    assert plan.assignments(settings, nothing) == []
     figures, page = report(settings, nothing)
     assert figures["state"] == "idle"
     assert "Nothing had to be written for movies" in page

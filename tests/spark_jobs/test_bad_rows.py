@@ -22,9 +22,9 @@ from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.quality.source import check_source
 from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import RunRequest
-from dare_core.warehouse.load import upsert_entities
+from dare_core.stages import plan
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.entities import upsert_entities
 from spark_jobs.pull import pull
 from tests.support.bad_input_table import Row, rows
 from tests.support.tiny_model import save_tiny_model
@@ -194,7 +194,7 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
     settings = settings.model_copy(update={"config_dir": tmp_path, "model": str(model), "max_new_tokens": 8})
     settings = Settings.model_validate(settings.model_dump() | {"warehouse_url": shop.url})
     request = RunRequest(run_id="bad", domain=domain.name)
-    planned = pipeline.plan(settings, request)
+    planned = plan.run(settings, request)
     with engine.connect() as connection:
         refused = dict(connection.execute(text("SELECT entity_id, value FROM knowledge.quarantine")).tuples().all())
         assert connection.execute(text("SELECT count(*) FROM knowledge.entity")).scalar_one() == len(entities)
@@ -208,8 +208,10 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
     tokenizer = models.load_tokenizer(settings)
     control = set(tokenizer.added_tokens_decoder)
     turns = sum(token in control for token in ChatEncoder(tokenizer).encode("harmless"))
-    plan = shards.read_plan(settings.run_dir("bad"))
-    asked = [row for shard in plan.shards for row in shards.read_shard(settings.run_dir("bad"), shard.name).to_pylist()]
+    written = shards.read_plan(settings.run_dir("bad"))
+    asked = [
+        row for shard in written.shards for row in shards.read_shard(settings.run_dir("bad"), shard.name).to_pylist()
+    ]
     assert {row["entity_id"] for row in asked} == set(entities) - set(refused)
     for row in asked:
         assert sum(token in control for token in row["prompt_token_ids"]) == turns

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from dare_core.errors import SettingError, SourceError
 from dare_core.schemas import PULLED
-from dare_core.warehouse.traces import tombstone
+from dare_core.warehouse.entities import tombstone
 from spark_jobs.pull import pull
 
 Pull = Callable[..., tuple[dict[str, int], dict[str, dict[str, Any]]]]

@@ -16,13 +16,15 @@ from dare_core.config.settings import Settings
 from dare_core.errors import PoolError, WarehouseError
 from dare_core.operations import maintenance
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE
-from dare_core.stages import pipeline
-from dare_core.stages import pools as promotion
-from dare_core.warehouse import load, read
-from dare_core.warehouse.stores import pool_store
+from dare_core.stages import pools
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.knowledge import load_knowledge, request_states
+from dare_core.warehouse.pools import current_pool, pool_store
+from dare_core.warehouse.quarantine import record
 from tests.support.tiny_model import save_tiny_model
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
+RUN = RunRequest(run_id="loaded")
 
 
 @pytest.fixture(scope="module")
@@ -60,49 +62,49 @@ def load_texts(settings: Settings, engine: Engine, entities: range) -> None:
         }
         for number in entities
     ]
-    load.load_knowledge(engine, pa.Table.from_pylist(rows, KNOWLEDGE), KNOWLEDGE_EMBEDDING.empty_table())
+    load_knowledge(engine, pa.Table.from_pylist(rows, KNOWLEDGE), KNOWLEDGE_EMBEDDING.empty_table())
 
 
 def current(engine: Engine) -> str | None:
-    pool = read.current_pool(engine, "movies", "item")
+    pool = current_pool(engine, "movies", "item")
     return pool and pool["version"]
 
 
 def test_a_first_candidate_has_nothing_to_be_compared_with(settings: Settings, engine: Engine) -> None:
-    assert promotion.build_candidates(settings, "movies") == {}
+    assert pools.build_candidates(settings, "movies") == {}
     load_texts(settings, engine, range(4))
-    [(kind, found)] = promotion.build_candidates(settings, "movies").items()
+    [(kind, found)] = pools.build_candidates(settings, "movies").items()
     assert (kind, found["current"], found["tokens_per_step"], found["falls"]) == ("item", None, None, False)
     assert current(engine) is None
-    promotion.publish_candidates(settings, "movies", {kind: found})
+    pools.publish_candidates(settings, "movies", {kind: found})
     assert current(engine) == found["version"]
-    assert promotion.build_candidates(settings, "movies") == {}  # nothing is new
+    assert pools.build_candidates(settings, "movies") == {}  # nothing is new
 
 
 def test_a_candidate_that_falls_short_is_built_and_waits(settings: Settings, engine: Engine) -> None:
     load_texts(settings, engine, range(4))
-    first = pipeline.rebuild_pools(settings, "movies")["item"]["version"]
+    first = pools.run(settings, RUN)["item"]["version"]
     load_texts(settings, engine, range(4, 8))
     demanding = settings.model_copy(update={"max_acceptance_loss": -1.0})  # it must be twice as good
-    found = pipeline.rebuild_pools(demanding, "movies")["item"]
+    found = pools.run(demanding, RUN)["item"]
     assert (found["falls"], found["current"], found["texts"]) == (True, first, 8)
     assert found["tokens_per_step"] == pytest.approx(found["current_tokens_per_step"], rel=0.05)
     assert current(engine) == first
-    assert pipeline.rebuild_pools(settings, "movies")["item"]["version"] == found["version"]
+    assert pools.run(settings, RUN)["item"]["version"] == found["version"]
     assert current(engine) == found["version"]
 
 
 def test_a_candidate_measured_against_another_version_is_not_published(settings: Settings, engine: Engine) -> None:
     load_texts(settings, engine, range(4))
-    pipeline.rebuild_pools(settings, "movies")
+    pools.run(settings, RUN)
     load_texts(settings, engine, range(4, 6))
-    early = promotion.build_candidates(settings, "movies")
+    early = pools.build_candidates(settings, "movies")
     load_texts(settings, engine, range(6, 8))
-    late = pipeline.rebuild_pools(settings, "movies")["item"]["version"]
+    late = pools.run(settings, RUN)["item"]["version"]
     with pytest.raises(PoolError, match="another builder has published"):
-        promotion.publish_candidates(settings, "movies", early)
+        pools.publish_candidates(settings, "movies", early)
     assert current(engine) == late
-    assert promotion.publish_candidates(settings, "movies", {"item": {"version": late, "current": "any"}}) == {
+    assert pools.publish_candidates(settings, "movies", {"item": {"version": late, "current": "any"}}) == {
         "item": late  # published already: nothing to do
     }
 
@@ -112,12 +114,12 @@ def test_maintenance_keeps_the_latest_versions_and_drops_old_candidates_and_pins
 ) -> None:
     for end in (2, 4, 6):
         load_texts(settings, engine, range(end - 2, end))
-        pipeline.rebuild_pools(settings, "movies")
+        pools.run(settings, RUN)
     store = pool_store(settings, engine, "movies", "item")
     kept = store.versions()
     store.pin(kept[2], "nobody")
     load_texts(settings, engine, range(6, 8))
-    candidate = promotion.build_candidates(settings, "movies")["item"]["version"]
+    candidate = pools.build_candidates(settings, "movies")["item"]["version"]
 
     few = settings.model_copy(update={"keep_pool_versions": 2})
     summary = maintenance.expire_pools(few)["movies/item"]
@@ -147,7 +149,7 @@ def test_the_command_line_knows_the_pipelines_pools_by_name_and_rolls_them_back_
     versions = []
     for end in (2, 4):
         load_texts(settings, engine, range(end - 2, end))
-        pipeline.rebuild_pools(settings, "movies")
+        pools.run(settings, RUN)
         versions.append(current(engine))
     assert said("inspect", "movies/item") == said("inspect", str(settings.pool_dir("movies", "item"))) == versions[-1]
     assert said("rollback", "movies/item") == versions[0] == current(engine)
@@ -173,15 +175,15 @@ def quarantine(engine: Engine, request_id: str, rule: str) -> None:
         "entity_id": "7",
         "quarantined_at": datetime.now(UTC),
     }
-    load.quarantine(engine, pa.Table.from_pylist([row], QUARANTINE))
+    record(engine, pa.Table.from_pylist([row], QUARANTINE))
 
 
 def test_a_quarantined_request_is_asked_again_so_many_times_and_no_more(settings: Settings, engine: Engine) -> None:
     for tries in (1, 2):
         quarantine(engine, f"try {tries}", "repetition")
-        assert read.request_states(engine, [f"try {tries}"]) == {f"try {tries}": "quarantined"}
+        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "quarantined"}
         assert maintenance.retry_quarantine(settings) == {"released": 1}
-        assert read.request_states(engine, [f"try {tries}"]) == {f"try {tries}": "closed"}
+        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "closed"}
     quarantine(engine, "try 3", "repetition")
     assert maintenance.retry_quarantine(settings) == {"released": 0}
 

@@ -10,9 +10,10 @@ from sqlalchemy import Engine, text
 from dare_core.config.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.shop import advance, make_shop
-from dare_core.stages import pipeline
-from dare_core.stages.pipeline import RunRequest
-from dare_core.warehouse import read
+from dare_core.sources.spark_submit import submit
+from dare_core.stages import group, plan, pull
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.entities import watermark
 from tests.support.tiny_model import save_tiny_model
 
 #: Left out of the domain's file here: fitting factors takes longer than everything else together.
@@ -35,7 +36,7 @@ def test_a_day_in_the_shop_costs_what_it_changed(
 
     def refresh(run_id: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         request = RunRequest(run_id=run_id, domain="shop")
-        return tuple(stage(settings, request) for stage in (pipeline.pull, pipeline.group, pipeline.plan))  # type: ignore[return-value]
+        return tuple(stage(settings, request) for stage in (pull.run, group.run, plan.run))  # type: ignore[return-value]
 
     def count(statement: str) -> int:
         with engine.connect() as connection:
@@ -47,7 +48,7 @@ def test_a_day_in_the_shop_costs_what_it_changed(
     assert (grouped["item_changed"], grouped["user_changed"]) == (120, 150)
     assert planned["requests"] == 270
     assert count("SELECT count(DISTINCT group_name) FROM knowledge.entity WHERE kind = 'user'") > 2
-    mark = read.watermark(engine, "shop", "user")
+    mark = watermark(engine, "shop", "user")
     assert mark is not None and mark >= before
 
     day = advance(engine, 1)
@@ -71,8 +72,8 @@ def test_a_day_in_the_shop_costs_what_it_changed(
     assert count(miscounted) == 0
 
     started = []
-    submit = pipeline.submit
-    monkeypatch.setattr(pipeline, "submit", lambda *given: started.append(given[1]) or submit(*given))
+    for stage in (pull, group):
+        monkeypatch.setattr(stage, "submit", lambda *given: started.append(given[1]) or submit(*given))
     pulled, grouped, planned = refresh("third")
     assert pulled["user"] > 0, "the overlap is read again"
     assert grouped == {"item_changed": 0, "item_deleted": 0, "user_changed": 0, "user_deleted": 0}

@@ -12,7 +12,9 @@ from dare_core.errors import SettingError, WarehouseError
 from dare_core.features.history import read_features
 from dare_core.warehouse import encoders
 from dare_core.warehouse.encoders import StoredEncoder
-from dare_core.warehouse.load import index_vectors, load_knowledge, load_vectors, upsert_entities
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.knowledge import load_knowledge
+from dare_core.warehouse.vectors import index_vectors, load_vectors
 
 Rows = Callable[..., pa.Table]
 _IDS = ["r0", "r1", "r2", "r3"]

@@ -12,8 +12,11 @@ from sqlalchemy.exc import DBAPIError
 
 from dare_core import schemas
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.load import LoadSummary, Pulled, index_vectors, load_knowledge, record_run, upsert_entities
+from dare_core.warehouse.entities import Pulled, upsert_entities
+from dare_core.warehouse.knowledge import LoadSummary, load_knowledge
+from dare_core.warehouse.runs import record_run
 from dare_core.warehouse.upkeep import index_health
+from dare_core.warehouse.vectors import index_vectors
 
 Rows = Callable[..., pa.Table]
 _ITEMS = [f"{n:03}" for n in range(60)]

@@ -12,10 +12,8 @@ from sqlalchemy import Engine
 from dare_core import schemas
 from dare_core.errors import InputError
 from dare_core.warehouse import quarantine
-from dare_core.warehouse.load import load_knowledge, upsert_entities
-from dare_core.warehouse.load import quarantine as refuse
-from dare_core.warehouse.read import request_states
-from dare_core.warehouse.upkeep import release_quarantined
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.knowledge import load_knowledge, request_states
 
 Rows = Callable[..., pa.Table]
 WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -53,7 +51,7 @@ def refused(engine: Engine, entity_rows: Rows, knowledge_rows: Rows, embedding_r
         }
         for request_id, rule, value in broken
     ]  # fmt: skip
-    refuse(engine, pa.Table.from_pylist(rows, schemas.QUARANTINE), texts)
+    quarantine.record(engine, pa.Table.from_pylist(rows, schemas.QUARANTINE), texts)
     return engine
 
 
@@ -130,7 +128,23 @@ def test_what_is_not_in_quarantine_or_has_no_text_is_refused(refused: Engine, em
 
 
 def test_a_text_that_is_asked_again_may_still_be_released_and_counts_as_no_try(refused: Engine, embed: Embed) -> None:
-    assert release_quarantined(refused, retries=2) == 2
+    assert quarantine.ask_again(refused, retries=2) == 2
     assert {row.state for row in quarantine.find(refused, ["r1", "r2"])} == {"asked again"}
     assert quarantine.release(refused, ["r2"], "ada", embed).released == ["r2"]
     assert request_states(refused, ["r1", "r2"]) == {"r1": "closed", "r2": "valid"}
+
+
+def test_quarantine_keeps_a_text_once_per_rule_whatever_it_holds(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    row = {
+        "request_id": "r1", "domain": "movies", "kind": "item", "entity_id": "1", "run_id": "run-1", "value": None,
+        "text": "nul \0 inside", "quarantined_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    rows = pa.Table.from_pylist([{**row, "rule": "printable"}, {**row, "rule": "length"}], schemas.QUARANTINE)
+    assert quarantine.record(engine, rows) == 2
+    assert quarantine.record(engine, rows) == 0
+    assert column(engine, "SELECT DISTINCT text FROM knowledge.quarantine") == ["nul \N{REPLACEMENT CHARACTER} inside"]
+    assert request_states(engine, ["r1"]) == {"r1": "quarantined"}
+    load_knowledge(engine, knowledge_rows([{"request_id": "r1", "entity_id": "1"}]), embedding_rows([]))
+    assert request_states(engine, ["r1"]) == {"r1": "valid"}

@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 from dare_core.errors import InputError, WarehouseError
 from dare_core.sources.importer import described, import_tables
 from dare_core.warehouse import queries
-from dare_core.warehouse.load import load_knowledge, upsert_entities
+from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.knowledge import load_knowledge
 
 Rows = Callable[..., pa.Table]
 _ITEMS = [f"{n:02}" for n in range(30)]

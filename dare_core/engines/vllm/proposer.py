@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from dare_core.decoding.budget import Acceptance, Budget
@@ -25,6 +24,7 @@ from dare_core.engines.vllm import plugin
 from dare_core.engines.vllm.costs import StepCosts, is_measured
 from dare_core.errors import ModelError
 from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.storage.machine_code import compiled
 
 #: Under this name requests carry what concerns us in vLLM's sampling parameters.
 ARGUMENT: Final = "dare"
@@ -355,7 +355,7 @@ def _scheduled(texts: Sequence[_Text], sizes: Sequence[int], tokens: NDArray[np.
     return Forest(paths.offsets, tokens.astype(np.int32), paths.parents, paths.depths, shares, evidence)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _best_paths(offsets, parents, probabilities):  # type: ignore[no-untyped-def]
     """``[n]`` bool: of each tree the path of which most nodes are expected to be accepted."""
     kept = np.zeros(len(parents), np.bool_)

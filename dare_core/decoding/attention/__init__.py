@@ -1,0 +1,8 @@
+"""Tree attention over a packed batch: one signature (:mod:`.backends`), a file for each backend that has it.
+
+Models call it through transformers' attention interface (:mod:`.interface`) while a batch is :func:`served <serving>`.
+"""
+
+from dare_core.decoding.attention.interface import NAME, current, prepare, serving
+
+__all__ = ["NAME", "current", "prepare", "serving"]

@@ -1,0 +1,9 @@
+"""Kernels of our own for CPUs, in C++: linear layers over few rows, attention of trees, verification, whole layers.
+
+They are compiled for the processor at hand on first use. Callers ask :func:`load` each time; where it returns None,
+torch's own kernels serve.
+"""
+
+from dare_core.decoding.kernels.library import STORAGES, Attention, Batch, Layer, Linear, Rows, load
+
+__all__ = ["STORAGES", "Attention", "Batch", "Layer", "Linear", "Rows", "load"]

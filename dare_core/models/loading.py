@@ -1,0 +1,173 @@
+"""A model's weights, its tokenizer, and what its config says about decoding, loaded by transformers."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dare_core.config.settings import Settings
+from dare_core.errors import ModelError
+from dare_core.models.location import locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SAMPLING_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "suppress_tokens")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal LM ready for the engine.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        name: what the user asked for; stored with every text.
+        eos_token_ids: tokens that end a text.
+        context_length: positions that the model was made for.
+    """
+
+    model: "PreTrainedModel"
+    name: str
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
+def load_model(settings: Settings) -> LanguageModel:
+    """Load ``settings.model`` for decoding.
+
+    Raises:
+        ModelError: it is not there, is no causal LM, lacks weights or has none in safetensors, needs
+            ``trust_remote_code``, or asks for penalties.
+    """
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    _quieten()
+    source = locate(settings)
+    try:
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,  # a pickle can run code
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _not_loaded("model", settings.model, error) from error
+    if missing := sorted(loaded["missing_keys"]):  # which transformers fills with random numbers
+        raise ModelError(f"model {settings.model!r} lacks {len(missing)} of its weights: {missing[0]}, …")
+    model = model.eval().to(_device(settings.device))
+    facts = _facts(settings, model.generation_config, model.config)
+    return LanguageModel(model, settings.model, facts.eos_token_ids, facts.context_length)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's folder says about decoding.
+
+    Attributes:
+        eos_token_ids: tokens that end a text.
+        context_length: positions that the model was made for.
+    """
+
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
+def model_facts(settings: Settings) -> ModelFacts:
+    """The facts of ``settings.model``, without its weights.
+
+    Raises:
+        ModelError: it is not there, or asks for penalties.
+    """
+    import transformers
+
+    config = _load_config(settings)
+    try:
+        generation = transformers.GenerationConfig.from_pretrained(locate(settings))
+    except OSError:  # it has none of its own
+        generation = transformers.GenerationConfig.from_model_config(config)
+    return _facts(settings, generation, config)
+
+
+def cached_numbers(settings: Settings) -> int:
+    """How many numbers ``settings.model`` keeps of a position: its keys and values in all layers.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    config = _load_config(settings).get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim)
+
+
+def _load_config(settings: Settings) -> Any:
+    import transformers
+
+    _quieten()
+    try:
+        return transformers.AutoConfig.from_pretrained(locate(settings), trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("config", settings.model, error) from error
+
+
+def _facts(settings: Settings, generation: Any, config: Any) -> ModelFacts:
+    config = config.get_text_config()
+    eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
+    ignored = [name for name in _SAMPLING_PENALTIES if getattr(generation, name, None) not in (None, 0, 1, 1.0)]
+    if ignored and not settings.ignore_penalties:
+        raise ModelError(
+            f"model {settings.model!r} asks for {', '.join(ignored)} in its generation config, which draft trees do "
+            "not support; set DARE_IGNORE_PENALTIES=true to decode without"
+        )
+    return ModelFacts(frozenset([eos] if isinstance(eos, int) else eos or []), int(config.max_position_embeddings))
+
+
+def load_tokenizer(settings: Settings) -> "PreTrainedTokenizerBase":
+    """The tokenizer of ``settings.model``.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    import transformers
+
+    _quieten()
+    source = locate(settings)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("tokenizer", settings.model, error) from error
+
+
+def context_length(settings: Settings) -> int:
+    """Positions that ``settings.model`` was made for.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    return int(_load_config(settings).get_text_config().max_position_embeddings)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _quieten() -> None:
+    """Our own errors say what failed; the hub client's retries and progress bars would only bury them."""
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity(logging.CRITICAL)
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(f"{what} {name!r} could not be loaded: {reason}")

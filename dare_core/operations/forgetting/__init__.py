@@ -1,0 +1,181 @@
+"""``dare forget``: an entity is removed from everything that the platform keeps, and then looked for everywhere.
+
+The order makes a broken-off try safe to repeat: first what is known of the entity is written down, then rows go from
+the warehouse in one transaction, then texts from pools and group models, then files. What was written down goes last,
+once nothing was found.
+
+<data_dir>/forgetting/<hash>.json    what is being looked for; there while a try is unfinished
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Engine
+
+from dare_core.config.domains import Domain, load_domain
+from dare_core.config.settings import Settings
+from dare_core.errors import InputError
+from dare_core.grouping import GroupModelStore
+from dare_core.operations.forgetting import clean, find, prove
+from dare_core.operations.forgetting.files import JOURNAL, DataFiles
+from dare_core.operations.forgetting.traces import Entities, Traces
+from dare_core.storage.files import write_atomically
+from dare_core.warehouse.group_models import WarehousePointer
+from dare_core.warehouse.imported import source_copies
+from dare_core.warehouse.pools import pool_store
+from dare_core.warehouse.runs import run_domains, unfinished_runs
+from dare_core.warehouse.session import open_warehouse
+
+_HOUR: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was done, what was searched, and what was found all the same.
+
+    Attributes:
+        rows: removed or changed, by table.
+        pool_versions: removed, of the kind's retrieval pool.
+        group_models: versions removed.
+        files: changed, removed or written anew, below ``data_dir``.
+        tables, columns, searched_rows: what of the warehouse was searched.
+        searched_files, searched_bytes: what of ``data_dir``; the bytes as they are on disk.
+        searched_segments: segments of retrieval pools.
+        found: where something was found; empty when the entities are forgotten.
+        out_of_reach: what may hold them and is not the platform's to remove.
+    """
+
+    rows: Mapping[str, int]
+    pool_versions: list[str]
+    group_models: list[str]
+    files: list[str]
+    tables: int
+    columns: int
+    searched_rows: int
+    searched_files: int
+    searched_bytes: int
+    searched_segments: int
+    found: list[str]
+    out_of_reach: list[str]
+
+
+def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = lambda step: None) -> Forgotten:
+    """Remove entities from the warehouse, pools, group models, files and reports, and prove it by search.
+
+    Run again it removes what is left, and searches again. Later pulls leave the entities out.
+
+    Args:
+        settings: in force.
+        who: the entities.
+        on_step: told what begins.
+
+    Raises:
+        InputError: an id is not known, or a run of the domain is in progress.
+        SettingError: there is no such domain.
+        PoolError: the pool or group model in force is damaged, or somebody else publishes a pool meanwhile.
+        WarehouseError: the warehouse breaks off.
+    """
+    domain = load_domain(settings, who.domain)
+    with open_warehouse(settings) as (_, engine):
+        refuse_runs(settings, engine, domain.name)
+        copies = source_copies(engine, domain.source, who.kind)
+        if strangers := find.unknown(engine, who, copies):
+            raise InputError(
+                f"{domain.name} has no {who.kind} {', '.join(strangers)}; ids are those of the source table "
+                f"{_section(domain, who).table!r}, column {_section(domain, who).id!r}"
+            )
+        on_step("gathering what is known")
+        journal = settings.data_dir / JOURNAL / f"{_digest(who)}.json"
+        files = DataFiles(settings, engine, domain, who)
+        traces = find.traces(engine, who, files)
+        if journal.exists():
+            traces |= Traces.of_json(journal.read_bytes())
+        write_atomically(journal, traces.to_json().encode())
+
+        on_step("removing rows")
+        removed = clean.remove_rows(engine, who, copies)
+        on_step("rebuilding pools and group models without them")
+        versions = pool_store(settings, engine, domain.name, who.kind).purge(who.ids, sorted(traces.token_ids))
+        models = _group_models(settings, engine, domain).purge(**_grouped(who))
+        on_step("cleaning files")
+        changed = clean.clean_files(settings, engine, files, traces)
+        clean.vacuum(engine, copies)
+
+        on_step("searching")
+        of_tables = prove.search_tables(engine, who, traces, copies)
+        of_files = prove.search_files(files, traces)
+        of_models = [f"group model {name}" for name in _group_models(settings, engine, domain).holding(**_grouped(who))]
+        found = [*of_tables.found, *of_models, *of_files.found]
+    if not found:
+        journal.unlink()
+    return Forgotten(
+        rows={table: count for table, count in removed.items() if count},
+        pool_versions=versions,
+        group_models=models,
+        files=sorted(changed),
+        tables=of_tables.tables,
+        columns=of_tables.columns,
+        searched_rows=of_tables.rows,
+        searched_files=of_files.files,
+        searched_bytes=of_files.size,
+        searched_segments=of_files.segments,
+        found=found,
+        out_of_reach=_out_of_reach(domain, who, bool(copies)),
+    )
+
+
+def refuse_runs(settings: Settings, engine: Engine, domain: str) -> None:
+    """A run that is under way holds entities in memory and would write them again.
+
+    Raises:
+        InputError: there is one; names it and says what to do.
+    """
+    of_domain = run_domains(engine)
+    under_way = [run_id for run_id in unfinished_runs(engine, domain) if settings.run_dir(run_id).exists()]
+    # Which domain a run is of that was not planned yet is in its rows, if anywhere: it may be this one.
+    recent = time.time() - settings.deadline_hours * _HOUR
+    for window in (settings.data_dir / "runs").glob("*/pull.json"):
+        if window.parent.name not in of_domain and window.stat().st_mtime > recent:
+            under_way.append(window.parent.name)
+    if under_way:
+        raise InputError(
+            f"run {under_way[0]} is in progress: let it end (`dare pipeline run --run-id {under_way[0]}` goes on where "
+            f"it stopped), or delete {settings.run_dir(under_way[0])} to give it up, then forget again"
+        )
+
+
+def _section(domain: Domain, who: Entities) -> Any:
+    return domain.source.items if who.kind == "item" else domain.source.users
+
+
+def _digest(who: Entities) -> str:
+    return hashlib.sha256("".join(sorted(who.tombstones.values())).encode()).hexdigest()[:16]
+
+
+def _group_models(settings: Settings, engine: Engine, domain: Domain) -> GroupModelStore:
+    """Those of users: they alone know entities by id, users as members and items as what members have met."""
+    root = str(settings.pool_dir(domain.name, "user"))
+    return GroupModelStore(root, WarehousePointer(engine, domain.name, "user", root))
+
+
+def _grouped(who: Entities) -> dict[str, Sequence[str]]:
+    return {"users": who.ids} if who.kind == "user" else {"items": who.ids}
+
+
+def _out_of_reach(domain: Domain, who: Entities, has_copies: bool) -> list[str]:
+    section = _section(domain, who)
+    source = (
+        "a repeated `dare source import` brings the source's rows back, though no text; forget again after it"
+        if has_copies
+        else f"the source itself (tables {section.table!r} and {domain.source.interactions.table!r}), which is yours "
+        "to delete from; pulls leave the entities out whether or not you do"
+    )
+    return [
+        source,
+        "what was exported out of the data folder: features, texts of pools, comparisons, models trained on them",
+        "Airflow's own database, where messages of failed tasks may name ids: `airflow db clean`",
+        "PostgreSQL's write-ahead log, backups and replicas, and copies of the data folder: the operator's to expire",
+    ]

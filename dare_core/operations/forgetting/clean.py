@@ -1,0 +1,162 @@
+"""Cleaning: rows leave the warehouse, and files what they say of the entities."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from psycopg import sql
+from sqlalchemy import Engine
+
+from dare_core.config.settings import Settings
+from dare_core.knowledge.shards import write_table
+from dare_core.operations.forgetting.files import DataFiles
+from dare_core.operations.forgetting.traces import OWN, Entities, Sought, Traces
+from dare_core.pools import PoolStore
+from dare_core.reports.facts import gather
+from dare_core.reports.page import report_path, write_report
+from dare_core.storage.files import write_atomically
+from dare_core.warehouse.connection import driver_cursor, lock, transaction
+from dare_core.warehouse.entities import leave_tombstones, remove_from_histories
+from dare_core.warehouse.imported import SourceCopy
+from dare_core.warehouse.tables import OF_ENTITIES, SCHEMA
+
+
+def remove_rows(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> dict[str, int]:
+    """Remove the entities' rows and leave tombstones, all in one transaction; again, it removes what is left.
+
+    What users' histories show of a forgotten item goes too.
+
+    Args:
+        engine: the warehouse, as the owner of its tables.
+        who: the entities.
+        copies: of :func:`dare_core.warehouse.imported.source_copies`.
+
+    Returns:
+        Rows removed, or changed, by table.
+
+    Raises:
+        WarehouseError: the warehouse broke off; nothing was removed.
+    """
+    counts: dict[str, int] = {}
+    with transaction(engine) as cursor:
+        for what in ("entity", "rendering", "knowledge"):
+            lock(cursor, what)
+        leave_tombstones(cursor, who.domain, who.kind, who.ids)
+        if who.kind == "item":
+            counts["knowledge.entity (histories)"] = remove_from_histories(cursor, who.domain, who.ids)
+        for table in OF_ENTITIES:
+            cursor.execute(f"DELETE FROM knowledge.{table} WHERE {OWN}", who.bound)  # noqa: S608
+            counts[f"knowledge.{table}"] = cursor.rowcount
+        for copy in copies:
+            target = sql.Identifier(copy.schema, copy.table)
+            cursor.execute(
+                sql.SQL("DELETE FROM {} WHERE {}::text = ANY(%s)").format(target, sql.Identifier(copy.column)),
+                [list(who.ids)],
+            )
+            counts[f"{copy.schema}.{copy.table}"] = cursor.rowcount
+    return counts
+
+
+def vacuum(engine: Engine, copies: Sequence[SourceCopy]) -> None:
+    """Take removed rows out of the tables' files too: until then PostgreSQL merely hides them."""
+    names = [sql.Identifier(SCHEMA, table) for table in (*OF_ENTITIES, "knowledge_embedding")]
+    names += [sql.Identifier(copy.schema, copy.table) for copy in copies]
+    with (
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        driver_cursor(connection) as cursor,
+    ):
+        cursor.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.SQL(", ").join(names)))
+
+
+def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Traces) -> set[str]:
+    """Clean every file; pages that hold the entities go first, and reports of runs are written anew last.
+
+    Args:
+        settings: in force.
+        engine: the warehouse, without the entities' rows.
+        files: all there are.
+        traces: of the entities.
+
+    Returns:
+        What was changed or removed.
+    """
+    sought = files.sought(traces)
+    changed, reports = set[str](), set[str]()
+    for path, parts in files.walk():
+        if path.suffix == ".parquet":
+            done = _clean_table(files, path, parts, traces)
+        elif _is_scratch(path) and files.may_be_ours(parts) and parts[0] in ("runs", "evaluation", "pools"):
+            path.unlink()  # a broken-off write; nobody writes while no run is in progress
+            done = True
+        else:
+            done = _clean_text(files, path, parts, sought)
+        if done:
+            changed.add("/".join(parts))
+            if parts[0] == "runs":
+                reports.add(parts[1])
+    cache = PoolStore(settings.pool_cache_dir)  # of segments on object storage
+    for name in cache.holding(files.who.ids, sorted(traces.token_ids)):
+        cache.files.remove(name)
+    for run_id in sorted(reports):
+        if (report := report_path(settings, run_id)).exists() or f"runs/{run_id}/{report.name}" in changed:
+            domain = files.runs.get(run_id, files.who.domain)  # of a run that was never planned nobody knows more
+            write_report(settings, gather(settings, engine, run_id, domain))
+            changed.add(f"runs/{run_id}/{report.name}")
+    return changed
+
+
+def _clean_table(files: DataFiles, path: Path, parts: Sequence[str], traces: Traces) -> bool:
+    """Rewrite a Parquet file without the entities' rows; whether it had any."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException):
+        return False  # the search names it
+    own = files.own_rows(table, parts)
+    if "request_id" in table.column_names:
+        asked = pc.is_in(table["request_id"].cast(pa.string()), pa.array(sorted(traces.request_ids), pa.string()))
+        own = pc.or_(own, pc.fill_null(asked.combine_chunks(), False))
+    if not pc.any(own).as_py():
+        return False
+    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Spark's checksum of the file as it was
+    write_table(path, table.filter(pc.invert(own)))
+    return True
+
+
+def _clean_text(files: DataFiles, path: Path, parts: Sequence[str], sought: Sought) -> bool:
+    """Take out what a page, a log or a list says of the entities; whether it said anything."""
+    ids, content = files.id_pattern(parts, sought), path.read_bytes()
+    if not sought.found_in(content, ids):
+        return False
+    if path.suffix == ".html" or parts[0] == "data_docs":
+        path.unlink()
+    elif path.suffix == ".json":
+        sentences = _list_of(content)
+        if sentences is None:
+            return False  # a document of somebody else's; the search names it
+        kept = [one for one in sentences if not sought.found_in(json.dumps(one).encode(), ids)]
+        write_atomically(path, json.dumps(kept).encode(), durable=False)
+    else:
+        lines = content.splitlines(keepends=True)
+        kept_lines = [line for line in lines if not sought.found_in(line, ids)]
+        if len(kept_lines) == len(lines):
+            return False  # it spans lines; the search names it
+        write_atomically(path, b"".join(kept_lines), durable=False)
+    return True
+
+
+def _list_of(content: bytes) -> list[Any] | None:
+    """What a JSON file lists; None: it is another document, or none."""
+    with suppress(ValueError):
+        if isinstance(read := json.loads(content), list):
+            return read
+    return None
+
+
+def _is_scratch(path: Path) -> bool:
+    """Whether a file is what a broken-off atomic write left."""
+    return path.name.startswith(".writing-") or (path.name.startswith(".") and ".parquet-" in path.name)

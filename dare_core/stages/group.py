@@ -1,0 +1,41 @@
+"""Give what was pulled its groups, and commit it."""
+
+from typing import Any
+
+from dare_core.config.settings import Settings
+from dare_core.knowledge import shards
+from dare_core.schemas import ENTITY, GONE, GROUPED, PULLED
+from dare_core.sources.spark_submit import submit
+from dare_core.stages.pull import read_window
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.entities import Pulled, count_differing, upsert_entities
+from dare_core.warehouse.session import open_warehouse
+
+
+def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Spark: give every pulled entity its retrieval-pool group; then commit them, what is gone, and the watermark.
+
+    Spark is not started when the warehouse holds everything that was pulled.
+    """
+    run_dir = settings.run_dir(request.run_id)
+    window = read_window(run_dir)
+    arguments = [
+        *("--domain-file", str(settings.config_dir / f"{request.domain}.toml")),
+        *("--as-of", window.until.isoformat()),
+        *("--pools", str(settings.pool_dir(request.domain, "item").parent)),
+        *("--in", str(run_dir / "pulled")),
+        *("--out", str(run_dir / "grouped")),
+    ]
+    with open_warehouse(settings) as (url, engine):
+        pulled = (shards.read_table(run_dir / "pulled" / kind, PULLED) for kind in window.kinds)
+        differing = sum([count_differing(engine, of_kind) for of_kind in pulled])
+        summary: dict[str, Any] = submit(settings, "group", arguments, url) if differing else {}
+        for kind in window.kinds:
+            grouped = shards.read_table(run_dir / "grouped" / kind, GROUPED) if differing else GROUPED.empty_table()
+            entities = grouped.select(ENTITY.names)
+            gone = shards.read_table(run_dir / "pulled" / "gone" / kind, GONE)["entity_id"].to_pylist()
+            seen = Pulled(request.domain, kind, window.until, gone)
+            changes = upsert_entities(engine, entities, seen)
+            summary |= {f"{kind}_changed": changes.changed, f"{kind}_deleted": changes.deleted}
+            summary |= {f"{kind}_forgotten": changes.forgotten} if changes.forgotten else {}
+    return summary

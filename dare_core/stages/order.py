@@ -1,0 +1,51 @@
+"""The stages in their order, as ``dare pipeline run`` chains them; and whether another run follows in a backfill."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dare_core.config.settings import Settings
+from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse.runs import run_state
+from dare_core.warehouse.server import serving
+from dare_core.warehouse.session import open_warehouse
+
+
+def run(
+    settings: Settings, request: RunRequest, on_stage: Callable[[str, Any], None] = lambda stage, result: None
+) -> dict[str, Any]:
+    """All stages in their order, without Airflow; then the pools are rebuilt.
+
+    Args:
+        settings: in force.
+        request: what to do; the same run id goes on where an earlier try stopped.
+        on_stage: told each stage's name and summary.
+    """
+    with serving(settings):  # one server for all stages
+        on_stage("pull", pull.run(settings, request))
+        on_stage("group", group.run(settings, request))
+        planned = plan.run(settings, request)
+        on_stage("plan", planned)
+        summary: dict[str, Any] = {"run_id": request.run_id, "planned": planned["requests"]}
+        if not planned["requests"]:
+            return summary
+        for assignment in plan.assignments(settings, request):
+            on_stage("generate", generate.run(settings, request, assignment))
+        for name, stage in {"validate": validate, "embed": embed, "load": load}.items():
+            result = stage.run(settings, request)
+            on_stage(name, result)
+            summary |= result
+        on_stage("rebuild_pools", pools.run(settings, request))
+        summary["report"] = report.run(settings, request)["report"]
+    return summary
+
+
+def slice_ended(settings: Settings, request: RunRequest) -> bool:
+    """Whether a slice of a backfill came to its end and was not empty, so that another may follow.
+
+    Its texts were loaded, or too many of them failed validation and are in quarantine: either way the next slice has
+    others to write.
+    """
+    with open_warehouse(settings) as (_, engine):
+        found = run_state(engine, request.run_id)
+    return found is not None and found.planned > 0 and found.state in ("loaded", "failed")

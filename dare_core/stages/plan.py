@@ -1,0 +1,196 @@
+"""Plan a run: who needs a text, in which shards, drafted from which version of the pool."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from sqlalchemy import Engine
+
+from dare_core import models
+from dare_core.config.domains import Domain, load_domain
+from dare_core.config.settings import Settings
+from dare_core.errors import InputError
+from dare_core.evaluation.gate import gated
+from dare_core.knowledge import costs, shards
+from dare_core.knowledge.chat import ChatEncoder
+from dare_core.knowledge.costs import Funnel
+from dare_core.knowledge.planning import Choice, Planner
+from dare_core.knowledge.requests import Decoding, identify_settings
+from dare_core.knowledge.shards import Plan, Shard
+from dare_core.schemas import QUARANTINE, RENDERING, Kind
+from dare_core.stages.pins import pin_pool
+from dare_core.stages.request import RunRequest
+from dare_core.warehouse import quarantine
+from dare_core.warehouse.knowledge import request_states
+from dare_core.warehouse.renderings import DUE_VERDICTS, Rules, count_verdicts, due_entities, record_renderings
+from dare_core.warehouse.runs import Throughput, record_run, throughput
+from dare_core.warehouse.session import open_warehouse
+
+log = logging.getLogger(__name__)
+
+
+class _Terms(NamedTuple):
+    """What holds for all texts of a run.
+
+    Attributes:
+        domain: how knowledge is asked for.
+        decoding: what texts are written with.
+        prompt_files: identifies the tokenizer's files.
+        max_prompt_tokens: that a prompt may have, so that its text has room.
+        measured: what texts took in earlier runs.
+    """
+
+    domain: Domain
+    decoding: Decoding
+    prompt_files: str
+    max_prompt_tokens: int
+    measured: Throughput
+
+
+def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Who needs a text: written down as shards of requests sorted by group, with what they are expected to cost.
+
+    Only entities that changed, whose text expired or that have none are rendered. Nobody needs a text: the run is done.
+
+    Returns:
+        ``requests``, ``shards``, ``tasks`` that they are dealt out to, ``funnel`` by kind and ``estimate``.
+    """
+    run_dir = settings.run_dir(request.run_id)
+    if not (run_dir / "plan.json").exists():
+        with open_warehouse(settings) as (_, engine):
+            planned = _make_plan(settings, engine, request)
+        shards.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
+    planned = shards.read_plan(run_dir)
+    summary = {
+        "requests": planned.requests,
+        "shards": len(planned.shards),
+        "tasks": len(planned.assignments(settings.max_generation_tasks)),
+        **planned.model_dump(include={"funnel", "estimate"}),
+    }
+    log.info("plan of run %s: %s", request.run_id, summary)
+    return summary
+
+
+def assignments(settings: Settings, request: RunRequest) -> list[dict[str, int]]:
+    """What generation tasks are mapped over: ``{"first", "end"}``, runs of the plan's shards."""
+    planned = shards.read_plan(settings.run_dir(request.run_id))
+    return [{"first": part.start, "end": part.stop} for part in planned.assignments(settings.max_generation_tasks)]
+
+
+def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
+    terms = _terms(settings, engine, request)
+    parts: list[Shard] = []
+    funnel: dict[Kind, Funnel] = {}
+    for kind in request.kinds:
+        choice, funnel[kind] = _choose(settings, engine, request, terms, kind)
+        version = _record_and_pin(settings, engine, request, terms, kind, choice)
+        parts += _write(settings, request, terms, kind, choice, version)
+    requests = {kind: of_kind.requests for kind, of_kind in funnel.items()}
+    most = terms.decoding.max_new_tokens
+    planned = Plan(
+        run_id=request.run_id,
+        domain=request.domain,
+        framework=terms.domain.knowledge.framework,
+        decoding=terms.decoding,
+        started_at=datetime.now(UTC),
+        shards=parts,
+        funnel=funnel,
+        estimate=costs.estimate(requests, terms.measured, most, settings.cost_per_hour),
+    )
+    _record_run(engine, request, planned)
+    return planned
+
+
+def _terms(settings: Settings, engine: Engine, request: RunRequest) -> _Terms:
+    domain = load_domain(settings, request.domain)
+    prompts = models.prompt_format(settings)
+    decoding = gated(settings, engine, domain.name, _decoding(settings, request, prompts.tokenizer_hash))
+    room = prompts.context_length - decoding.max_new_tokens
+    if room < 1:
+        raise InputError(f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}")
+    measured = throughput(engine, domain.name, decoding.model, decoding.max_new_tokens)
+    return _Terms(domain, decoding, prompts.files, room, measured)
+
+
+def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> Decoding:
+    return Decoding(
+        model=settings.model,
+        tokenizer_hash=tokenizer_hash,
+        verification=request.verification or settings.verification,
+        top_k=request.top_k or settings.top_k,
+        min_prob=settings.min_prob if request.min_prob is None else request.min_prob,
+        max_new_tokens=request.max_new_tokens or settings.max_new_tokens,
+    )
+
+
+def _choose(
+    settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind
+) -> tuple[Choice, Funnel]:
+    """Of one kind, who is asked about; and what becomes of the others. Nothing is written."""
+    domain, room = terms.domain, terms.max_prompt_tokens
+    rules = _rules(domain, request, identify_settings(domain, kind, terms.decoding, terms.prompt_files, room))
+    verdicts = count_verdicts(engine, domain.name, kind, rules)
+    choice = Choice()
+    if any(verdicts.get(verdict) for verdict in DUE_VERDICTS):
+        states = partial(request_states, engine, expired_before=rules.expired_before)
+        encoder = ChatEncoder(models.load_tokenizer(settings))
+        planner = Planner(domain, encoder, terms.decoding, room, rules.settings, states)
+        due = due_entities(engine, domain.name, kind, rules, request.order)
+        choice = planner.choose(kind, due, request.limit(kind))
+    return choice, Funnel.of(verdicts, len(choice.requests), choice.settled)
+
+
+def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
+    days = domain.knowledge.expires_after_days
+    return Rules(
+        settings=identified,
+        min_new_events=domain.knowledge.min_new_events,
+        expired_before=None if days is None else datetime.now(UTC) - timedelta(days=days),
+        as_of=request.as_of,
+    )
+
+
+def _record_and_pin(
+    settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind, choice: Choice
+) -> str | None:
+    """Keep in the warehouse who was rendered and whose prompt fits never, and pin the pool that texts are drafted from.
+
+    Returns:
+        The pinned version; None where nobody is asked about, or there is no pool to use.
+    """
+    unfit = [{**row, "run_id": request.run_id} for row in choice.unfit]
+    quarantine.record(engine, pa.Table.from_pylist(unfit, QUARANTINE))
+    record_renderings(engine, pa.Table.from_pylist(choice.rendered, RENDERING))
+    if not choice.requests:
+        return None
+    return pin_pool(settings, engine, request, kind, terms.decoding.tokenizer_hash)
+
+
+def _write(
+    settings: Settings, request: RunRequest, terms: _Terms, kind: Kind, choice: Choice, pool_version: str | None
+) -> list[Shard]:
+    """Write one kind's shards, each what one engine does in a few minutes."""
+    size = costs.shard_size(settings, kind, terms.measured, terms.decoding.max_new_tokens)
+    return shards.write_shards(settings.run_dir(request.run_id), kind, choice.requests, size, pool_version)
+
+
+def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:
+    """Let the warehouse know the run; one that writes nothing is done."""
+    done = {} if planned.shards else {"finished_at": planned.started_at, "loaded": 0}
+    record_run(
+        engine,
+        request.run_id,
+        domain=planned.domain,
+        state="planned" if planned.shards else "loaded",
+        params=request.model_dump_json(exclude={"run_id"}),
+        model=planned.decoding.model,
+        started_at=planned.started_at,
+        planned=planned.requests,
+        plan={
+            "max_new_tokens": planned.decoding.max_new_tokens,
+            **planned.model_dump(mode="json", include={"funnel", "estimate"}),
+        },
+        **done,
+    )

@@ -1,0 +1,102 @@
+"""Pull what changed in the source tables, and what is gone from them; check it."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+from sqlalchemy import Engine
+
+from dare_core.config.domains import Domain, load_domain
+from dare_core.config.settings import Settings
+from dare_core.knowledge import shards
+from dare_core.quality.findings import Finding
+from dare_core.quality.source import check_source
+from dare_core.schemas import PULLED, Kind
+from dare_core.sources.spark_submit import submit
+from dare_core.stages.request import RunRequest
+from dare_core.stages.weighing import weigh
+from dare_core.warehouse.connection import clock
+from dare_core.warehouse.entities import watermark
+from dare_core.warehouse.session import open_warehouse
+
+log = logging.getLogger(__name__)
+
+
+class PullWindow(BaseModel):
+    """What a run's pull reads, fixed before it reads anything.
+
+    Attributes:
+        until: the latest moment seen, inclusive.
+        since: the earliest change read anew, inclusive, by kind; a kind without is read whole.
+        kinds: those that are read; of the others, an earlier pull saw everything up to ``until``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    until: AwareDatetime
+    since: dict[Kind, AwareDatetime]
+    kinds: tuple[Kind, ...]
+
+
+def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
+    """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them.
+
+    Great Expectations over what was pulled, where there is any; what it warns of is under ``warnings``.
+
+    Raises:
+        QualityError: what was pulled cannot be used.
+    """
+    domain = load_domain(settings, request.domain)
+    run_dir = settings.run_dir(request.run_id)
+    with open_warehouse(settings) as (url, engine):
+        if not _window_path(run_dir).exists():
+            window = _open_window(engine, domain, request)
+            shards.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
+        window = read_window(run_dir)
+        if not window.kinds:
+            log.info("everything up to %s has been pulled before", window.until)
+            return dict.fromkeys(request.kinds, 0)
+        arguments = [
+            *("--domain-file", str(settings.config_dir / f"{domain.name}.toml")),
+            *("--kinds", *window.kinds),
+            *(part for kind, since in window.since.items() for part in ("--since", f"{kind}={since.isoformat()}")),
+            *("--as-of", window.until.isoformat()),
+            *("--out", str(run_dir / "pulled")),
+        ]
+        summary: dict[str, Any] = submit(settings, "pull", arguments, url)
+    found: list[Finding] = []
+    for kind in window.kinds:
+        if summary.get(kind):
+            pulled = shards.read_table(run_dir / "pulled" / kind, PULLED)
+            found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
+    return summary | {"warnings": weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
+
+
+def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWindow:
+    """From before the watermark, for what came late, up to ``as_of``.
+
+    The end is never later than now, by the clock of this machine and by that of the database: a watermark in the future
+    would leave out all that changes until then. Where there is one, since a clock was set back, all is read again.
+    """
+    now = min(datetime.now(UTC), clock(engine))
+    until = min(request.as_of or now, now)
+    overlap = timedelta(minutes=domain.source.overlap_minutes)
+    marks = {kind: watermark(engine, domain.name, kind) for kind in request.kinds}
+    since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None and mark <= now}
+    kinds = tuple(kind for kind in request.kinds if kind not in since or since[kind] <= until)
+    return PullWindow(until=until, since={kind: since[kind] for kind in kinds if kind in since}, kinds=kinds)
+
+
+def read_window(run_dir: Path) -> PullWindow:
+    """The window of a run.
+
+    Raises:
+        InputError: nothing has been pulled, or the file is damaged.
+    """
+    return shards.read_json(_window_path(run_dir), PullWindow, "the run has not been pulled")
+
+
+def _window_path(run_dir: Path) -> Path:
+    return run_dir / "pull.json"

@@ -1,0 +1,207 @@
+"""Knowledge (table ``knowledge``): texts loaded and closed, what became of requests, and what pools are built of.
+
+Loading the same rows again changes nothing, a load that dies leaves nothing, and loads at once wait for each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import psycopg
+import pyarrow as pa
+from sqlalchemy import ColumnElement, Engine, false, func, select, text, true
+
+from dare_core import schemas
+from dare_core.warehouse.connection import lock, stream, transaction
+from dare_core.warehouse.encoders import admit
+from dare_core.warehouse.staging import refuse_duplicates, staged
+from dare_core.warehouse.tables import KNOWLEDGE
+from dare_core.warehouse.vectors import index_vectors, insert_vectors, staged_vectors
+
+#: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
+#: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
+#: ``quarantined``: its text failed validation.
+RequestState = Literal["valid", "expired", "closed", "quarantined"]
+
+#: In the order of POOL_KNOWLEDGE.
+_POOLED_COLUMNS: Final = (
+    KNOWLEDGE.c.group_name,
+    KNOWLEDGE.c.token_ids,
+    KNOWLEDGE.c.entity_id,
+    KNOWLEDGE.c.available_at,
+)
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """What a load of knowledge did.
+
+    Attributes:
+        loaded: texts that are new.
+        already_there: texts whose request had been answered before; the earlier answer stays.
+        superseded: earlier texts whose validity ended because their entity got a new one.
+    """
+
+    loaded: int
+    already_there: int
+    superseded: int
+
+
+def load_knowledge(engine: Engine, knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
+    """Load texts of schema KNOWLEDGE and their vectors; see :func:`merge_knowledge` and :func:`index_vectors`."""
+    with transaction(engine) as cursor:
+        summary = merge_knowledge(cursor, knowledge, *embeddings)
+    index_vectors(engine)
+    return summary
+
+
+def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
+    """Within a transaction, load texts and vectors, one table of schema KNOWLEDGE_EMBEDDING for each encoder.
+
+    The first committed text of a request wins. A new text ends the validity of its entity's earlier one at the moment
+    its own begins. Vectors of requests that are not among the texts are left out. The first encoder ever is put in
+    force. A load of more items than its domain holds takes away the index of vectors: to build it afterwards is quicker
+    than to keep it up.
+
+    Raises:
+        InputError: the rows do not fit the schemas, the vectors are of an encoder or width that the warehouse does not
+            have, or one entity has two new texts.
+        WarehouseError: the warehouse has no tables.
+    """
+    columns = ", ".join(schemas.KNOWLEDGE.names)
+    with (
+        staged(cursor, "knowledge", knowledge, schemas.KNOWLEDGE) as texts,
+        staged_vectors(cursor, embeddings) as vectors,
+    ):
+        lock(cursor, "knowledge")
+        admit(cursor, embeddings)
+        # Under the lock nobody else inserts, so what is not there now is new.
+        cursor.execute(f"""
+            WITH known AS (
+                DELETE FROM {texts} AS s USING knowledge.knowledge AS k
+                WHERE k.request_id = s.request_id AND k.domain = s.domain
+                RETURNING k.request_id, k.domain, k.kind, k.valid_to IS NULL AS is_valid
+            ), embedded AS ({insert_vectors("known", vectors, "ON CONFLICT DO NOTHING")} RETURNING 1)
+            SELECT (SELECT count(*) FROM known), (SELECT count(*) FROM embedded)
+        """)  # noqa: S608 - names of ours
+        already_there, embedded = cursor.fetchone() or (0, 0)
+        refuse_duplicates(cursor, texts)
+        cursor.execute(f"""
+            SELECT knowledge.prepare_load(domain, count(*) FILTER (WHERE kind = 'item')) FROM {texts} GROUP BY domain
+        """)  # noqa: S608 - names of ours
+        # The clock, not now(): a transaction that began earlier may get the lock later. Where the clock was set back,
+        # validity goes on from where it was: it never ends before it began.
+        moment = cursor.execute(f"""
+            SELECT greatest(clock_timestamp(), max(greatest(k.valid_from, k.valid_to)))
+            FROM {texts} AS s JOIN knowledge.knowledge AS k USING (domain, kind, entity_id)
+        """).fetchone()  # noqa: S608 - names of ours
+        cursor.execute(
+            f"""
+            UPDATE knowledge.knowledge AS k SET valid_to = %s FROM {texts} AS s
+            WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
+            """,  # noqa: S608 - names of ours
+            moment,
+        )
+        superseded = cursor.rowcount
+        cursor.execute(
+            f"INSERT INTO knowledge.knowledge ({columns}, valid_from) SELECT {columns}, %s FROM {texts}",  # noqa: S608
+            moment,
+        )
+        loaded = cursor.rowcount
+        cursor.execute(insert_vectors(f"(SELECT *, true AS is_valid FROM {texts})", vectors))  # noqa: S608
+        if loaded or embedded:
+            cursor.execute("SELECT knowledge.analyse_knowledge()")
+    return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded)
+
+
+def request_states(
+    engine: Engine, request_ids: Sequence[str], expired_before: datetime | None = None
+) -> dict[str, RequestState]:
+    """What became of requests; unknown ones are absent. A loaded text outranks a quarantined one."""
+    query = text("""
+        SELECT request_id, CASE WHEN bool_and(released_at IS NOT NULL) THEN 'closed' ELSE 'quarantined' END, 1 AS rank
+        FROM knowledge.quarantine WHERE request_id = ANY(:ids) GROUP BY request_id
+        UNION ALL
+        SELECT request_id, CASE
+            WHEN valid_to IS NOT NULL THEN 'closed'
+            WHEN available_at < CAST(:expired_before AS timestamptz) THEN 'expired'
+            ELSE 'valid'
+        END, 2
+        FROM knowledge.knowledge WHERE request_id = ANY(:ids)
+        ORDER BY rank
+    """)
+    with engine.connect() as connection:
+        bound = {"ids": list(request_ids), "expired_before": expired_before}
+        return {request_id: state for request_id, state, _ in connection.execute(query, bound)}
+
+
+def loaded_by_kind(engine: Engine, run_id: str) -> dict[str, int]:
+    """Texts in the warehouse that a run wrote, by kind."""
+    query = select(KNOWLEDGE.c.kind, func.count()).where(KNOWLEDGE.c.run_id == run_id).group_by(KNOWLEDGE.c.kind)
+    with engine.connect() as connection:
+        return {row.kind: row[1] for row in connection.execute(query)}
+
+
+@dataclass(frozen=True)
+class PoolLoads:
+    """Texts that were loaded since a moment.
+
+    Attributes:
+        texts: how many.
+        newest: when the last of them was loaded; None when there are none. Loads take turns, so whatever is committed
+            later is newer, unless the database's clock was set back.
+        earlier: how many were loaded up to that moment.
+    """
+
+    texts: int
+    newest: datetime | None
+    earlier: int
+
+
+def pool_loads(engine: Engine, domain: str, kind: str, tokenizer_hash: str, since: datetime | None = None) -> PoolLoads:
+    """What was loaded after ``since`` (None: ever), closed texts too."""
+    loaded = KNOWLEDGE.c.valid_from
+    new, old = (loaded > since, loaded <= since) if since else (true(), false())
+    query = select(func.count().filter(new), func.max(loaded).filter(new), func.count().filter(old)).where(
+        *_pooled(domain, kind, tokenizer_hash, None, None)
+    )
+    with engine.connect() as connection:
+        return PoolLoads(*connection.execute(query).one())
+
+
+def pool_texts(
+    engine: Engine,
+    domain: str,
+    kind: str,
+    tokenizer_hash: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pa.Table:
+    """Texts loaded after ``since`` and up to ``until``, closed ones too, in schema POOL_KNOWLEDGE, oldest first."""
+    query = (
+        select(*_POOLED_COLUMNS)
+        .where(*_pooled(domain, kind, tokenizer_hash, since, until))
+        .order_by(KNOWLEDGE.c.available_at, KNOWLEDGE.c.request_id)
+    )
+    return pa.Table.from_batches(stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
+
+
+def newest_texts(engine: Engine, domain: str, kind: str, tokenizer_hash: str, limit: int) -> pa.Table:
+    """The valid texts that were written last, in schema POOL_KNOWLEDGE, the newest first."""
+    query = (
+        select(*_POOLED_COLUMNS)
+        .where(*_pooled(domain, kind, tokenizer_hash, None, None), KNOWLEDGE.c.valid_to.is_(None))
+        .order_by(KNOWLEDGE.c.available_at.desc(), KNOWLEDGE.c.request_id)
+        .limit(limit)
+    )
+    return pa.Table.from_batches(stream(engine, query, schemas.POOL_KNOWLEDGE), schemas.POOL_KNOWLEDGE)
+
+
+def _pooled(
+    domain: str, kind: str, tokenizer_hash: str, since: datetime | None, until: datetime | None
+) -> list[ColumnElement[bool]]:
+    loaded = KNOWLEDGE.c.valid_from
+    conditions = [KNOWLEDGE.c.domain == domain, KNOWLEDGE.c.kind == kind, KNOWLEDGE.c.tokenizer_hash == tokenizer_hash]
+    conditions += [loaded > since] if since else []
+    return conditions + ([loaded <= until] if until else [])
