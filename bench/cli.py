@@ -37,7 +37,7 @@ def bench_load(
     as_json: Json = False,
 ) -> None:
     """Rows into the warehouse, against a bare COPY of the same bytes, pandas' to_sql and executemany."""
-    from bench.warehouse import bench_load as measure
+    from bench.warehouse.load import bench_load as measure
 
     show_figures("load", measure(settings_of(), rows, repeats, on_progress=stderr.print), as_json)
 
@@ -49,7 +49,7 @@ def bench_query(
     as_json: Json = False,
 ) -> None:
     """Nearest neighbours, the point-in-time join, and whether a run's texts are all accounted for."""
-    from bench.warehouse import bench_query as measure
+    from bench.warehouse.query import bench_query as measure
 
     show_figures("query", measure(settings_of(), rows, interactions, on_progress=stderr.print), as_json)
 
@@ -75,8 +75,8 @@ def bench_decode(
     as_json: Json = False,
 ) -> None:
     """Tokens per second of transformers, vLLM (where `make vllm-env` installed it) and the engine, in one run."""
-    from bench.decode import Plan
     from bench.decode import bench_decode as measure
+    from bench.decode_prompts import Plan
     from bench.vllm_decode import bench_vllm
 
     plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batch_size), repeats, minutes)
@@ -157,8 +157,8 @@ def bench_soak(
 
     Exit status 1: something failed, or the two engines' texts differ.
     """
-    from bench.soak import bench_soak as measure
-    from bench.soak import draw_soak
+    from bench.soak.chart import draw_soak
+    from bench.soak.run import bench_soak as measure
 
     result = measure(settings_of(model=model), minutes, readers, on_progress=stderr.print)
     if chart:

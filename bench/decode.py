@@ -1,30 +1,21 @@
 """``dare bench decode``: our engine beside transformers and vLLM, on the same MovieLens prompts in one run."""
 
-import hashlib
-import random
 import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import pyarrow as pa
-
+from bench.decode_prompts import OnProgress, Plan, movie_requests, strict_pool
 from bench.vllm_client import VENV, VllmPeer, serving_vllm
 from dare_core import models
-from dare_core.config.domains import load_domain
 from dare_core.config.settings import Settings
 from dare_core.engines.plain import Run, generate_continuously, generate_plainly
-from dare_core.errors import InputError
-from dare_core.knowledge.chat import ChatEncoder
-from dare_core.knowledge.prompts import render
-from dare_core.pools import Pool, PoolDrafter, PoolStore
-from dare_core.schemas import POOL_TEXT
-from dare_core.sources.movielens import read_movielens
+from dare_core.pools import PoolDrafter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +24,6 @@ if TYPE_CHECKING:
     from dare_core.decoding.weights import Storage
     from dare_core.models import LanguageModel
 
-#: Prompts for one sequence at a time; batches get two rounds of them, 16 at least.
-_PROMPTS_ALONE: Final = 8
 #: The reduced precision of transformers and vLLM that is measured besides.
 _REDUCED: Final = "bfloat16"
 #: How our contenders whose names begin so store their weights; arithmetic stays in fp32.
@@ -46,33 +35,6 @@ _VLLM_FP32: Final = ("vllm", "vllm_ngram")
 _BUSY: Final = 16
 #: Logits so near to each other are a tie (DESIGN.md decision 9).
 _TIE: Final = 1e-3
-
-OnProgress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured.
-
-    Attributes:
-        prompts: items to write about, none of them in the pool.
-        pool_texts: strict texts of other items that the pool is built of; written once and kept under ``data_dir``.
-        max_new_tokens: length of a text.
-        batch_sizes: sequences at once.
-        repeats: runs of each contender, in alternating order; medians are reported.
-        minutes: no further repeat is begun when it would not end within these; the pool's writing counts.
-    """
-
-    prompts: int = 64
-    pool_texts: int = 1000
-    max_new_tokens: int = 160
-    batch_sizes: tuple[int, ...] = (1, 4, 16, 32)
-    repeats: int = 3
-    minutes: float = 55
-
-    def prompts_at(self, batch_size: int) -> int:
-        """How many of the prompts are written ``batch_size`` at a time."""
-        return min(self.prompts, _PROMPTS_ALONE if batch_size == 1 else max(16, 2 * batch_size))
 
 
 def bench_decode(settings: Settings, plan: Plan, on_progress: OnProgress = lambda what: None) -> dict[str, Any]:
@@ -305,67 +267,6 @@ def is_tie(language_model: "LanguageModel", prompt: Sequence[int], expected: lis
     with torch.inference_mode():
         top = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].topk(2)
     return set(top.indices.tolist()) == {expected[at], got[at]} and float(top.values[0] - top.values[1]) < _TIE
-
-
-def strict_pool(
-    settings: Settings, plan: Plan, others: "list[Request]", language_model: "LanguageModel", on_progress: OnProgress
-) -> Pool:
-    """A pool of strict texts, written on first use.
-
-    Args:
-        settings: the model's name, and where the pool is kept.
-        plan: batch sizes.
-        others: the texts to write.
-        language_model: the engine takes it over.
-        on_progress: told how far it is.
-    """
-    from dare_core.decoding import Engine, EngineConfig, Rule
-
-    tokenizer = models.load_tokenizer(settings)
-    tokenizer_hash = models.tokenizer_hash(tokenizer)
-    asked = hashlib.sha256(repr([(r.id, r.max_new_tokens) for r in others]).encode()).hexdigest()[:12]
-    store = PoolStore(settings.data_dir / "bench" / f"{tokenizer_hash}-{asked}")
-    if not (store.root / "CURRENT").exists():
-        on_progress(f"writing a pool of {len(others)} texts, once")
-        config = EngineConfig(
-            max_sequences=max(plan.batch_sizes),
-            max_length=max(len(request.prompt_token_ids) + request.max_new_tokens for request in others),
-            rule=Rule("strict"),
-            eos_token_ids=language_model.eos_token_ids,
-            draft_nodes=settings.draft_nodes,
-        )
-        engine = Engine(language_model.model, PoolDrafter(None), config)
-        rows = []
-        groups = {request.id: request.group for request in others}
-        for result in engine.generate(others):
-            rows.append({"group": groups[result.id], "token_ids": result.token_ids})
-            if len(rows) % 50 == 0:
-                on_progress(f"pool: {len(rows)} of {len(others)} texts")
-        rows.sort(key=lambda row: (row["group"], row["token_ids"]))
-        store.build(pa.Table.from_pylist(rows, POOL_TEXT), settings.model, tokenizer_hash, len(tokenizer))
-    return store.open(tokenizer_hash)
-
-
-def movie_requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Request]]":
-    """The prompts asked, and those of the pool's texts; both spread evenly over all items."""
-    from dare_core.decoding import Request
-
-    domain = load_domain(settings, "movies")
-    encoder = ChatEncoder(models.load_tokenizer(settings))
-    items = [row for row in read_movielens()["items"].to_pylist() if row["genres"]]
-    total = plan.prompts + plan.pool_texts
-    if total > len(items):
-        raise InputError(f"{plan.prompts} prompts and {plan.pool_texts} pool texts exceed the {len(items)} items")
-    spread = [items[i * len(items) // total] for i in range(total)]
-    requests = [
-        Request(
-            row["item_id"], row["genres"][0], encoder.encode(render(domain, "item", row).message), plan.max_new_tokens
-        )
-        for row in spread
-    ]
-    chosen = [i * total // plan.prompts for i in range(plan.prompts)]
-    random.Random(0).shuffle(chosen)  # noqa: S311  # so that the first few are of all kinds
-    return [requests[i] for i in chosen], [requests[i] for i in range(total) if i not in set(chosen)]
 
 
 def _computes_reduced() -> bool:

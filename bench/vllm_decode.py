@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.decode import OnProgress, Plan, is_tie, movie_requests, strict_pool
+from bench.decode import is_tie
+from bench.decode_prompts import OnProgress, Plan, movie_requests, strict_pool
 from bench.vllm_client import serving_vllm
 from dare_core import models
 from dare_core.config.settings import Settings

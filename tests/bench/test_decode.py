@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from bench import decode
-from bench.decode import Plan, bench_decode
+from bench.decode import bench_decode
+from bench.decode_prompts import Plan
 from bench.project import project
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.soak import Sample, _figures, _Tally, bench_soak, draw_soak, growth
+from bench.soak.chart import draw_soak
+from bench.soak.figures import figures_of, growth
+from bench.soak.run import bench_soak
+from bench.soak.samples import Sample
+from bench.soak.tally import Tally
 from dare_core.config.settings import Settings
 
 
@@ -18,11 +22,11 @@ def test_growth_is_that_of_the_second_half_and_the_last_third() -> None:
 
 
 def test_errors_are_counted_all_and_listed_up_to_a_bound() -> None:
-    tally = _Tally()
+    tally = Tally()
     for number in range(30):
         tally.error("failed_queries", f"no. {number}")
     samples = [Sample(at, {"readers": 1.0}, {"readers": 1}, 50, None, None) for at in (0.0, 5.0, 10.0)]
-    figures = _figures(samples, tally, readers=50)
+    figures = figures_of(samples, tally, readers=50)
     assert figures["failed_queries"] == 30
     assert len(figures["errors"]) == 20
     assert figures["errors"][0] == "failed_queries: no. 0"

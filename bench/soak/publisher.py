@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Final
 
-from bench.soak import answer_questions
+from bench.soak.processes import answer_questions
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import PoolError

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import text
 
-from bench.soak import answer_questions
+from bench.soak.processes import answer_questions
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.decoding import Request
