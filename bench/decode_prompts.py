@@ -14,7 +14,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
-from dare_core.pools import Pool, PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 from dare_core.schemas import POOL_TEXT
 from dare_core.sources.movielens import read_movielens
 
@@ -110,5 +110,5 @@ def strict_pool(
             if len(rows) % 50 == 0:
                 on_progress(f"pool: {len(rows)} of {len(others)} texts")
         rows.sort(key=lambda row: (row["group"], row["token_ids"]))
-        store.build(pa.Table.from_pylist(rows, POOL_TEXT), settings.model, tokenizer_hash, len(tokenizer))
-    return store.open(tokenizer_hash)
+        PoolBuilder(store, settings.model, tokenizer_hash, len(tokenizer)).build(pa.Table.from_pylist(rows, POOL_TEXT))
+    return Pool.open(store, tokenizer_hash)

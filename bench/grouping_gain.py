@@ -27,7 +27,7 @@ from dare_core.config.domains import Domain, EntityTable, load_domain
 from dare_core.config.settings import load_settings
 from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModelStore, route
-from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 from dare_core.pools.probe import replay_steps
 from dare_core.schemas import TOKENS, Kind
 from dare_core.sources.movielens import read_movielens
@@ -122,9 +122,9 @@ def _steps(
     table = pa.table({"group": pa.array(pool_groups.tolist(), pa.string()), "token_ids": pa.array(pool_texts, TOKENS)})
     with tempfile.TemporaryDirectory(prefix="dare-grouping-") as folder:
         store = PoolStore(Path(folder))
-        store.build(table, "replay", "replay", vocabulary)
+        PoolBuilder(store, "replay", "replay", vocabulary).build(table)
         drafter = PoolDrafter(
-            store.open("replay"),
+            Pool.open(store, "replay"),
             learned_tokens=0,
             use_own_text=replay.own_text,
             use_global=replay.global_pool,

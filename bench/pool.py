@@ -25,7 +25,7 @@ from bench.grouping_gain import Replay, grouping_gain
 from bench.pool_texts import Corpus, queries, read_corpus, texts_of
 from dare_core.config.settings import Settings
 from dare_core.drafts import Context, Drafter
-from dare_core.pools import GLOBAL_GROUP, Pool, PoolDrafter, PoolStore
+from dare_core.pools import GLOBAL_GROUP, Pool, PoolBuilder, PoolDrafter, PoolStore, retention
 from dare_core.pools.learned import LearnedTexts
 from dare_core.pools.probe import replay_steps
 from dare_core.pools.trees import Workspace, addresses_of, grow_trees
@@ -120,9 +120,9 @@ def _build(root: Path, corpus: Corpus, tokens: int) -> _Built:
     shutil.rmtree(root, ignore_errors=True)
     store = PoolStore(root)
     began = time.perf_counter()
-    manifest = store.build(texts, "bench", "bench", corpus.vocabulary)
+    manifest = PoolBuilder(store, "bench", "bench", corpus.vocabulary).build(texts)
     seconds = time.perf_counter() - began
-    return _Built(store, store.open("bench"), round(manifest.tokens / seconds), seconds)
+    return _Built(store, Pool.open(store, "bench"), round(manifest.tokens / seconds), seconds)
 
 
 def _figures(built: _Built, asked: NDArray[np.int32]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _open_ms(store: PoolStore) -> float:
     taken = []
     for _ in range(9):
         began = time.perf_counter()
-        store.open("bench").area("bench")
+        Pool.open(store, "bench").area("bench")
         taken.append(1e3 * (time.perf_counter() - began))
     return round(statistics.median(taken), 2)
 
@@ -232,7 +232,7 @@ def _segments_us(root: Path, corpus: Corpus, tokens: int, asked: NDArray[np.int3
         {"bench": GroupManifest(entries), GLOBAL_GROUP: GroupManifest(())},
         model="bench", tokenizer_hash="bench", vocabulary=corpus.vocabulary, scheme="", halvings=0, forgotten=(),
     )  # fmt: skip
-    search = _Search(Pool(store.files, manifest), asked)
+    search = _Search(Pool(store, manifest), asked)
     return round(statistics.median(_each_us(search, Workspace(32))), 1)
 
 
@@ -259,14 +259,14 @@ def _nights(root: Path, built: _Built, corpus: Corpus, plan: Plan, on_progress: 
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(built.store.root, root)
     store = PoolStore(root)
-    store.open("bench")  # this host checks the bytes once
+    Pool.open(store, "bench")  # this host checks the bytes once
     taken = []
     for night in range(1, plan.nights + 1):
         texts = texts_of(corpus, int(plan.tokens * _NIGHT), seed=night)
         began = time.perf_counter()
-        manifest = store.add(texts, "bench", "bench", corpus.vocabulary)
+        manifest = PoolBuilder(store, "bench", "bench", corpus.vocabulary).add(texts)
         taken.append(time.perf_counter() - began)
-        store.expire(2)
+        retention.expire(store, 2)
     return {
         "delta_rebuild_ratio": round(statistics.mean(taken) / built.seconds, 4),
         "delta_seconds": {"mean": round(statistics.mean(taken), 3), "longest": round(max(taken), 3)},
@@ -310,8 +310,8 @@ def _peers(
     def pool() -> PoolDrafter:
         shutil.rmtree(root, ignore_errors=True)
         store = PoolStore(root)
-        store.build(texts, "bench", "bench", corpus.vocabulary)
-        return PoolDrafter(store.open("bench"), learned_tokens=0, use_own_text=False, use_global=False)
+        PoolBuilder(store, "bench", "bench", corpus.vocabulary).build(texts)
+        return PoolDrafter(Pool.open(store, "bench"), learned_tokens=0, use_own_text=False, use_global=False)
 
     def figures(drafter: Drafter, build_seconds: float, calls: Sequence[float]) -> dict[str, float]:
         steps = replay_steps(drafter, held_out, ["bench"] * len(held_out), _NODES)

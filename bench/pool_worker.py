@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from dare_core.drafts import Context
-from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolDrafter, PoolStore
 
 _SMAPS: Final = Path("/proc/self/smaps_rollup")
 _NODES: Final = 64
@@ -30,7 +30,7 @@ def main() -> None:
     drafter = PoolDrafter(None)
     drafter.draft(contexts[:2], _NODES)  # compiled code is loaded
     before = private_mb()
-    drafter = PoolDrafter(PoolStore(root).open("bench"))
+    drafter = PoolDrafter(Pool.open(PoolStore(root), "bench"))
     for context in contexts:
         drafter.draft([context], _NODES)
     print(round(private_mb() - before, 2), flush=True)

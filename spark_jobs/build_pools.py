@@ -32,8 +32,9 @@ from pyspark.sql import functions as sf
 from pyspark.sql.types import ArrayType, IntegralType
 
 from dare_core.errors import InputError, PoolError, SourceError
+from dare_core.pools.builder import check_group
 from dare_core.pools.segments import Segment, SegmentEntry
-from dare_core.pools.store import PoolStore, check_group
+from dare_core.pools.store import PoolStore
 from spark_jobs.postgres_source import PostgresSource, TimeWindow
 from spark_jobs.pull import moment
 from spark_jobs.session import run

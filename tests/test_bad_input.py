@@ -15,7 +15,7 @@ from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
 from dare_core.knowledge.prompt_file import read_prompts
-from dare_core.pools import PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolStore
 from dare_core.pools.knowledge_file import read_knowledge
 from dare_core.schemas import KNOWLEDGE
 from dare_core.sources.releases import open_release
@@ -103,12 +103,12 @@ def pool(folder: str, change: Callable[[bytes], bytes], version: str | None = No
 
     def read(root: Path) -> object:
         pools = PoolStore(root)
-        pools.build(pa.table({"group": ["g"], "token_ids": [[1, 2, 3]]}), "m", "h", 100)
+        PoolBuilder(pools, "m", "h", 100).build(pa.table({"group": ["g"], "token_ids": [[1, 2, 3]]}))
         path = root / folder if (root / folder).is_file() else next((root / folder).iterdir())
         changed = change(path.read_bytes())
         path.unlink()
         path.write_bytes(changed)
-        return PoolStore(root).open("h", version)
+        return Pool.open(PoolStore(root), "h", version)
 
     return read
 
@@ -116,7 +116,7 @@ def pool(folder: str, change: Callable[[bytes], bytes], version: str | None = No
 def knowledge(columns: Mapping[str, list[Any]]) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
         pq.write_table(pa.table(dict(columns)), folder / "k.parquet")
-        return PoolStore(folder / "pool").build(read_knowledge(folder / "k.parquet"), "m", "h", 100)
+        return PoolBuilder(PoolStore(folder / "pool"), "m", "h", 100).build(read_knowledge(folder / "k.parquet"))
 
     return read
 

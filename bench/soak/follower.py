@@ -15,6 +15,7 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.decoding import Request
 from dare_core.knowledge.writer import Writer
+from dare_core.pools import Pool
 from dare_core.schemas import KINDS
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.pools import pool_store
@@ -37,7 +38,7 @@ def follow(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
         kind = next(kinds)
         with engine.connect() as connection:
             rows = connection.execute(query, {"kind": kind, "most": _TEXTS}).all()
-        pool = stores[kind].open(models.tokenizer_hash(tokenizer))
+        pool = Pool.open(stores[kind], models.tokenizer_hash(tokenizer))
         expected = {row.request_id: list(row.token_ids) for row in rows}
         new = settings.max_new_tokens
         requests = [Request(row.request_id, row.group_name, row.prompt_token_ids, new) for row in rows]

@@ -13,6 +13,7 @@ from bench.soak.processes import answer_questions
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import PoolError
+from dare_core.pools import PoolBuilder, retention
 from dare_core.schemas import KINDS
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.knowledge import pool_texts
@@ -35,13 +36,13 @@ def publish(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
         for kind, store in stores.items():
             texts = pool_texts(engine, "movies", kind, tokenizer_hash)
             try:
-                store.build(texts.slice(left_out), settings.model, tokenizer_hash, len(tokenizer))
+                PoolBuilder(store, settings.model, tokenizer_hash, len(tokenizer)).build(texts.slice(left_out))
                 said["published"] += 1
             except PoolError as error:
                 if "published" not in str(error):
                     raise
                 said["lost"] += 1  # the slower of two builders is told so, and builds again
-            store.expire(_KEPT)
+            retention.expire(store, _KEPT)
         return said
 
     return published

@@ -44,10 +44,10 @@ def pool_build(
     as_json: Json = False,
 ) -> None:
     """Build a pool version from texts and make it the current one."""
-    from dare_core.pools import Limits
+    from dare_core.pools import Limits, PoolBuilder
 
-    facts = _pool_texts(knowledge, model)
-    manifest = pool_store_at(out).build(*facts, limits=Limits(group_bytes, max_age_days))
+    texts, facts = _pool_texts(knowledge, model)
+    manifest = PoolBuilder(pool_store_at(out), *facts, limits=Limits(group_bytes, max_age_days)).build(texts)
     _show_pool(out, manifest.version, as_json)
 
 
@@ -61,10 +61,10 @@ def pool_add(
     as_json: Json = False,
 ) -> None:
     """Add texts to the current version, at the cost of what is new, and make the result the current one."""
-    from dare_core.pools import Limits
+    from dare_core.pools import Limits, PoolBuilder
 
-    facts = _pool_texts(knowledge, model)
-    manifest = pool_store_at(pool).add(*facts, limits=Limits(group_bytes, max_age_days))
+    texts, facts = _pool_texts(knowledge, model)
+    manifest = PoolBuilder(pool_store_at(pool), *facts, limits=Limits(group_bytes, max_age_days)).add(texts)
     _show_pool(pool, manifest.version, as_json)
 
 
@@ -100,10 +100,12 @@ def pool_diff(
     as_json: Json = False,
 ) -> None:
     """Count the texts that one version has and another has not, by group."""
+    from dare_core.pools.reader import diff
+
     store = pool_store_at(pool)
     new = new or store.current()
     old = old or store.version_before(new)
-    found = store.diff(old, new)
+    found = diff(store, old, new)
     if as_json:
         print(json.dumps({"old": old, "new": new, "added": found.added, "removed": found.removed}, ensure_ascii=False))
         return
@@ -119,7 +121,9 @@ def pool_rollback(
     as_json: Json = False,
 ) -> None:
     """Make an older version the current one again."""
-    _show_pool(pool, pool_store_at(pool).rollback(pool_version).version, as_json)
+    from dare_core.pools import retention
+
+    _show_pool(pool, retention.rollback(pool_store_at(pool), pool_version).version, as_json)
 
 
 @app.command("expire")
@@ -129,8 +133,10 @@ def pool_expire(
     as_json: Json = False,
 ) -> None:
     """Remove older versions and the files that only they need."""
+    from dare_core.pools import retention
+
     store = pool_store_at(pool)
-    gone = store.expire(keep)
+    gone = retention.expire(store, keep)
     facts = {"expired": gone, "left": store.versions()}
     print(json.dumps(facts) if as_json else f"expired {len(gone)}, left: {' '.join(facts['left'])}")
 
@@ -145,9 +151,11 @@ def pool_forget(
 
     Versions before it hold the texts until they are expired.
     """
+    from dare_core.pools import retention
+
     store = pool_store_at(pool)
     before = store.manifest()
-    after = store.forget(entity)
+    after = retention.forget(store, entity)
     older = store.versions()[1:]
     facts = {"version": after.version, "texts_removed": before.texts - after.texts, "older_versions": older}
     if as_json:
@@ -168,9 +176,11 @@ def pool_export(
     """Write a pool version's texts to a Parquet file. Whom they are about is not in a pool."""
     import pyarrow.parquet as pq
 
+    from dare_core.pools.reader import texts_of
+
     store = pool_store_at(pool)
     manifest = store.manifest(pool_version)
-    texts = store.texts(manifest)
+    texts = texts_of(store, manifest)
     pq.write_table(texts, out)
     facts = {"version": manifest.version, "texts": len(texts), "out": str(out)}
     print(json.dumps(facts) if as_json else f"{len(texts)} texts of version {manifest.version} are in {out}")
@@ -194,7 +204,7 @@ def pool_store_at(root: str) -> "PoolStore":
     return PoolStore(root, cache=settings.pool_cache_dir)
 
 
-def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, str, str, int]":
+def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, tuple[str, str, int]]":
     """The texts of a file, and what they are of: model, tokenizer hash, vocabulary."""
     from dare_core import models
     from dare_core.pools.knowledge_file import read_knowledge
@@ -202,7 +212,7 @@ def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, str, str
     settings = settings_of(model=model)
     texts = read_knowledge(knowledge)
     tokenizer = models.load_tokenizer(settings)
-    return texts, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer)
+    return texts, (settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
 
 
 def _show_pool(root: str, version: str | None, as_json: bool) -> None:

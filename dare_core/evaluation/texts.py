@@ -23,7 +23,7 @@ from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, fit_prompt, request_id
 from dare_core.knowledge.shards import write_table
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import KINDS, STATISTICS, TOKENS, Kind
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.
@@ -232,7 +232,9 @@ class _Desk:
                 "token_ids": pa.array([row["token_ids"] for row in before], TOKENS),
             }
         )
-        PoolStore(folder).build(texts, self._settings.model, self._format.tokenizer_hash, len(self._tokenizer))
+        PoolBuilder(PoolStore(folder), self._settings.model, self._format.tokenizer_hash, len(self._tokenizer)).build(
+            texts
+        )
         return open_pool(folder, self._tokenizer)
 
     def _save(self, rows: Iterable[dict[str, Any]]) -> None:

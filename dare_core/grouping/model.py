@@ -207,7 +207,7 @@ class GroupModelStore:
         A crash at any point leaves the version before in force. All but the newest :data:`KEPT_VERSIONS` go.
 
         Raises:
-            PoolError: something cannot be written.
+            PoolError, StorageError: something cannot be written.
         """
         tables = {name: self._write_table(table) for name, table in _tables(model).items()}
         described = json.dumps(_content(model, tables), sort_keys=True, ensure_ascii=False, indent=1).encode()

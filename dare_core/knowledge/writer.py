@@ -152,8 +152,8 @@ class Writer:
 def open_pool(
     root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | None = None, no_other: bool = False
 ) -> Pool:
-    """The pool under ``root``, checked against the tokenizer; see :meth:`PoolStore.open`."""
-    return PoolStore(root).open(models.tokenizer_hash(tokenizer), version, no_other)
+    """The pool under ``root``, checked against the tokenizer; see :meth:`Pool.open`."""
+    return Pool.open(PoolStore(root), models.tokenizer_hash(tokenizer), version, no_other)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Final
 from dare_core.config.domains import domain_names
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolStore, retention
 from dare_core.schemas import KINDS
 from dare_core.warehouse import quarantine, upkeep
 from dare_core.warehouse.pools import pool_store
@@ -37,7 +37,7 @@ def expire_pools(settings: Settings) -> dict[str, Any]:
                         store.unpin(holder)
                         pins += 1
                 candidates = _remove_candidates(settings, store)
-                expired = len(store.expire(settings.keep_pool_versions))
+                expired = len(retention.expire(store, settings.keep_pool_versions))
                 summary[f"{domain}/{kind}"] = {
                     "versions": len(store.versions()), "expired": expired, "candidates": candidates, "pins": pins
                 }  # fmt: skip

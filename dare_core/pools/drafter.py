@@ -1,26 +1,22 @@
 """Draft trees from a pool, from the text itself, and from texts finished in the same run (paper section 4.1)."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.drafts import Context, Forest
-from dare_core.pools.learned import CUT, LearnedTexts
+from dare_core.pools.addresses import MAPPED
+from dare_core.pools.learned import LearnedTexts
 from dare_core.pools.manifest import GLOBAL_GROUP
-from dare_core.pools.mapping import MAPPED
 from dare_core.pools.occurrences import EVIDENCE_KINDS, OWN_EVIDENCE
-from dare_core.pools.store import MOST_SEGMENTS, Pool
+from dare_core.pools.reader import Pool
+from dare_core.pools.segments import MOST_SEGMENTS
 from dare_core.pools.trees import Workspace, addresses_of, grow_trees
 
 _NO_TOKENS: Final = np.empty(0, np.int32)
 _NO_SEGMENTS: Final = np.empty(0, MAPPED)
-
-
-#: Handing texts to another thread costs as much as drafting a few.
-_LEAST_PER_THREAD: Final = 16
 
 
 class PoolDrafter:
@@ -36,8 +32,6 @@ class PoolDrafter:
         use_own_text: draft what followed in the prompt and the output so far.
         use_global: search all groups' texts beside those of the text's group.
         grouped: False searches all groups' texts alone.
-        learn_relaxed: remember tokens that passed by relaxation too; False cuts learned texts at them.
-        threads: cores that draft large batches.
     """
 
     evidence_kinds = EVIDENCE_KINDS
@@ -50,20 +44,16 @@ class PoolDrafter:
         use_own_text: bool = True,
         use_global: bool = True,
         grouped: bool = True,
-        learn_relaxed: bool = True,
-        threads: int = 1,
     ) -> None:
         self._pool = pool
         self._use_own_text = use_own_text
         self._use_global = use_global
         self._grouped = grouped
-        self._learn_relaxed = learn_relaxed
         self._learned = LearnedTexts(learned_tokens)
         self._segments = _NO_SEGMENTS
         self._known = addresses_of(self._learned, self._segments)
         self._areas: dict[str, tuple[int, int, int, int]] = {}
-        self._workspaces = [Workspace(2 * MOST_SEGMENTS) for _ in range(threads)]
-        self._others = ThreadPoolExecutor(max(1, threads - 1), "draft")  # starts no thread before its first task
+        self._workspace = Workspace(2 * MOST_SEGMENTS)
 
     def resolve(self, group: str) -> str | None:
         """The group whose pool is searched first: ``group``, the global pool ``*``, or None where there is none."""
@@ -81,19 +71,6 @@ class PoolDrafter:
             [(context.length, context.prompt_length, *self._area(context.group)) for context in contexts], np.int64
         ).reshape(-1, 6)
         texts = [context.tokens[: context.length] for context in contexts]
-        threads = max(1, min(len(self._workspaces), len(texts) // _LEAST_PER_THREAD))
-        shares = [slice(len(texts) * k // threads, len(texts) * (k + 1) // threads) for k in range(threads)]
-        others = [
-            self._others.submit(self._grow, texts[share], jobs[share], max_nodes, work)
-            for share, work in zip(shares[1:], self._workspaces[1:], strict=False)
-        ]
-        grown = [self._grow(texts[shares[0]], jobs[shares[0]], max_nodes, self._workspaces[0])]
-        grown += [other.result() for other in others]
-        return grown[0] if threads == 1 else side_by_side(grown)
-
-    def _grow(
-        self, texts: Sequence[NDArray[np.int32]], jobs: NDArray[np.int64], max_nodes: int, work: Workspace
-    ) -> Forest:
         most = len(texts) * max_nodes
         nodes, shares, evidence = np.empty((3, most), np.int32), np.empty(most, np.float32), np.empty(most, np.int16)
         offsets = np.zeros(len(texts) + 1, np.int32)
@@ -102,7 +79,7 @@ class PoolDrafter:
             jobs,
             self._use_own_text,
             self._known,
-            work.addresses,
+            self._workspace.addresses,
             nodes,
             shares,
             evidence,
@@ -114,8 +91,8 @@ class PoolDrafter:
         return Forest(offsets, tokens, parents, depths, shares[:end], evidence[:end])
 
     def learn(self, context: Context, trusted: NDArray[np.bool_]) -> None:
-        """Remember a finished text; ``trusted`` (``[length - prompt_length]`` bool) as the protocol has it."""
-        self._learned.add(context.output if self._learn_relaxed else np.where(trusted, context.output, np.int32(CUT)))
+        """Remember a finished text, tokens that passed by relaxation included."""
+        self._learned.add(context.output)
 
     def _area(self, group: str) -> tuple[int, int, int, int]:
         """Where the segments of the group, and of all groups, stand among the pool's; 0, 0 where none is searched."""
@@ -125,8 +102,8 @@ class PoolDrafter:
                 self._segments = self._pool.segments  # those mapped since are behind those known before
                 self._known = addresses_of(self._learned, self._segments)
             searched = end - first + end_of_all - first_of_all
-            if searched > self._workspaces[0].segments:
-                self._workspaces = [Workspace(searched) for _ in self._workspaces]
+            if searched > self._workspace.segments:
+                self._workspace = Workspace(searched)
         return self._areas[group]
 
     def _find_area(self, group: str) -> tuple[int, int, int, int]:
@@ -137,21 +114,3 @@ class PoolDrafter:
         if found == GLOBAL_GROUP:
             return 0, 0, *everything
         return *self._pool.area(found), *(everything if self._use_global else (0, 0))
-
-
-def side_by_side(forests: Sequence[Forest]) -> Forest:
-    """Several forests as one."""
-    begins = np.cumsum([0, *(len(forest) for forest in forests)], dtype=np.int32)
-    parents = [
-        np.where(forest.parents < 0, -1, forest.parents + begin).astype(np.int32)
-        for forest, begin in zip(forests, begins, strict=False)
-    ]
-    ends = [forest.offsets[1:] + begin for forest, begin in zip(forests, begins, strict=False)]
-    return Forest(
-        np.concatenate([[0], *ends]).astype(np.int32),
-        np.concatenate([forest.tokens for forest in forests]),
-        np.concatenate(parents),
-        np.concatenate([forest.depths for forest in forests]),
-        np.concatenate([forest.shares for forest in forests]),
-        np.concatenate([forest.evidence for forest in forests]),
-    )

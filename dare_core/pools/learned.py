@@ -6,12 +6,10 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
+from dare_core.pools.addresses import pointer
 from dare_core.pools.index import START
-from dare_core.pools.memory import pointer
 from dare_core.storage.machine_code import compiled
 
-#: Stands in a learned text for tokens that are not to be drafted; never a token id.
-CUT: Final = -2
 #: Pairs of tokens are hashed to one of so many places.
 _PLACES: Final = 1 << 15
 
@@ -63,7 +61,7 @@ class LearnedTexts:
         self.row = np.array([(*addresses, capacity, 0)], LEARNED_ROW)
 
     def add(self, text: NDArray[np.int32]) -> None:
-        """Remember ``text`` (``[t]`` int32, :data:`CUT` where a token is not to be drafted), or as much as fits."""
+        """Remember ``text`` (``[t]`` int32), or as much as fits."""
         tokens = self._linked.tokens
         half = len(tokens) // 2
         text = np.concatenate([[START], text])[:half]

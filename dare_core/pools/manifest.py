@@ -63,6 +63,11 @@ class PoolManifest:
     groups: Mapping[str, GroupManifest]
 
     @property
+    def segments(self) -> list[SegmentEntry]:
+        """All segments, the global pool's included."""
+        return [segment for part in self.groups.values() for segment in part.segments]
+
+    @property
     def texts(self) -> int:
         """Texts of all groups."""
         return sum(part.texts for name, part in self.groups.items() if name != GLOBAL_GROUP)

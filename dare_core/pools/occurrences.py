@@ -14,10 +14,9 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
+from dare_core.pools.addresses import MAPPED, mapped, pointer, prefetch
 from dare_core.pools.index import MAX_MATCH, START, locate, matching
 from dare_core.pools.learned import find_linked, linked_texts
-from dare_core.pools.mapping import MAPPED, mapped
-from dare_core.pools.memory import pointer, prefetch
 from dare_core.storage.machine_code import compiled
 
 #: The longest branch of a draft tree.
@@ -99,7 +98,7 @@ def gather(
         prompt_length: how much of it is the prompt, which only the text itself is searched for.
         use_own_text: whether the text itself is a source.
         learned: one row of :data:`~dare_core.pools.learned.LEARNED_ROW`.
-        segments: rows of :data:`~dare_core.pools.mapping.MAPPED`.
+        segments: rows of :data:`~dare_core.pools.addresses.MAPPED`.
         area: where the segments of the text's group, and those of all groups, begin and end.
         occurrences: ``[MOST]`` :data:`OCCURRENCE`, to be written, as are the next two.
         following: ``[MOST, MAX_DEPTH]``: the tokens behind each; the first that is negative ends them.

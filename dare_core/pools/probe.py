@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.pools.drafter import PoolDrafter
-from dare_core.pools.files import PoolFiles
 from dare_core.pools.manifest import PoolManifest
+from dare_core.pools.reader import Pool
 from dare_core.pools.segments import Segment, entity_hash
-from dare_core.pools.store import Pool, PoolStore
+from dare_core.pools.store import PoolStore
 
 #: Texts that are replayed at once.
 _BATCH: Final = 256
@@ -44,7 +44,7 @@ def tokens_per_step(store: PoolStore, manifest: PoolManifest, probe: Probe, node
     Raises:
         PoolError: a group's files are missing or damaged.
     """
-    pool = _PoolWithout(store.files, manifest, np.array([entity_hash(entity) for entity in probe.entities], np.uint64))
+    pool = _PoolWithout(store, manifest, np.array([entity_hash(entity) for entity in probe.entities], np.uint64))
     steps = sum(replay_steps(PoolDrafter(pool, learned_tokens=0), probe.texts, probe.groups, nodes))
     return sum(map(len, probe.texts)) / steps if steps else 1.0
 
@@ -52,8 +52,8 @@ def tokens_per_step(store: PoolStore, manifest: PoolManifest, probe: Probe, node
 class _PoolWithout(Pool):
     """An opened version without the texts about some entities, whose hashes are given."""
 
-    def __init__(self, files: PoolFiles, manifest: PoolManifest, entities: NDArray[np.uint64]) -> None:
-        super().__init__(files, manifest)
+    def __init__(self, store: PoolStore, manifest: PoolManifest, entities: NDArray[np.uint64]) -> None:
+        super().__init__(store, manifest)
         self._entities = entities
         self._kept: dict[str, list[Segment]] = {}
 

@@ -39,6 +39,9 @@ from dare_core.storage.machine_code import compiled
 #: about (0: nobody in particular), so that a pool holds no ids; ``day`` counts from 1970; ``length`` is in tokens.
 TEXT_ROW: Final = np.dtype([("text", "<u8"), ("entity", "<u8"), ("length", "<i4"), ("day", "<i4")])
 
+#: Segments of a group at most: a base and eight recent ones.
+MOST_SEGMENTS: Final = 9
+
 _MAGIC: Final = b"DAREPOOL"
 #: The format that this release writes and reads.
 FORMAT: Final = 2

@@ -11,10 +11,9 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
+from dare_core.pools.addresses import MAPPED, pointer
 from dare_core.pools.index import START
 from dare_core.pools.learned import LEARNED_ROW, LearnedTexts
-from dare_core.pools.mapping import MAPPED
-from dare_core.pools.memory import pointer
 from dare_core.pools.occurrences import MAX_DEPTH, MOST, OCCURRENCE, SOURCE, gather
 from dare_core.storage.machine_code import compiled
 
@@ -105,7 +104,7 @@ def grow_trees(
             searched for, and where among the segments those of its group, and those of all groups, begin and end.
         use_own_text: whether a text itself is a source.
         known: addresses of a row of texts finished in this run (:data:`~dare_core.pools.learned.LEARNED_ROW`), and of
-            the segments (:data:`~dare_core.pools.mapping.MAPPED`).
+            the segments (:data:`~dare_core.pools.addresses.MAPPED`).
         work: addresses of a :class:`Workspace`, made for as many segments as are searched for a text.
         nodes: ``[3, s * max_nodes]`` int32, to be written: tokens, parents and depths of a
             :class:`~dare_core.drafts.Forest`.

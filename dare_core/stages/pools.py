@@ -17,9 +17,9 @@ from sqlalchemy import Engine
 from dare_core import models
 from dare_core.config.domains import load_domain
 from dare_core.config.settings import Settings
-from dare_core.pools import PoolManifest, PoolStore
-from dare_core.pools.candidate import CandidateRegister
+from dare_core.pools import PoolBuilder, PoolManifest, PoolStore
 from dare_core.pools.probe import Probe, tokens_per_step
+from dare_core.pools.register import CandidateRegister
 from dare_core.pools.segments import SegmentEntry
 from dare_core.schemas import KINDS, Kind
 from dare_core.sources.spark_submit import submit
@@ -173,17 +173,14 @@ def refresh_pool(
     if loads.newest is None:
         return base
     scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
-    facts = (settings.model, build.tokenizer_hash, build.vocabulary, scheme)
+    builder = PoolBuilder(store, settings.model, build.tokenizer_hash, build.vocabulary, scheme)
     if loads.texts < settings.spark_pool_texts:
         texts = pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
-        manifest = store.add(texts, *facts) if base else store.build(texts, *facts)
+        manifest = builder.add(texts) if base else builder.build(texts)
     else:
         segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)
-        manifest = store.publish(
-            segments,
-            *facts,
-            onto=base.version if base else None,
-            replacing=before.version if before else None,
+        manifest = builder.publish(
+            segments, onto=base.version if base else None, replacing=before.version if before else None
         )
     _write_mark(store, manifest.version, _Mark(loads.newest, loads.earlier + loads.texts))
     return manifest

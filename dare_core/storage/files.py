@@ -12,7 +12,7 @@ from typing import Any, Final
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dare_core.errors import PoolError, StorageError
+from dare_core.errors import SettingError, StorageError
 
 #: Where a host keeps what belongs to a root on object storage, when nobody says where.
 DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
@@ -29,13 +29,13 @@ class Files:
         cache: folder for what this host keeps of a root on object storage.
 
     Raises:
-        PoolError: the URL holds a password, which would stand in errors, on command lines and in the warehouse.
+        SettingError: the URL holds a password, which would stand in errors, on command lines and in the warehouse.
     """
 
     def __init__(self, root: str, cache: Path = DEFAULT_CACHE) -> None:
         if _PASSWORD.match(root):
             shown = _PASSWORD.sub(r"\1…@", root)
-            raise PoolError(
+            raise SettingError(
                 f"the URL {shown} holds a password; leave it out, and give it by environment variables of the "
                 "storage's own, or fsspec's configuration"
             )
@@ -53,7 +53,7 @@ class Files:
         """Write a file; it appears under its name when it is whole.
 
         Raises:
-            PoolError: it cannot be written, as when the disk is full; nothing is left of it.
+            StorageError: it cannot be written, as when the disk is full; nothing is left of it.
         """
         try:
             if self.local:
@@ -61,9 +61,7 @@ class Files:
             else:
                 self._fs.pipe_file(f"{self._root}/{name}", data)  # object stores show an object when it is whole
         except OSError as error:
-            raise PoolError(
-                f"{self._root}/{name} cannot be written: {error.strerror or error}; the version in force stays"
-            ) from error
+            raise StorageError(f"{self._root}/{name} cannot be written: {error.strerror or error}") from error
 
     def read(self, name: str) -> bytes:
         """A file's bytes.

@@ -15,7 +15,7 @@ from dare_core.decoding.budget import StepCost
 from dare_core.decoding.engine import is_looping
 from dare_core.drafts import Drafter
 from dare_core.errors import ModelError
-from dare_core.pools import Pool, PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolStore
 from dare_core.pools.drafter import PoolDrafter
 from tests.decoding.conftest import VOCABULARY
 from tests.decoding.reference import greedy, is_tie
@@ -191,8 +191,8 @@ def test_a_real_pool_drafts_texts_it_holds_in_few_steps(tiny_llama: PreTrainedMo
     texts = [greedy(tiny_llama, prompt, NEW_TOKENS) for prompt in asked]
     table = pa.table({"group": ["g"] * 3, "token_ids": pa.array(texts, pa.list_(pa.int32()))})
     store = PoolStore(tmp_path)  # type: ignore[arg-type]
-    store.build(table, "tiny", "hash", tiny_llama.config.vocab_size)
-    pool: Pool = store.open("hash")
+    PoolBuilder(store, "tiny", "hash", tiny_llama.config.vocab_size).build(table)
+    pool = Pool.open(store, "hash")
     for result in engine_of(tiny_llama, PoolDrafter(pool), config()).generate(
         [Request(str(i), "g", p, NEW_TOKENS) for i, p in enumerate(asked)]
     ):

@@ -10,7 +10,7 @@ from dare_core.config.settings import load_settings
 from dare_core.decoding import Engine, EngineConfig, Request, Rule
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
-from dare_core.pools import PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolStore
 from dare_core.pools.drafter import PoolDrafter
 from dare_core.sources.movielens import read_movielens
 from tests.decoding.reference import greedy, is_tie
@@ -33,8 +33,8 @@ def test_strict_texts_of_32_real_prompts_equal_greedy_generate(tmp_path) -> None
     # A pool of the other half's texts: most drafts are near misses, some are right.
     texts = pa.table({"group": groups[::2], "token_ids": pa.array(expected[::2], pa.list_(pa.int32()))})
     store = PoolStore(tmp_path)
-    store.build(texts, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
-    pool = store.open(models.tokenizer_hash(tokenizer))
+    PoolBuilder(store, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer)).build(texts)
+    pool = Pool.open(store, models.tokenizer_hash(tokenizer))
 
     config = EngineConfig(8, 512, Rule("strict"), language_model.eos_token_ids)
     requests = [

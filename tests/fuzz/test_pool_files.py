@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dare_core.errors import DareError, PoolError
 from dare_core.grouping.attributes import AttributeGroups
 from dare_core.grouping.model import GroupModel, GroupModelStore
-from dare_core.pools import PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolStore, retention
 from dare_core.pools.knowledge_file import read_knowledge
 from dare_core.pools.manifest import PoolManifest
 from dare_core.pools.register import FileRegister
@@ -39,13 +39,13 @@ SEGMENT = Segment.build(TEXTS, VOCABULARY).to_bytes()
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pool of one version."""
     root = tmp_path_factory.mktemp("pool")
-    PoolStore(root).build(TEXTS, "m", "h", VOCABULARY)
+    PoolBuilder(PoolStore(root), "m", "h", VOCABULARY).build(TEXTS)
     return root
 
 
 def content(root: Path) -> dict[str, Any]:
     """All that a drafter is given, checked as every opening checks it."""
-    pool = PoolStore(root).open("h")
+    pool = Pool.open(PoolStore(root), "h")
     held = {}
     for group in pool.manifest.groups:
         first, end = pool.area(group)
@@ -176,12 +176,12 @@ def test_a_list_of_versions_is_read_whole_or_refused(tmp_path: Path, listed: byt
 
 def test_a_list_of_versions_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     pools = PoolStore(tmp_path)
-    pools.build(TEXTS, "m", "h", VOCABULARY)
-    pools.forget(["a"])
+    PoolBuilder(pools, "m", "h", VOCABULARY).build(TEXTS)
+    retention.forget(pools, ["a"])
     for damage in (b"\xff", b""):
         (tmp_path / "CURRENT").write_bytes(damage)
         with pytest.raises(PoolError, match=r"CURRENT (cannot be read|is damaged)"):
-            pools.build(TEXTS, "m", "h", VOCABULARY)  # which would let what was forgotten in again
+            PoolBuilder(pools, "m", "h", VOCABULARY).build(TEXTS)  # which would let what was forgotten in again
 
 
 @tries(40)

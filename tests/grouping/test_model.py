@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dare_core.errors import PoolError
+from dare_core.errors import PoolError, StorageError
 from dare_core.grouping import (
     CLUSTER_ASSIGNMENT,
     AttributeGroups,
@@ -169,7 +169,7 @@ def test_a_publication_that_is_interrupted_leaves_the_model_before(
         monkeypatch.setattr(Path, "replace", rename)
         try:
             store.publish(model)
-        except PoolError:
+        except (PoolError, StorageError):
             written += 1
         read = store.read()
         assert read is not None

@@ -22,7 +22,7 @@ from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from tests.support.tiny_model import save_tiny_model
 
 TITLES = ["Heat", "Alien", "Fargo", "Ran", "M", "Brazil", "Gandhi", "Laura", "The Third Man", "Sleeper"]
@@ -89,7 +89,7 @@ def pool_of(settings: Settings, plan: Plan) -> str:
     pieces = pa.array([tokens[3:17] for tokens in texts["token_ids"].to_pylist()], pa.list_(pa.int32()))
     store = PoolStore(settings.pool_dir("movies", "item"))
     table = pa.table({"group": texts["group_name"], "token_ids": pieces})
-    return store.build(table, settings.model, plan.decoding.tokenizer_hash, 258).version
+    return PoolBuilder(store, settings.model, plan.decoding.tokenizer_hash, 258).build(table).version
 
 
 def ways(mode: Verification, model: Path, tmp_path: Path, encoder: Encoder) -> list[Written]:

@@ -14,7 +14,7 @@ from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from tests.support.tiny_model import save_tiny_model
 
 NEW_TOKENS = 16
@@ -124,11 +124,8 @@ def test_a_pinned_pool_changes_the_steps_and_not_the_texts(settings: Settings) -
     work_off(settings, plan)
     written, _ = shards.read_staged(settings.run_dir("first"), ["item-0000"])
     store = PoolStore(settings.pool_dir("movies", "item"))
-    pool = store.build(
-        written.select(["group_name", "token_ids"]).rename_columns(["group", "token_ids"]),
-        settings.model,
-        plan.decoding.tokenizer_hash,
-        258,
+    pool = PoolBuilder(store, settings.model, plan.decoding.tokenizer_hash, 258).build(
+        written.select(["group_name", "token_ids"]).rename_columns(["group", "token_ids"])
     )
     again = planned(settings, ["Heat", "Alien"], "second", pool.version)
     manifest = work_off(settings, again)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from dare_core.config.settings import Settings
 from dare_core.knowledge.shards import write_part
 from dare_core.operations.digest import Row, digest, unfinished
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.pools import pool_store
 from tests.support.inventory import compare, inventory
@@ -53,9 +53,9 @@ def test_a_pool_counts_by_its_texts_not_by_its_files(settings: Settings, engine:
 
     def made(*nights: pa.Table) -> object:
         store: PoolStore = pool_store(settings, engine, "movies", "item")
-        store.build(nights[0], "m", "t", 100)
+        PoolBuilder(store, "m", "t", 100).build(nights[0])
         for night in nights[1:]:
-            store.add(night, "m", "t", 100)
+            PoolBuilder(store, "m", "t", 100).add(night)
         return digest(settings, engine)["pool.movies.item"]
 
     at_once = made(texts([1, 2], [3]))

@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dare_core.errors import InputError, PoolError
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.pools.segments import Segment, SegmentEntry
 from dare_core.schemas import TIME, TOKENS
 from spark_jobs.build_pools import Knowledge, build_segments, main, read_file, read_warehouse
@@ -150,8 +150,8 @@ def test_segments_are_published_as_one_version(spark: SparkSession, tmp_path: Pa
     segments: dict[str, list[SegmentEntry]] = {}
     for group, entry in built(spark, rows, tmp_path / "spark"):
         segments.setdefault(group, []).append(entry)
-    published = store.publish(segments, "model", "hash", VOCABULARY)
-    alone = PoolStore(tmp_path / "alone").build(rows, "model", "hash", VOCABULARY)
+    published = PoolBuilder(store, "model", "hash", VOCABULARY).publish(segments)
+    alone = PoolBuilder(PoolStore(tmp_path / "alone"), "model", "hash", VOCABULARY).build(rows)
     assert (published.texts, published.tokens) == (alone.texts, alone.tokens)
     assert {name: part.texts for name, part in published.groups.items()} == {
         name: part.texts for name, part in alone.groups.items()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dare_core.config.settings import Settings
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.pools.segments import Segment, SegmentEntry
 from dare_core.schemas import TOKENS
 from dare_core.sources.spark_submit import require_java, submit
@@ -57,8 +57,7 @@ def test_a_cluster_builds_the_segments_that_one_process_builds(
     assert [row.pop("group") for row in listed] == ["Drama", *["a huge group"] * 4, "日本 – «été»"]
     entries = [SegmentEntry(**row) for row in listed]
 
-    alone = PoolStore(tmp_path / "alone")
-    built = alone.build(texts, "model", "hash", VOCABULARY)
+    built = PoolBuilder(PoolStore(tmp_path / "alone"), "model", "hash", VOCABULARY).build(texts)
     names = [entry.sha256 for entry in (entries[0], entries[5])]
     assert names == [built.groups[group].segments[0].sha256 for group in ("Drama", "日本 – «été»")]
     parts = [Segment.map(tmp_path / "pool" / "segments" / entry.sha256) for entry in entries[1:5]]

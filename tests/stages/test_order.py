@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError, QualityError, WarehouseError
 from dare_core.knowledge.shards import Shard, read_plan
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import ENTITY
 from dare_core.stages import embed, generate, load, plan, pools, report, validate
 from dare_core.stages.request import RunRequest
@@ -149,10 +149,10 @@ def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settin
     tokenizer_hash = read_plan(settings.run_dir("first")).decoding.tokenizer_hash
     root = settings.pool_dir("movies", "item")
     store = PoolStore(root, WarehouseRegister(engine, "movies", "item", str(root)))
-    manifest = store.build(texts, settings.model, tokenizer_hash, 258)
+    manifest = PoolBuilder(store, settings.model, tokenizer_hash, 258).build(texts)
     shards = planned(settings, RunRequest(run_id="second", kinds=("item",)))
     assert {shard.pool_version for shard in shards} == {manifest.version}
-    store.build(texts, settings.model, "another", 258)
+    PoolBuilder(store, settings.model, "another", 258).build(texts)
     shards = planned(settings, RunRequest(run_id="third", kinds=("item",)))
     assert {shard.pool_version for shard in shards} == {None}  # the current pool is of another tokenizer
 

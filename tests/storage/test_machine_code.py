@@ -17,15 +17,15 @@ import tempfile
 import numpy as np
 import pyarrow as pa
 from dare_core.drafts import Context
-from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 
 random = np.random.default_rng(3)
 texts = random.integers(0, 9, size=(100, 30)).tolist()
 asked = random.integers(0, 9, size=(200, 12), dtype=np.int32)
 with tempfile.TemporaryDirectory() as folder:
     store = PoolStore(folder)
-    store.build(pa.table({"group": ["a"] * 100, "token_ids": texts}), "model", "tokens", 9)
-    drafter = PoolDrafter(store.open("tokens"))
+    PoolBuilder(store, "model", "tokens", 9).build(pa.table({"group": ["a"] * 100, "token_ids": texts}))
+    drafter = PoolDrafter(Pool.open(store, "tokens"))
     for text in asked:
         print(drafter.draft([Context("a", text, 0, len(text))], 16).tokens.tolist())
 """

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from dare_core.errors import PoolError, WarehouseError
-from dare_core.pools import PoolManifest, PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolManifest, PoolStore, retention
 from dare_core.warehouse.pools import WarehouseRegister, current_pool
 
 Build = Callable[..., PoolManifest]
@@ -18,7 +18,7 @@ def pools(engine: Engine, tmp_path: Path) -> PoolStore:
 
 
 def build(pools: PoolStore, *token_ids: int) -> PoolManifest:
-    return pools.build(pa.table({"group": ["Drama"], "token_ids": [list(token_ids)]}), "m", "h", 100)
+    return PoolBuilder(pools, "m", "h", 100).build(pa.table({"group": ["Drama"], "token_ids": [list(token_ids)]}))
 
 
 def test_the_version_in_force_is_a_row_of_the_warehouse(pools: PoolStore, engine: Engine, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_the_version_in_force_is_a_row_of_the_warehouse(pools: PoolStore, engine
     assert current_pool(engine, "movies", "user") is None
     assert pools.versions() == [second.version, first.version]
     assert not (tmp_path / "CURRENT").exists()
-    assert pools.rollback().version == first.version == pools.current()
+    assert retention.rollback(pools).version == first.version == pools.current()
     assert build(pools, 3).version == second.version == pools.current()  # built again, it is in force again
 
 
@@ -52,7 +52,7 @@ def test_of_two_builders_the_slower_one_is_told(pools: PoolStore) -> None:
     first = build(pools, 1)
     build(pools, 2)
     with pytest.raises(PoolError, match="another builder has published"):
-        pools.publish({}, "m", "h", 100, replacing=first.version)
+        PoolBuilder(pools, "m", "h", 100).publish({}, replacing=first.version)
 
 
 def test_a_version_in_use_is_not_expired(pools: PoolStore) -> None:
@@ -61,11 +61,11 @@ def test_a_version_in_use_is_not_expired(pools: PoolStore) -> None:
     pools.pin(versions[1], "run 2")
     pools.pin(versions[1], "run 2")  # a run that is planned again pins again
     assert pools.register.pins() == {"run 1": versions[0], "run 2": versions[1]}
-    assert pools.expire(keep=1) == [versions[2]]
+    assert retention.expire(pools, keep=1) == [versions[2]]
     pools.unpin("run 1")
     with pytest.raises(PoolError, match="is in use and stays"):
         pools.register.drop(versions[1])
-    assert pools.expire(keep=1) == [versions[0]]
+    assert retention.expire(pools, keep=1) == [versions[0]]
     with pytest.raises(PoolError, match="no version"):
         pools.pin(versions[0], "run 3")
 
@@ -74,4 +74,4 @@ def test_a_worker_without_the_warehouse_falls_back_to_the_version_before(pools: 
     old = build(pools, 1)
     new = build(pools, 2)
     (tmp_path / "segments" / new.groups["Drama"].segments[0].sha256).unlink()
-    assert PoolStore(tmp_path).open("h", new.version).manifest.version == old.version
+    assert Pool.open(PoolStore(tmp_path), "h", new.version).manifest.version == old.version

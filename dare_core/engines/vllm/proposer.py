@@ -23,7 +23,7 @@ from dare_core.drafts import Context, Forest
 from dare_core.engines.vllm import plugin
 from dare_core.engines.vllm.costs import StepCosts, is_measured
 from dare_core.errors import ModelError
-from dare_core.pools import PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolDrafter, PoolStore
 from dare_core.storage.machine_code import compiled
 
 #: Under this name requests carry what concerns us in vLLM's sampling parameters.
@@ -110,8 +110,8 @@ class PoolProposer:
         Raises:
             PoolError: the version cannot be opened.
         """
-        pool = job["pool"] and PoolStore(job["pool"]["root"]).open(
-            job["pool"]["tokenizer_hash"], job["pool"]["version"]
+        pool = job["pool"] and Pool.open(
+            PoolStore(job["pool"]["root"]), job["pool"]["tokenizer_hash"], job["pool"]["version"]
         )
         options = job.get("drafter")
         self._drafter = PoolDrafter(pool, **options) if options is not None else None

@@ -22,6 +22,7 @@ from dare_core.grouping import GroupModelStore
 from dare_core.operations.forgetting import clean, find, prove
 from dare_core.operations.forgetting.files import JOURNAL, DataFiles
 from dare_core.operations.forgetting.traces import Entities, Traces
+from dare_core.pools import retention
 from dare_core.storage.files import write_atomically
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.imported import source_copies
@@ -98,7 +99,9 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         on_step("removing rows")
         removed = clean.remove_rows(engine, who, copies)
         on_step("rebuilding pools and group models without them")
-        versions = pool_store(settings, engine, domain.name, who.kind).purge(who.ids, sorted(traces.token_ids))
+        versions = retention.purge(
+            pool_store(settings, engine, domain.name, who.kind), who.ids, sorted(traces.token_ids)
+        )
         models = _group_models(settings, engine, domain).purge(**_grouped(who))
         on_step("cleaning files")
         changed = clean.clean_files(settings, engine, files, traces)

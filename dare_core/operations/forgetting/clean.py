@@ -16,7 +16,7 @@ from dare_core.config.settings import Settings
 from dare_core.knowledge.shards import write_table
 from dare_core.operations.forgetting.files import DataFiles
 from dare_core.operations.forgetting.traces import OWN, Entities, Sought, Traces
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolStore, retention
 from dare_core.reports.facts import gather
 from dare_core.reports.page import report_path, write_report
 from dare_core.storage.files import write_atomically
@@ -100,7 +100,7 @@ def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Tr
             if parts[0] == "runs":
                 reports.add(parts[1])
     cache = PoolStore(settings.pool_cache_dir)  # of segments on object storage
-    for name in cache.holding(files.who.ids, sorted(traces.token_ids)):
+    for name in retention.holding(cache, files.who.ids, sorted(traces.token_ids)):
         cache.files.remove(name)
     for run_id in sorted(reports):
         if (report := report_path(settings, run_id)).exists() or f"runs/{run_id}/{report.name}" in changed:

@@ -21,7 +21,7 @@ from dare_core.operations.forgetting.traces import (
     storable,
     written_forms,
 )
-from dare_core.pools import PoolStore
+from dare_core.pools import PoolStore, retention
 from dare_core.warehouse.connection import transaction
 from dare_core.warehouse.imported import SourceCopy
 from dare_core.warehouse.tables import PARTITIONS, SCHEMA
@@ -163,7 +163,7 @@ def search_files(files: DataFiles, traces: Traces) -> SearchedFiles:
     for folder in sorted(path for path in files.root.rglob("segments") if path.is_dir()):
         parts = folder.relative_to(files.root).parts
         ours = parts[0] == "pool_cache" or parts[:-1] == ("pools", files.who.domain, files.who.kind)
-        names = PoolStore(folder.parent).holding(files.who.ids if ours else (), sorted(traces.token_ids))
+        names = retention.holding(PoolStore(folder.parent), files.who.ids if ours else (), sorted(traces.token_ids))
         found += [f"{'/'.join(parts[:-1])}/{name}: text" for name in names]
     return SearchedFiles(count, size, segments, found)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from dare_core.config.settings import load_settings
 from dare_core.decoding import Engine, EngineConfig, Request, Result
 from dare_core.engines.vllm.client import VllmEngine, VllmOptions, VllmServer
-from dare_core.pools import Pool, PoolDrafter, PoolStore
+from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 
 #: No text holds this token; in a prompt it makes all logits NaN.
 BROKEN = 97
@@ -109,8 +109,9 @@ def make_pool(tmp_path: Path) -> Callable[..., Pool]:
         rows = [{"group": group, "token_ids": text} for group, of_group in texts.items() for text in of_group]
         table = pa.Table.from_pylist(rows, pa.schema({"group": pa.string(), "token_ids": pa.list_(pa.int32())}))
         store = PoolStore(tmp_path / "pool")
-        (store.add if add else store.build)(table, "tiny", "hash", VOCABULARY)
-        return store.open("hash")
+        builder = PoolBuilder(store, "tiny", "hash", VOCABULARY)
+        (builder.add if add else builder.build)(table)
+        return Pool.open(store, "hash")
 
     return make
 

@@ -306,4 +306,4 @@ def test_a_pool_that_is_gone_is_named(open_engine: Open, make_pool: Build, tmp_p
     with pytest.raises(PoolError, match="segments"):
         one(open_engine(pool, config(), {}), [3], 3)
     with pytest.raises(PoolError):
-        PoolStore(tmp_path / "pool").open("hash")
+        Pool.open(PoolStore(tmp_path / "pool"), "hash")

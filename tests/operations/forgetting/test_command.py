@@ -11,6 +11,7 @@ from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError
 from dare_core.operations.forgetting import forget
 from dare_core.operations.forgetting.traces import Entities
+from dare_core.pools import retention
 from dare_core.schemas import ENTITY
 from dare_core.stages import embed, generate, load, plan, report, validate
 from dare_core.stages.request import RunRequest
@@ -41,7 +42,7 @@ def test_an_entity_is_gone_everywhere_and_everyone_elses_rows_stay(
     assert len(before["knowledge"][0]) + len(before["quarantined_text"][0]) == 2, "one text of each run"
     held = pool(settings, engine, who.kind)
     old_versions = held.versions()
-    assert held.holding(who.ids)
+    assert retention.holding(held, who.ids)
     pages = [settings.run_dir(run) / "report.html" for run in ("first", "second")]
     require_nothing_found(forget(settings, who))
     for table, (_, others) in before.items():
@@ -53,9 +54,9 @@ def test_an_entity_is_gone_everywhere_and_everyone_elses_rows_stay(
         engine, "SELECT count(*) FROM knowledge.knowledge"
     )
     assert not set(old_versions) & set(held.versions())
-    assert held.holding(who.ids) == []
+    assert retention.holding(held, who.ids) == []
     everyone = [other for other in IDS[: 6 if who.kind == "item" else 3] if other not in who.ids]
-    assert {other for other in everyone if held.holding([other])} == {
+    assert {other for other in everyone if retention.holding(held, [other])} == {
         row[0] for row in rows(engine, f"SELECT DISTINCT entity_id FROM knowledge.knowledge WHERE kind = '{who.kind}'")
     }
     assert all(page.exists() for page in pages)
@@ -115,7 +116,7 @@ def test_forgetting_again_removes_nothing_more_and_searches_again(settings: Sett
 @pytest.mark.parametrize(
     "broken",
     [
-        "dare_core.pools.PoolStore.purge",
+        "dare_core.pools.retention.purge",
         "dare_core.operations.forgetting.clean.write_table",
         "dare_core.operations.forgetting.clean.gather",
     ],

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
 from dare_core.operations.forgetting import forget
+from dare_core.pools import retention
 from tests.operations.forgetting.installation import USER, pool, require_nothing_found, rows
 
 
@@ -21,7 +22,7 @@ def test_what_is_left_over_is_found(
     [(prompt, request_id)] = rows(
         engine, "SELECT prompt, request_id FROM knowledge.knowledge WHERE kind = 'user' AND entity_id = '1' LIMIT 1"
     )
-    [segment, *_] = pool(settings, engine, "user").holding(["1"])
+    [segment, *_] = retention.holding(pool(settings, engine, "user"), ["1"])
     shards = (settings.run_dir("first") / "shards").glob("user-*.parquet")
     [shard] = [path for path in shards if "1" in pq.read_table(path)["entity_id"].to_pylist()]
     contents = {

@@ -1,0 +1,159 @@
+"""Which versions and texts a pool keeps: earlier versions expire, entities are forgotten."""
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dare_core.errors import PoolError
+from dare_core.pools.builder import PoolBuilder
+from dare_core.pools.files import PoolFiles
+from dare_core.pools.manifest import PoolManifest
+from dare_core.pools.register import VERSION
+from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, text_hash
+from dare_core.pools.store import PoolStore, manifest_path
+
+log = logging.getLogger(__name__)
+
+#: A file that no version names is removed when it is older: a builder at work may be about to name it.
+_GRACE_SECONDS: Final = 24 * 3600
+
+
+def rollback(store: PoolStore, version: str | None = None) -> PoolManifest:
+    """Put an older version (default: the one before) in force again.
+
+    Raises:
+        PoolError: there is no such version, or it is damaged.
+    """
+    current = store.current()
+    manifest = store.manifest(version or store.version_before(current))
+    store.check(manifest)
+    store.register.publish(manifest, current)
+    return manifest
+
+
+def expire(store: PoolStore, keep: int) -> list[str]:
+    """Remove all but the latest ``keep`` versions and those that are pinned, and the files that none of them names.
+
+    Returns:
+        The versions that were removed.
+    """
+    versions = store.register.versions()
+    pinned = set(store.register.pins().values())
+    expired, of_expired = list[str](), set[str]()
+    for version in versions[max(1, keep) :]:
+        if version in pinned:
+            continue
+        try:
+            store.register.drop(version)
+        except PoolError as error:  # pinned meanwhile
+            log.warning("%s", error)
+            continue
+        of_expired |= store.segments_named_by(version)
+        store.files.remove(manifest_path(version))
+        expired.append(version)
+    left = [name.removesuffix(".json") for name in store.files.names("versions") if name.endswith(".json")]
+    needed = {entry.sha256 for version in left for entry in store.manifest(version).segments}
+    for folder in ("segments", "versions"):
+        for name, written in store.files.names(folder).items():
+            stale = time.time() - written > _GRACE_SECONDS
+            unnamed = name.startswith(".writing-") or (folder == "segments" and name not in needed)
+            if unnamed and (stale or name in of_expired):
+                store.files.remove(f"{folder}/{name}")
+    return expired
+
+
+def forget(store: PoolStore, entities: Iterable[str], texts: Iterable[Sequence[int]] = ()) -> PoolManifest:
+    """Put a version in force without any text about these entities, and keep them out of later ones.
+
+    Older versions hold the texts until they are expired, or purged: see :func:`purge`.
+
+    Args:
+        store: the pool.
+        entities: ids.
+        texts: token ids of texts that go too where the pool does not know whom they are about.
+
+    Raises:
+        PoolError: there is no pool, or as :meth:`PoolBuilder.publish`.
+    """
+    before = store.current()
+    base = store.manifest(before)
+    hashes, unnamed = _hashes(entities, texts)
+    builder = PoolBuilder(store, base.model, base.tokenizer_hash, base.vocabulary, base.scheme)
+    groups: dict[str, list[SegmentEntry]] = {}
+    for name, part in base.groups.items():
+        segments = [store.segment(entry) for entry in part.segments]
+        groups[name] = builder.thin_out(part.segments, segments, [one.without(hashes, unnamed) for one in segments])
+    return builder.put_in_force(groups, base.halvings, {*base.forgotten, *hashes.tolist()}, before)
+
+
+def purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[int]] = ()) -> list[str]:
+    """Leave nothing of these entities in any file of the pool, nor in this host's cache; see :func:`forget` for both.
+
+    A version without them is put in force; every other version that holds a text of theirs is removed, pinned or
+    not, and so are their files, those of candidates and of broken-off builders too. Broken off, it is run again.
+
+    Returns:
+        The versions that were removed.
+
+    Raises:
+        PoolError: as :meth:`PoolBuilder.publish`.
+    """
+    if store.in_force():
+        forget(store, entities, texts)
+    held = set(holding(store, entities, texts))
+    in_force = store.in_force()
+    pins = store.register.pins()
+    removed = list[str]()
+    for name in store.files.names("versions"):
+        version = name.removesuffix(".json")
+        if version == in_force or not (name.startswith(".writing-") or _may_name(store, version, held)):
+            continue
+        for holder, pinned in pins.items():
+            if pinned == version:
+                store.register.unpin(holder)
+        store.register.drop(version)
+        store.files.remove(f"versions/{name}")
+        removed += [version] if VERSION.fullmatch(version) else []
+    for name in held:
+        store.files.remove(name)
+    store.files.remove_copies(held)
+    return removed
+
+
+def holding(store: PoolStore, entities: Iterable[str], texts: Iterable[Sequence[int]] = ()) -> list[str]:
+    """The segments' files that hold a text of these entities, or cannot be read, whichever version names them."""
+    hashes, unnamed = _hashes(entities, texts)
+    names = [f"segments/{name}" for name in {**store.files.names("segments"), **store.files.copies("segments")}]
+    return [name for name in names if not _is_without(store.files, name, hashes, unnamed)]
+
+
+def _may_name(store: PoolStore, version: str, files: Collection[str]) -> bool:
+    """Whether a version names one of the files, as far as its manifest can be read."""
+    try:
+        return any(f"segments/{entry.sha256}" in files for entry in store.manifest(version).segments)
+    except PoolError:
+        return True
+
+
+def _is_without(files: PoolFiles, name: str, entities: NDArray[np.uint64], texts: NDArray[np.uint64]) -> bool:
+    try:
+        if files.local:
+            segment = Segment.map(files.local / name)
+        else:
+            data = files.read(name) if files.exists(name) else files.read_copy(name)
+            segment = Segment.of_bytes(data, name)
+    except (PoolError, FileNotFoundError):
+        return False
+    return bool(segment.without(entities, texts).all())
+
+
+def _hashes(entities: Iterable[str], texts: Iterable[Sequence[int]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """What stands for entities and for texts in a segment's rows."""
+    return (
+        np.array([entity_hash(entity) for entity in entities], np.uint64),
+        np.array([text_hash(token_ids) for token_ids in texts], np.uint64),
+    )
