@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from dare_airflow.backfill import slice_after
 from dare_airflow.pools import gate, kinds_of
+from dare_airflow.run_reports import RunReport
 
 
 def loads(*kinds):
@@ -20,9 +21,11 @@ def candidates(**falling):
     return {kind: {"falls": falls} for kind, falls in falling.items()}
 
 
+run = SimpleNamespace(dag_id="refresh_knowledge_films", run_id="scheduled__2026-01-01T00:00:00+00:00")
 form = {"kinds": ["item"]}
 print(json.dumps({
     "kinds": [kinds_of(loads(["user"], ["item", "user"]), form), kinds_of(loads(["user"]), form), kinds_of([], form)],
+    "report": [RunReport().get_link(None, ti_key=run)],
     "gate": [gate.function(candidates(item=False, user=user)) for user in (True, False)],
     "slices": [slice_after("cold", {"item_limit": 2, "slice": 1}), slice_after("cold__slice-2", {"slice": 2})],
 }))
@@ -50,3 +53,7 @@ def test_the_next_slice_has_the_same_form_and_the_next_number_in_its_name(decide
         ["cold__slice-2", {"item_limit": 2, "slice": 2}],
         ["cold__slice-3", {"slice": 3}],
     ]
+
+
+def test_the_button_of_a_run_leads_to_the_report_in_its_folder(decided: dict[str, list[object]]) -> None:
+    assert decided["report"] == ["/dare/runs/refresh_knowledge_films__scheduled__2026-01-01T00-00-00-00-00/report.html"]
