@@ -3,9 +3,13 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
-from dare_airflow.local import LocalAirflow
+import psutil
+
+from dare_airflow.client import TaskState, run_path
+from dare_airflow.local.airflow import LocalAirflow
 from dare_core.config.settings import Settings
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
@@ -50,7 +54,7 @@ def kill_workers(
     for number in range(kills):
         seen = _kill_one(airflow, settings, dag_id, run_id, seen)
         on_progress(f"kill {number + 1} of {kills}, after {seen} parts")
-    airflow.wait(dag_id, run_id)
+    airflow.runs.wait(dag_id, run_id)
     names = [shard.name for shard in shards.read_plan(run_dir).shards]
     asked = {request for name in names for request in shards.read_shard(run_dir, name)["request_id"].to_pylist()}
     written, failed = shards.read_staged(run_dir, names)
@@ -74,8 +78,20 @@ def _kill_one(airflow: LocalAirflow, settings: Settings, dag_id: str, run_id: st
         for task in airflow.api.tasks(dag_id, run_id):
             if task.task_id == "generate" and task.state == "running":
                 parts = len(list((settings.run_dir(run_id) / "staged").glob("*/part-*.parquet")))
-                process = airflow.process_of(dag_id, run_id, task)
+                process = process_of(airflow, dag_id, run_id, task)
                 if process is not None and parts > seen:
                     process.kill()
                     return parts
         time.sleep(_POLL)
+
+
+def process_of(airflow: LocalAirflow, dag_id: str, run_id: str, task: TaskState) -> psutil.Process | None:
+    """The process in which a task runs; None when it has not begun or has ended."""
+    path = f"{run_path(dag_id, run_id)}/taskInstances/{task.task_id}"
+    instance = airflow.api.call("GET", path if task.map_index < 0 else f"{path}/{task.map_index}")
+    title = f"airflow worker -- {instance['id']}"
+    for process in psutil.Process(airflow.processes["scheduler"].pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).strip() == title:
+                return process
+    return None

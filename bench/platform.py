@@ -19,7 +19,8 @@ from typing import Any, Final
 from bench.kills import kill_workers
 from bench.no_change import bench_no_change
 from bench.shards import bench_shards
-from dare_airflow.local import DAGS_DIR, LocalAirflow, exit_on_signals
+from dare_airflow.local.airflow import DAGS_DIR, LocalAirflow
+from dare_airflow.local.processes import exit_on_signals
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import DareError
@@ -186,7 +187,7 @@ def _measure_airflow_vs_engine(settings: Settings, size: Size, on_progress: OnPr
         on_progress(f"{size.entities} texts through Airflow")
         with _airflow(here, _SPARING) as airflow:
             airflow.api.trigger(_REFRESH, {"kinds": ["item"], "item_limit": size.entities}, _RUN_ID)
-            airflow.wait(_REFRESH, _RUN_ID, poll=_POLL_SECONDS)
+            airflow.runs.wait(_REFRESH, _RUN_ID, poll=_POLL_SECONDS)
             tasks = [task for task in airflow.api.tasks(_REFRESH, _RUN_ID) if task.task_id == "generate"]
         run_dir = here.run_dir(_RUN_ID)
         plan = shards.read_plan(run_dir)
@@ -239,7 +240,7 @@ def _airflow(settings: Settings, environment: Mapping[str, str] | None = None) -
         upgrade(engine)
         import_tables(engine, read_movielens())
         engine.dispose()
-        with LocalAirflow(settings, url, port=0, environment=environment) as airflow, airflow.active(_REFRESH):
+        with LocalAirflow(settings, url, port=0, environment=environment) as airflow, airflow.runs.active(_REFRESH):
             yield airflow
 
 

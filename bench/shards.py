@@ -12,7 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from dare_airflow.local import LocalAirflow
+import psutil
+
+from dare_airflow.local.airflow import LocalAirflow
 from dare_core.config.settings import Settings, load_settings
 from dare_core.knowledge import shards, worker
 from dare_core.knowledge.costs import Estimate
@@ -81,8 +83,12 @@ def bench_shards(
         (dags / "shards.py").write_text(_DAG_FILE, "utf-8")
         on_progress(f"planning {count} shards")
         plan = _plan(here, count)
-        with serving(here) as url, LocalAirflow(here, url, port=0, dags_dir=dags) as airflow, airflow.active(DAG_ID):
-            scheduler, most = airflow.scheduler(), 0
+        with (
+            serving(here) as url,
+            LocalAirflow(here, url, port=0, dags_dir=dags) as airflow,
+            airflow.runs.active(DAG_ID),
+        ):
+            scheduler, most = psutil.Process(airflow.processes["scheduler"].pid), 0
 
             def watch(tasks: "Sequence[TaskState]") -> None:
                 nonlocal most
@@ -91,7 +97,7 @@ def bench_shards(
             on_progress("working them off")
             started = time.monotonic()
             airflow.api.trigger(DAG_ID, {}, RUN_ID)
-            airflow.wait(DAG_ID, RUN_ID, watch)
+            airflow.runs.wait(DAG_ID, RUN_ID, watch)
             seconds = time.monotonic() - started
             tasks = [task for task in airflow.api.tasks(DAG_ID, RUN_ID) if task.task_id == "generate"]
         return {

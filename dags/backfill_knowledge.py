@@ -12,11 +12,13 @@ Pause `refresh_knowledge_<domain>` meanwhile: its daily run would write all that
 """
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, Context, Param, TriggerRule, get_current_context, task
-from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
+from airflow.sdk import DAG, Param
 
+from dare_airflow.backfill import next_slice
+from dare_airflow.defaults import DAG_DEFAULTS
+from dare_airflow.installation import DOMAINS
+from dare_airflow.params import DECODING_PARAMS, KINDS_PARAM
 from dare_airflow.stages import write_knowledge
-from dare_airflow.wiring import DAG_DEFAULTS, DECODING_PARAMS, DOMAINS, KINDS_PARAM, run_request, settings
 from dare_core.config.domains import Domain
 
 PARAMS = {
@@ -26,23 +28,6 @@ PARAMS = {
     **DECODING_PARAMS,
     "slice": Param(1, "Counted by the chain itself; leave it", type="integer", minimum=1),
 }
-
-
-def start_next(context: Context) -> None:
-    """Start the run of the next slice; where this one is run again, it has been started already."""
-    number = context["params"]["slice"] + 1
-    raise DagRunTriggerException(  # what TriggerDagRunOperator raises; importing it costs a second
-        trigger_dag_id=context["dag"].dag_id,
-        dag_run_id=f"{context['run_id'].partition('__slice-')[0]}__slice-{number}",
-        conf={**context["params"], "slice": number},
-        skip_when_already_exists=True,
-        reset_dag_run=False,
-        wait_for_completion=False,
-        allowed_states=[],
-        failed_states=[],
-        poke_interval=0,
-        deferrable=False,
-    )
 
 
 def backfill_knowledge(domain: Domain) -> None:
@@ -55,18 +40,8 @@ def backfill_knowledge(domain: Domain) -> None:
         doc_md=__doc__,
         **DAG_DEFAULTS,
     ):
-
-        @task(trigger_rule=TriggerRule.ALL_DONE)
-        def next_slice() -> None:
-            """Start the next run, if this slice came to its end and was not empty."""
-            from dare_core.stages import order
-
-            if not order.slice_ended(settings(), run_request(domain.name)):
-                raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
-            start_next(get_current_context())
-
         loaded = write_knowledge(domain.name, order="active")
-        loaded >> next_slice()
+        loaded >> next_slice(domain.name)
         loaded >> EmptyOperator(task_id="slice_loaded")  # an end of the graph that is red when a stage failed
 
 

@@ -3,7 +3,7 @@
 A file of its own, so that the DAGs of the other domains stay: Airflow drops whatever a file with an error defines.
 """
 
-from dare_airflow.wiring import DOMAIN_ERRORS
+from dare_airflow.installation import DOMAIN_ERRORS
 from dare_core.errors import SettingError
 
 if DOMAIN_ERRORS:

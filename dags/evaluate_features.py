@@ -12,38 +12,24 @@ setting `relaxed_auc_bound`, *plan* of the next `refresh_knowledge` falls back t
 One DAG for each file of `config/` that has a section `[evaluation]`.
 """
 
-from typing import Any
+from airflow.sdk import DAG
 
-from airflow.sdk import DAG, task
-
-from dare_airflow.wiring import DAG_DEFAULTS, DOMAINS, SETTINGS, cron, settings
+from dare_airflow.defaults import DAG_DEFAULTS
+from dare_airflow.evaluation import evaluate, write_texts
+from dare_airflow.installation import DOMAINS, SETTINGS, schedule
 from dare_core.config.domains import Domain
-from dare_core.config.settings import GENERATION_POOL
 
 
 def evaluate_features(domain: Domain) -> None:
     """The DAG of one domain."""
     with DAG(
         dag_id=f"evaluate_features_{domain.name}",
-        schedule=cron(SETTINGS.evaluate_schedule),
+        schedule=schedule(SETTINGS.evaluate_schedule),
         tags=["dare", domain.name],
         doc_md=__doc__,
         **DAG_DEFAULTS,
     ):
-
-        @task(pool=GENERATION_POOL, queue=SETTINGS.generation_queue, executor=SETTINGS.generation_executor)
-        def write_texts() -> dict[str, Any]:
-            from dare_core.evaluation import run
-
-            return run.write_texts(settings(), domain.name)
-
-        @task
-        def evaluate() -> dict[str, Any]:
-            from dare_core.evaluation import run
-
-            return run.evaluate(settings(), domain.name)
-
-        write_texts() >> evaluate()
+        write_texts(domain.name) >> evaluate(domain.name)
 
 
 for each in DOMAINS:

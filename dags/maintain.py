@@ -10,46 +10,17 @@ Every day, each task by itself; what it did is its XCom:
 - *check_indexes*: fails where an index is missing, invalid or bloated, and says what to do.
 """
 
-from typing import Any
+from airflow.sdk import DAG
 
-from airflow.sdk import dag, task
+from dare_airflow.defaults import DAG_DEFAULTS
+from dare_airflow.installation import SETTINGS, schedule
+from dare_airflow.maintenance import analyse_tables, check_indexes, expire_pools, expire_runs, retry_quarantine
 
-from dare_airflow.wiring import DAG_DEFAULTS, SETTINGS, cron, settings
-
-
-@dag(schedule=cron(SETTINGS.maintain_schedule), tags=["dare"], doc_md=__doc__, **DAG_DEFAULTS)
-def maintain() -> None:
-    @task
-    def expire_pools() -> dict[str, Any]:
-        from dare_core.operations import maintenance
-
-        return maintenance.expire_pools(settings())
-
-    @task
-    def expire_runs() -> dict[str, Any]:
-        from dare_core.operations import maintenance
-
-        return maintenance.expire_runs(settings())
-
-    @task
-    def retry_quarantine() -> dict[str, Any]:
-        from dare_core.operations import maintenance
-
-        return maintenance.retry_quarantine(settings())
-
-    @task
-    def analyse_tables() -> dict[str, Any]:
-        from dare_core.operations import maintenance
-
-        return maintenance.analyse_tables(settings())
-
-    @task
-    def check_indexes() -> dict[str, Any]:
-        from dare_core.operations import maintenance
-
-        return maintenance.check_indexes(settings())
-
+with DAG(
+    dag_id="maintain",
+    schedule=schedule(SETTINGS.maintain_schedule),
+    tags=["dare"],
+    doc_md=__doc__,
+    **DAG_DEFAULTS,
+):
     [expire_pools(), expire_runs(), retry_quarantine(), analyse_tables(), check_indexes()]
-
-
-maintain()

@@ -17,17 +17,11 @@ setting `refresh_schedule`; defaults of the form come from the installation's se
 
 from airflow.sdk import DAG, Param
 
+from dare_airflow.deadline import within
+from dare_airflow.defaults import DAG_DEFAULTS
+from dare_airflow.installation import DOMAINS, SETTINGS, refresh_schedule
+from dare_airflow.params import AS_OF_PARAM, DECODING_PARAMS, KINDS_PARAM
 from dare_airflow.stages import write_knowledge
-from dare_airflow.wiring import (
-    AS_OF_PARAM,
-    DAG_DEFAULTS,
-    DEADLINE,
-    DECODING_PARAMS,
-    DOMAINS,
-    KINDS_PARAM,
-    SETTINGS,
-    cron,
-)
 from dare_core.config.domains import Domain
 
 PARAMS = {
@@ -43,9 +37,9 @@ def refresh_knowledge(domain: Domain) -> None:
     """The DAG of one domain."""
     with DAG(
         dag_id=f"refresh_knowledge_{domain.name}",
-        schedule=cron(SETTINGS.refresh_schedule) and (domain.schedule.refresh or SETTINGS.refresh_schedule),
+        schedule=refresh_schedule(domain),
         params=PARAMS,
-        deadline=DEADLINE,
+        deadline=within(SETTINGS.deadline_hours),
         tags=["dare", domain.name],
         doc_md=__doc__,
         **DAG_DEFAULTS,

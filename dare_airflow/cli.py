@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dare_core.cli.options import (
-    settings_of,
-)
+from dare_core.cli.options import settings_of
 
 app = typer.Typer()
 airflow = typer.Typer(help="The Airflow that runs the platform's DAGs.", no_args_is_help=True)
@@ -25,7 +23,7 @@ def demo() -> None:
 @app.command()
 def ui() -> None:
     """Start a local Airflow with the platform's DAGs, print the login, and run until Ctrl-C."""
-    from dare_airflow.local import serve_ui
+    from dare_airflow.local.airflow import serve_ui
     from dare_core.sources.bundled import prepare
     from dare_core.warehouse.connection import connect
     from dare_core.warehouse.server import serving

@@ -1,6 +1,5 @@
 """The part of Airflow's REST API (v2) that drives DAG runs."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -18,10 +17,6 @@ class AirflowError(DareError):
     """Airflow did not start, stopped, or refused a request."""
 
 
-class RunFailedError(AirflowError):
-    """A DAG run ended in failure; the message ends with the failing task's log."""
-
-
 @dataclass(frozen=True)
 class TaskState:
     """One task of a run.
@@ -37,9 +32,6 @@ class TaskState:
     state: str | None
     try_number: int
     seconds: float | None = field(default=None, compare=False)
-
-
-OnProgress = Callable[[Sequence[TaskState]], None]
 
 
 class AirflowApi:
@@ -68,6 +60,16 @@ class AirflowApi:
         health: dict[str, Any] = self._answer(self._send("GET", "/api/v2/monitor/health"))
         return health
 
+    def call(self, method: str, path: str, **content: Any) -> Any:
+        """What Airflow answers to a request.
+
+        Args:
+            method: of HTTP.
+            path: below ``/api/v2/``.
+            content: ``json`` or ``params``, as :meth:`httpx.Client.request` takes them.
+        """
+        return self._answer(self._request(method, path, **content))
+
     def set_pool(self, name: str, slots: int, description: str) -> None:
         """Create an Airflow pool, or give one that exists so many slots."""
         body = {"slots": slots, "description": description, "include_deferred": False}
@@ -94,71 +96,53 @@ class AirflowApi:
 
     def import_errors(self, since: datetime) -> list[str]:
         """The stack trace of every DAG file that could not be imported when it was last parsed."""
-        errors = self._get("importErrors")["import_errors"]
+        errors = self.call("GET", "importErrors")["import_errors"]
         return [error["stack_trace"] for error in errors if datetime.fromisoformat(error["timestamp"]) >= since]
 
     def pause(self, dag_id: str, paused: bool) -> None:
         """Pause or unpause a DAG."""
-        self._answer(self._request("PATCH", f"dags/{dag_id}", json={"is_paused": paused}))
+        self.call("PATCH", f"dags/{dag_id}", json={"is_paused": paused})
 
     def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str) -> None:
         """Start a run with ``conf`` over the DAG's params."""
         body = {"dag_run_id": run_id, "conf": conf, "logical_date": None}
-        self._answer(self._request("POST", f"dags/{dag_id}/dagRuns", json=body))
+        self.call("POST", f"dags/{dag_id}/dagRuns", json=body)
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """``queued``, ``running``, ``success`` or ``failed``."""
-        return str(self._get(_run_path(dag_id, run_id))["state"])
+        return str(self.call("GET", run_path(dag_id, run_id))["state"])
 
     def active_runs(self, dag_id: str) -> list[str]:
         """Ids of the runs that have not ended."""
-        runs = self._get(f"dags/{dag_id}/dagRuns", params={"state": ["queued", "running"], "limit": _PAGE})["dag_runs"]
-        return [run["dag_run_id"] for run in runs]
+        active = {"state": ["queued", "running"], "limit": _PAGE}
+        found = self.call("GET", f"dags/{dag_id}/dagRuns", params=active)
+        return [run["dag_run_id"] for run in found["dag_runs"]]
 
     def fail_run(self, dag_id: str, run_id: str) -> None:
         """Mark a run as failed; Airflow stops its tasks."""
-        self._answer(self._request("PATCH", _run_path(dag_id, run_id), json={"state": "failed"}))
+        self.call("PATCH", run_path(dag_id, run_id), json={"state": "failed"})
 
     def tasks(self, dag_id: str, run_id: str) -> list[TaskState]:
         """Every task of a run, mapped ones one by one."""
-        rows: list[dict[str, Any]] = []
+        path, rows = f"{run_path(dag_id, run_id)}/taskInstances", list[dict[str, Any]]()
         while True:
-            page = self._get(f"{_run_path(dag_id, run_id)}/taskInstances", params={"limit": _PAGE, "offset": len(rows)})
+            page = self.call("GET", path, params={"limit": _PAGE, "offset": len(rows)})
             rows += page["task_instances"]
             if not page["task_instances"] or len(rows) >= page["total_entries"]:
                 names = ("task_id", "map_index", "state", "try_number", "duration")
                 return [TaskState(*(row[name] for name in names)) for row in rows]
 
-    def task_instance_id(self, dag_id: str, run_id: str, task: TaskState) -> str:
-        """What Airflow calls the task's latest attempt, in the title of its process too."""
-        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task.task_id}"
-        return str(self._get(path if task.map_index < 0 else f"{path}/{task.map_index}")["id"])
-
-    def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
-        """Run one task of an ended run again."""
-        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task_id], "only_failed": False}
-        self._answer(self._request("POST", f"dags/{dag_id}/clearTaskInstances", json=body))
-
-    def respond(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
-        """Choose an option of a task that waits for a person."""
-        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/-1/hitlDetails"
-        self._answer(self._request("PATCH", path, json={"chosen_options": [option], "params_input": {}}))
-
     def triggered_runs(self, dag_id: str, run_id: str) -> list[tuple[str, str]]:
         """(dag_id, run_id) of the runs that this run's asset events have started so far."""
-        events = self._get("assets/events", params={"source_dag_id": dag_id, "source_run_id": run_id})["asset_events"]
-        return [(run["dag_id"], run["run_id"]) for event in events for run in event["created_dagruns"]]
+        found = self.call("GET", "assets/events", params={"source_dag_id": dag_id, "source_run_id": run_id})
+        return [(run["dag_id"], run["run_id"]) for event in found["asset_events"] for run in event["created_dagruns"]]
 
     def log_tail(self, dag_id: str, run_id: str, task: TaskState) -> str:
         """The last lines of a task's latest attempt."""
-        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task.task_id}/logs/{task.try_number}"
-        content = self._get(path, params={"map_index": task.map_index, "full_content": True})["content"]
+        path = f"{run_path(dag_id, run_id)}/taskInstances/{task.task_id}/logs/{task.try_number}"
+        content = self.call("GET", path, params={"map_index": task.map_index, "full_content": True})["content"]
         lines = [line for entry in content for line in _log_lines(entry)]
         return "\n".join(lines[-_LOG_LINES:])
-
-    def _get(self, path: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = self._answer(self._request("GET", path, params=params))
-        return answer
 
     def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         return self._send(method, f"/api/v2/{path}", headers={"Authorization": f"Bearer {self.token()}"}, **content)
@@ -176,7 +160,8 @@ class AirflowApi:
         return response.json()
 
 
-def _run_path(dag_id: str, run_id: str) -> str:
+def run_path(dag_id: str, run_id: str) -> str:
+    """Where the API has a run, below ``/api/v2/``."""
     return f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
 
 

@@ -1,4 +1,4 @@
-"""The moment that a run's deadline counts from. Airflow builds deadlines in its scheduler, from what plugins register.
+"""A run's deadline, the moment that it counts from, and the plugin by which Airflow's scheduler knows that moment.
 
 It is when the run was queued, and Airflow has a reference of its own for that. With it, though, Airflow 3.3.2 fails to
 clear a task of a run whose deadline is still to come: it takes the interval, which it has stored as a JSON object, for
@@ -6,11 +6,15 @@ a number of seconds, while it moves the deadline. References of others are not m
 its beginning, however often its tasks are cleared.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.plugins_manager import AirflowPlugin
-from airflow.sdk import BaseDeadlineReference  # type: ignore[attr-defined]  # its stub file leaves it out
+from airflow.sdk import (  # type: ignore[attr-defined]  # its stub file leaves deadlines out
+    BaseDeadlineReference,
+    DeadlineAlert,
+    SyncCallback,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -27,6 +31,16 @@ class RunQueued(BaseDeadlineReference):  # type: ignore[misc]
         from sqlalchemy import select
 
         return session.scalar(select(DagRun.queued_at).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+
+
+def within(hours: float) -> DeadlineAlert:
+    """So many hours after a run was queued; a run that has not ended then raises an alert."""
+    return DeadlineAlert(
+        reference=RunQueued(),
+        interval=timedelta(hours=hours),
+        callback=SyncCallback("dare_core.operations.alerts.deadline_missed", kwargs={"hours": hours}),
+        name="dare",
+    )
 
 
 class RunDeadline(AirflowPlugin):

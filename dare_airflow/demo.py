@@ -18,8 +18,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dare_airflow.client import RunFailedError, TaskState
-from dare_airflow.local import LocalAirflow, exit_on_signals
+from dare_airflow.client import TaskState
+from dare_airflow.local.airflow import LocalAirflow
+from dare_airflow.local.processes import exit_on_signals
+from dare_airflow.runs import RunFailedError
 from dare_core.config.settings import Settings
 from dare_core.sources.bundled import prepare
 from dare_core.warehouse import queries
@@ -39,7 +41,13 @@ STAGES: Final = ("pull", "group", "plan", "generate", "validate", "embed", "load
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run as ``knowledge.generation_run`` and its texts tell it; units as in DESIGN.md 13."""
+    """One run as ``knowledge.generation_run`` and its texts tell it.
+
+    Attributes:
+        steps: decode steps, summed over texts; plain decoding takes one for each token.
+        seconds: of engines, without loading and compiling.
+        relaxed: tokens that were not the model's first choice.
+    """
 
     texts: int
     new_tokens: int
@@ -87,13 +95,13 @@ def _demonstrate(settings: Settings, warehouse_url: str, console: Console) -> No
         first, second = (f"demo-{datetime.now(UTC):%Y%m%dT%H%M%S}-{number}" for number in (1, 2))
         with (
             LocalAirflow(settings, warehouse_url, port=0) as airflow,
-            airflow.active(REFRESH, REBUILD),
+            airflow.runs.active(REFRESH, REBUILD),
         ):
             console.print(f"[bold]3/5[/] {REFRESH} for {ITEMS} items and {USERS} users, without a pool")
             _refresh(airflow, first, console)
             with _Progress(console, ("build", "publish")) as progress:
-                rebuild = airflow.await_triggered(REFRESH, first, REBUILD)
-                airflow.wait(REBUILD, rebuild, progress.show)
+                rebuild = airflow.runs.await_triggered(REFRESH, first, REBUILD)
+                airflow.runs.wait(REBUILD, rebuild, progress.show)
             console.print(f"[bold]4/5[/] {REFRESH} for as many others, drafting from the pool")
             _refresh(airflow, second, console)
 
@@ -109,7 +117,7 @@ def _refresh(airflow: LocalAirflow, run_id: str, console: Console) -> None:
     conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
     airflow.api.trigger(REFRESH, conf, run_id)
     with _Progress(console, STAGES) as progress:
-        airflow.wait(REFRESH, run_id, progress.show)
+        airflow.runs.wait(REFRESH, run_id, progress.show)
 
 
 def _baseline(settings: Settings, engine: sa.Engine, run_id: str) -> dict[str, RunFigures]:

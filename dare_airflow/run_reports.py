@@ -1,4 +1,4 @@
-"""Run reports in Airflow's UI: a page that lists the runs, and the reports and Data Docs that it leads to.
+"""Run reports in Airflow's UI: a page that lists the runs, the reports and Data Docs that it leads to, and a button.
 
 Airflow leaves the login of a plugin's pages to the plugin. Every page here asks for it, through Airflow's own check of
 its session cookie or bearer token, and for the right to read the runs of all DAGs, since a report shows texts about
@@ -8,10 +8,15 @@ Every process of Airflow imports this file; only the API server needs FastAPI an
 """
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.plugins_manager import AirflowPlugin
+from airflow.sdk import BaseOperator, BaseOperatorLink
+
+from dare_airflow.run_request import folder_name
 
 if TYPE_CHECKING:
+    from airflow.sdk.types import TaskInstanceKey
     from fastapi import FastAPI
 
 PREFIX = "/dare"
@@ -69,6 +74,15 @@ def create_app() -> "FastAPI":
         return FileResponse(found, headers=HEADERS)
 
     return app
+
+
+class RunReport(BaseOperatorLink):
+    """The button on the page of a task that leads to the report of its run."""
+
+    name = "Run report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
+        return f"{PREFIX}/runs/{quote(folder_name(ti_key.dag_id, ti_key.run_id))}/report.html"
 
 
 class RunReports(AirflowPlugin):

@@ -5,17 +5,18 @@ Each is a module of `dare_core.stages`, which is imported when the task runs.
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from airflow.sdk import BaseOperator, BaseOperatorLink, XComArg, get_current_context, task, teardown
+from airflow.sdk import XComArg, get_current_context, task, teardown
 from airflow.sdk.observability import stats
 
-from dare_airflow.wiring import SETTINGS, asset, folder_name, run_request, settings
+from dare_airflow.assets import asset
+from dare_airflow.installation import SETTINGS, settings
+from dare_airflow.run_reports import RunReport
+from dare_airflow.run_request import run_request
 from dare_core.config.settings import GENERATION_POOL
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import OutletEventAccessors
-    from airflow.sdk.types import TaskInstanceKey
 
 #: What the report says of a run in numbers, sent where Airflow's own metrics go, with the domain as tag.
 METRICS = (
@@ -29,15 +30,6 @@ METRICS = (
     "speedup",
     "cost",
 )
-
-
-class RunReport(BaseOperatorLink):
-    """The button on the task's page that leads to the run's report, which :mod:`dare_airflow.run_reports` serves."""
-
-    name = "Run report"
-
-    def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
-        return f"/dare/runs/{quote(folder_name(ti_key.dag_id, ti_key.run_id))}/report.html"
 
 
 def write_knowledge(domain: str, **asked: Any) -> XComArg:

@@ -29,9 +29,11 @@ WIDTH, HEIGHT, GAP = 2.0, 0.5, 0.6
 def layers() -> list[list[str]]:
     """Rooms by layer, the highest first: packages, and in the library's place its own rooms."""
     tool = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
-    found = [contract for contract in tool["contracts"] if contract["type"] == "layers"]
+    found = {
+        tuple(each.get("containers", ())): each["layers"] for each in tool["contracts"] if each["type"] == "layers"
+    }
     packages, rooms = (
-        [[name.strip() for name in layer.split("|")] for layer in contract["layers"]] for contract in found
+        [[name.strip() for name in layer.split("|")] for layer in found[containers]] for containers in ((), (LIBRARY,))
     )
     inner = [[f"{LIBRARY}.{room}" for room in layer] for layer in rooms]
     return [layer for layer in packages if layer != [LIBRARY]] + inner

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Page, sync_playwright
 
-from dare_airflow.local import USER, LocalAirflow
+from dare_airflow.local.airflow import LocalAirflow
+from dare_airflow.local.environment import USER
 from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.sources.importer import import_tables

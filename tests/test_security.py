@@ -3,9 +3,7 @@
 import ast
 import json
 import logging
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -39,6 +37,7 @@ from dare_core.warehouse.connection import connect
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.server import database_url
 from tests.fuzz.effort import tries
+from tests.support.airflow_process import in_airflow
 from tests.support.tiny_model import LAX, SPECIAL, save_tiny_model
 
 #: Where our own code is.
@@ -240,18 +239,15 @@ def test_the_pages_in_airflow_ask_for_its_login_and_the_right_to_read_runs_and_l
     report.run(warehouse, request)
     (warehouse.data_dir / "secret.txt").write_text("nobody's")
     home = tmp_path / "airflow"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "DARE_"))}
-    environment |= {
-        "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "DARE_WAREHOUSE_URL": warehouse_url,
-        "DARE_DATA_DIR": str(warehouse.data_dir), "AIRFLOW__API_AUTH__JWT_SECRET": "a-secret-of-at-least-32-characters",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(tmp_path / "passwords.json"),
-    }  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-c", SERVE],
-        env=environment, capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    said = json.loads(ran.stdout.splitlines()[-1])
+    home.mkdir()
+    said = in_airflow(
+        SERVE,
+        home,
+        DARE_WAREHOUSE_URL=warehouse_url,
+        DARE_DATA_DIR=str(warehouse.data_dir),
+        AIRFLOW__API_AUTH__JWT_SECRET="a-secret-of-at-least-32-characters",
+        AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE=str(tmp_path / "passwords.json"),
+    )
     pages = ("/", "/runs/", "/runs/hostile/report.html", "/data_docs/", "/data_docs/index.html")
     assert {said["nobody"][path] for path in pages} == {401}
     assert {said["forger"][path] for path in pages} <= {401, 403}

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from dare_airflow.local import exit_on_signals
+from dare_airflow.local.processes import exit_on_signals
 from dare_core.config.settings import Settings
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade

@@ -25,9 +25,13 @@ app.add_typer(pipeline.app, name="pipeline")
 app.add_typer(pool.app, name="pool")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(features.app, name="features")
-app.add_typer(bench.app(), name="bench")
+bench.add_to(app)
 for found in sorted(entry_points(group="dare.commands"), key=lambda entry: entry.name):
-    app.add_typer(found.load())
+    try:
+        app.add_typer(found.load())
+    except Exception as error:  # noqa: BLE001  (whatever another package's import raises, the other commands work)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"dare: entry point {found.name} = {found.value} adds no commands: {harmless(reason)}", file=sys.stderr)
 
 
 @app.callback()

@@ -20,7 +20,7 @@ from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
-from tests.support.local_cluster import LocalCluster, celery_worker, local_cluster
+from tests.support.local_cluster import LocalCluster, celery_worker, local_cluster, lose
 
 pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(1800)]
 
@@ -82,17 +82,17 @@ def engine(cluster: LocalCluster) -> Iterator[sa.Engine]:
 @pytest.fixture(scope="module")
 def story(cluster: LocalCluster, engine: sa.Engine) -> Iterator[Story]:
     airflow, run_dir = cluster.airflow, cluster.settings.run_dir(RUN_ID)
-    with airflow.active(REFRESH, REBUILD):
+    with airflow.runs.active(REFRESH, REBUILD):
         conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
         airflow.api.trigger(REFRESH, conf, RUN_ID)
         shard = shard_under_way(cluster)
-        airflow.kill("worker_gpu")
+        lose(airflow, "worker_gpu")
         parts = {str(path): path.read_bytes() for path in run_dir.glob("staged/*/part-*.parquet")}
         assert not (run_dir / "staged" / shard / "manifest.json").exists(), "the shard was finished before the kill"
         airflow.start("worker_gpu_2", celery_worker("gpu", "gpu-2"))
-        airflow.wait(REFRESH, RUN_ID)
-        rebuild_run = airflow.await_triggered(REFRESH, RUN_ID, REBUILD)
-        airflow.wait(REBUILD, rebuild_run)
+        airflow.runs.wait(REFRESH, RUN_ID)
+        rebuild_run = airflow.runs.await_triggered(REFRESH, RUN_ID, REBUILD)
+        airflow.runs.wait(REBUILD, rebuild_run)
         yield Story(cluster, shard, rebuild_run, parts)
 
 

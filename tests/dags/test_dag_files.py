@@ -1,18 +1,16 @@
 """The DAG files as Airflow's DAG processor sees them: parsed in a process of their own, with an empty AIRFLOW_HOME."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dare_airflow.local import DAGS_DIR
+from dare_airflow.local.airflow import DAGS_DIR
 from dare_core.config.settings import PROJECT_DIR
 from dare_core.stages.request import RunRequest
+from tests.support.airflow_process import in_airflow
 
 DOMAINS = ("films", "movies")
 
@@ -66,8 +64,11 @@ def decided(error):
     return RETRY_POLICY.evaluate(error, try_number=1, max_tries=2).action.value
 
 
+from airflow import plugins_manager
+
 from dare_core import errors
-from dare_airflow.wiring import RETRY_POLICY, folder_name
+from dare_airflow.defaults import RETRY_POLICY
+from dare_airflow.run_request import folder_name
 
 print(json.dumps({
     "folders": [folder_name(*run) for run in json.loads(sys.argv[3])],
@@ -77,6 +78,12 @@ print(json.dumps({
     "errors": bag.import_errors,
     "imported": imported,
     "dags": {dag_id: describe(dag) for dag_id, dag in bag.dags.items()},
+    "plugins": [
+        [str(plugin["source"]), plugin["fastapi_apps"], plugin["external_views"]]
+        for plugin in plugins_manager.get_plugin_info(["source", "fastapi_apps", "external_views"])
+        if plugin["name"].startswith("dare")
+    ],
+    "deadline_references": list(plugins_manager.get_deadline_references_plugins()),
     "accepted": [accepts(*attempt) for attempt in json.loads(sys.argv[2])],
 }))
 """
@@ -125,22 +132,9 @@ refresh = "@hourly"
 
 def parse(home: Path, **settings: str) -> dict[str, Any]:
     """What a DAG processor with these ``DARE_…`` settings finds in the folder of DAG files."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "DARE_"))}
-    environment |= {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        **settings,
-    }
     attempts = [("refresh_knowledge_movies", *attempt) for attempt in GOOD_PARAMS + BAD_PARAMS]
-    program = subprocess.run(
-        [sys.executable, "-c", DESCRIBE, str(DAGS_DIR), json.dumps(attempts), json.dumps(RUNS)],
-        env=environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    described: dict[str, Any] = json.loads(program.stdout.splitlines()[-1])
+    arguments = (str(DAGS_DIR), json.dumps(attempts), json.dumps(RUNS))
+    described: dict[str, Any] = in_airflow(DESCRIBE, home, *arguments, **settings)
     return described
 
 
@@ -194,6 +188,14 @@ def test_two_domains_runs_of_one_moment_have_folders_of_their_own_and_no_name_le
 
 def test_importing_them_brings_in_no_torch_spark_gx_or_arrow(parsed: dict[str, Any]) -> None:
     assert parsed["imported"] == []
+
+
+def test_airflow_finds_pages_menu_and_deadline_reference_by_entry_point(parsed: dict[str, Any]) -> None:
+    plugins = parsed["plugins"]
+    assert {source.partition("==")[0] for source, _, _ in plugins} == {"dare-platform"}
+    assert [app["url_prefix"] for _, apps, _ in plugins for app in apps] == ["/dare"]
+    assert [view["href"] for _, _, views in plugins for view in views] == ["/dare/runs/"]
+    assert parsed["deadline_references"] == ["dare_airflow.deadline.RunQueued"]
 
 
 @pytest.mark.parametrize("template", ["refresh_knowledge", "backfill_knowledge"])

@@ -20,12 +20,14 @@ from typing import Final
 
 import psutil
 
-from dare_airflow.local import LocalAirflow
+from bench.kills import process_of
+from dare_airflow.local.airflow import LocalAirflow
 from dare_core.config.settings import Settings
 from dare_core.errors import DareError
 from dare_core.warehouse.server import serving, start, stop
 from tests.faults.crash_matrix import Matrix, Try
 from tests.faults.stages import DOMAIN, RUN
+from tests.support.airflow_tasks import clear
 from tests.support.inventory import compare
 
 REFRESH, REBUILD = f"refresh_knowledge_{DOMAIN}", f"rebuild_pools_{DOMAIN}"
@@ -66,19 +68,19 @@ def kill_tasks(work: Path, times: int) -> list[Try]:
             kills = {}
             with (
                 LocalAirflow(settings, matrix.installation.database, port=0) as airflow,
-                airflow.active(REFRESH, REBUILD),
+                airflow.runs.active(REFRESH, REBUILD),
             ):
                 assert RUN.as_of is not None
                 airflow.api.trigger(REFRESH, {"as_of": RUN.as_of.isoformat()}, _RUN_ID)
                 run_id = _RUN_ID
                 for dag_id, tasks in TASKS.items():
                     if dag_id == REBUILD:
-                        run_id = airflow.await_triggered(REFRESH, _RUN_ID, REBUILD)
+                        run_id = airflow.runs.await_triggered(REFRESH, _RUN_ID, REBUILD)
                     for task_id in tasks:
                         within = min(_WITHIN, _SHARE * matrix.durations[_STAGES.get(task_id, task_id)])
                         kills[task_id] = _kill(airflow, dag_id, run_id, task_id, times, within, chance)
                         print(f"{task_id}: killed {kills[task_id]} times", flush=True)
-                    airflow.wait(dag_id, run_id)
+                    airflow.runs.wait(dag_id, run_id)
             difference = compare(matrix.reference, matrix.inventory())
             half = [f"{count} rows of {name} differ" for name, count in difference.changed.items()]
             half += matrix.unfinished()
@@ -104,12 +106,10 @@ def _kill(
         mine = [task for task in airflow.api.tasks(dag_id, run_id) if task.task_id == task_id]
         if mine and all(task.state == "success" for task in mine):
             within /= 2  # it came through: next time it is killed sooner
-            airflow.api.clear(dag_id, run_id, task_id)
+            clear(airflow.api, dag_id, run_id, task_id)
             continue
-        process = next(
-            (found for task in mine if task.state == "running" and (found := airflow.process_of(dag_id, run_id, task))),
-            None,
-        )
+        running = [process_of(airflow, dag_id, run_id, task) for task in mine if task.state == "running"]
+        process = next(filter(None, running), None)
         if process is None:
             time.sleep(_POLL)
             continue
@@ -128,7 +128,7 @@ def _clear(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str) -> Non
     while any(task.state == "running" for task in airflow.api.tasks(dag_id, run_id) if task.task_id == task_id):
         airflow.check()
         time.sleep(_POLL)
-    airflow.api.clear(dag_id, run_id, task_id)
+    clear(airflow.api, dag_id, run_id, task_id)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

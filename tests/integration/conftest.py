@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import sqlalchemy as sa
 
-from dare_airflow.local import LocalAirflow
+from dare_airflow.local.airflow import LocalAirflow
 from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.sources.importer import import_tables
@@ -78,6 +78,6 @@ def airflow(
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{metrics.port}")
         with (
             LocalAirflow(airflow_settings, warehouse_url, port=0) as running,
-            running.active(REFRESH, REBUILD, BACKFILL, "maintain"),
+            running.runs.active(REFRESH, REBUILD, BACKFILL, "maintain"),
         ):
             yield running

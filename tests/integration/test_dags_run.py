@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dare_airflow.local import LocalAirflow
+from dare_airflow.local.airflow import LocalAirflow
 from dare_core.config.settings import Settings
 from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
+from tests.support.airflow_tasks import clear, respond
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -24,8 +25,8 @@ def finished(airflow: LocalAirflow) -> LocalAirflow:
     """Airflow after one run of each DAG."""
     conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
     airflow.api.trigger(REFRESH, conf, RUN_ID)
-    airflow.wait(REFRESH, RUN_ID)
-    airflow.wait(REBUILD, airflow.await_triggered(REFRESH, RUN_ID, REBUILD))
+    airflow.runs.wait(REFRESH, RUN_ID)
+    airflow.runs.wait(REBUILD, airflow.runs.await_triggered(REFRESH, RUN_ID, REBUILD))
     return airflow
 
 
@@ -34,8 +35,8 @@ def backfilled(finished: LocalAirflow) -> list[str]:
     """Run ids of the first two slices of a backfill of items."""
     conf = {"item_limit": 2, "kinds": ["item"], "max_new_tokens": MAX_NEW_TOKENS}
     finished.api.trigger(BACKFILL, conf, "cold")
-    finished.wait(BACKFILL, "cold")
-    finished.wait(BACKFILL, "cold__slice-2")
+    finished.runs.wait(BACKFILL, "cold")
+    finished.runs.wait(BACKFILL, "cold__slice-2")
     finished.api.pause(BACKFILL, True)  # two will do
     return ["cold", "cold__slice-2"]
 
@@ -113,8 +114,8 @@ def test_running_the_load_again_changes_nothing_though_the_deadline_is_to_come(
 ) -> None:
     before = contents(engine)
     expect_deadlines_again(engine)
-    finished.api.clear(REFRESH, RUN_ID, "load")
-    finished.wait(REFRESH, RUN_ID)
+    clear(finished.api, REFRESH, RUN_ID, "load")
+    finished.runs.wait(REFRESH, RUN_ID)
     load = next(task for task in finished.api.tasks(REFRESH, RUN_ID) if task.task_id == "load")
     assert (load.state, load.try_number) == ("success", 2)
     assert contents(engine) == before
@@ -139,18 +140,18 @@ def test_a_pool_that_gains_too_little_is_published_when_a_person_approves(
 ) -> None:
     current = "SELECT version FROM knowledge.pool_version WHERE kind = 'item' AND is_current"
     before = scalar(engine, current)
-    run_id = finished.await_triggered(BACKFILL, backfilled[0], REBUILD)
+    run_id = finished.runs.await_triggered(BACKFILL, backfilled[0], REBUILD)
     await_state(finished, run_id, "approve", "awaiting_input")
     assert scalar(engine, current) == before
 
-    finished.api.respond(REBUILD, run_id, "approve", "Approve")
-    finished.wait(REBUILD, run_id)
+    respond(finished.api, REBUILD, run_id, "approve", "Approve")
+    finished.runs.wait(REBUILD, run_id)
     assert scalar(engine, current) != before
 
 
 def test_the_house_is_kept_in_order(finished: LocalAirflow, backfilled: list[str]) -> None:
     finished.api.trigger("maintain", {}, "tidy")
-    finished.wait("maintain", "tidy")
+    finished.runs.wait("maintain", "tidy")
     tasks = {task.task_id: task.state for task in finished.api.tasks("maintain", "tidy")}
     names = ("expire_pools", "expire_runs", "retry_quarantine", "analyse_tables", "check_indexes")
     assert tasks == dict.fromkeys(names, "success")

@@ -8,7 +8,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from dare_airflow.local import USER, LocalAirflow
+from dare_airflow.local.airflow import LocalAirflow
+from dare_airflow.local.environment import USER
 from dare_core.config.settings import Settings
 from tests.integration.conftest import REFRESH
 from tests.integration.metrics_receiver import MetricsReceiver
@@ -75,7 +76,7 @@ def test_a_person_triggers_a_run_by_the_form_and_reads_its_report(
     trigger.click()
     page.wait_for_url(re.compile(r"/runs/manual__"))
     [run_id] = airflow.api.active_runs(REFRESH)
-    airflow.wait(REFRESH, run_id)
+    airflow.runs.wait(REFRESH, run_id)
     page.reload()
     expect(page.get_by_text("Success").first).to_be_visible()
 

@@ -7,7 +7,7 @@ settings from docker/cluster.env and their secrets from files. ``make cluster-te
 
 import os
 import shutil
-import subprocess
+import signal
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,9 @@ from urllib.parse import urlsplit
 import httpx
 import redis
 
-from dare_airflow.local import COMPONENTS, Components, LocalAirflow, end, free_port, with_log
+from dare_airflow.local import processes
+from dare_airflow.local.airflow import COMPONENTS, Components, LocalAirflow
+from dare_airflow.local.processes import Process, free_port, with_log
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import DareError, ProgramMissingError
 from dare_core.sources.spark_submit import require_java
@@ -72,6 +74,13 @@ class LocalCluster:
     def spark_status(self) -> dict[str, Any]:
         """See :func:`spark_status`."""
         return spark_status(self.spark_ui)
+
+
+def lose(airflow: LocalAirflow, name: str) -> None:
+    """End a component and all that it started by SIGKILL, as a machine that loses power does."""
+    process = airflow.processes.pop(name)
+    processes.signal_all(processes.family([process]), signal.SIGKILL)
+    process.wait()
 
 
 @contextmanager
@@ -168,7 +177,7 @@ def spark_cluster(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
     deploy = "org.apache.spark.deploy"
     with ExitStack() as running:
 
-        def start(name: str, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
+        def start(name: str, *arguments: str) -> tuple[Process, Path]:
             environment = {**_SPARK_ENV, "PATH": path, "SPARK_CONF_DIR": str(conf)}
             return running.enter_context(_process(home, name, [*program, *arguments], environment))
 
@@ -202,27 +211,18 @@ def spark_status(page: str) -> dict[str, Any]:
 @contextmanager
 def _process(
     home: Path, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
-) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+) -> Iterator[tuple[Process, Path]]:
     """A service and its log for as long as the block lasts; all that it started ends with it."""
     log = home / f"{name}.log"
     inherited = {variable: value for variable, value in os.environ.items() if variable != "SPARK_HOME"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=home,
-            env={**inherited, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us alone
-        )
+    process = processes.start(command, {**inherited, **(environment or {})}, log, folder=home)
     try:
         yield process, log
     finally:
-        end([process])
+        processes.end([process])
 
 
-def _await(name: str, process: "subprocess.Popen[bytes]", log: Path, ready: Callable[[], bool]) -> None:
+def _await(name: str, process: Process, log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not ready():
         ended = process.poll() is not None

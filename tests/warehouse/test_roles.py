@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
-from dare_airflow.local import free_port
+from dare_airflow.local.processes import free_port
 from dare_core.config.settings import Settings
 from dare_core.errors import SettingError
 from dare_core.warehouse.connection import connect

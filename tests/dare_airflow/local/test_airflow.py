@@ -1,9 +1,5 @@
-import os
-import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +8,10 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from dare_airflow import local as local_airflow
-from dare_airflow.client import AirflowError, RunFailedError, TaskState
-from dare_airflow.local import LocalAirflow
+from dare_airflow.client import AirflowError, TaskState
+from dare_airflow.local import processes
+from dare_airflow.local.airflow import LocalAirflow
+from dare_airflow.runs import RunFailedError
 from dare_core.config.settings import Settings, load_settings
 from dare_core.errors import SettingError
 from dare_core.warehouse.server import serving
@@ -85,7 +82,7 @@ def dags_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def airflow(settings: Settings, warehouse_url: str, dags_dir: Path) -> Iterator[LocalAirflow]:
     with (
         LocalAirflow(settings, warehouse_url, port=0, dags_dir=dags_dir) as running,
-        running.active("producer", "consumer"),
+        running.runs.active("producer", "consumer"),
     ):
         yield running
 
@@ -97,40 +94,6 @@ def test_a_taken_port_is_refused_with_the_name_of_its_setting(tmp_path: Path) ->
         port = other.getsockname()[1]
         with pytest.raises(SettingError, match=rf"DARE_AIRFLOW_PORT\) is {port}"):
             LocalAirflow(load_settings(data_dir=tmp_path), "postgresql:///", port=port).__enter__()
-
-
-def test_every_process_of_a_session_ends_even_those_that_ignore_sigterm_or_left_it(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    program = f"""
-import os, signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-apart = subprocess.Popen(["sleep", "600"], start_new_session=True)
-grouped = subprocess.Popen(["sleep", "600"], process_group=0)
-open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{apart.pid}} {{grouped.pid}} ")
-time.sleep(600)
-"""
-    root = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
-    while not pids.exists() or not pids.read_text().endswith(" "):
-        time.sleep(0.05)
-    family = local_airflow.family([root])
-    assert {process.pid for process in family} >= {int(pid) for pid in pids.read_text().split()}
-
-    local_airflow.signal_all(family, signal.SIGKILL)
-    root.wait()
-    psutil.wait_procs(family, timeout=10)
-    assert not any(is_running(process.pid) for process in family)
-
-
-def test_sigterm_leaves_with_blocks_in_order() -> None:
-    left = False
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), local_airflow.exit_on_signals():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-        finally:
-            left = True
-    assert left
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.integration
@@ -145,11 +108,11 @@ def test_the_password_is_readable_by_its_owner_alone_and_in_no_log(airflow: Loca
 def test_a_run_is_followed_to_its_end_and_to_the_run_that_its_asset_starts(airflow: LocalAirflow) -> None:
     seen: list[TaskState] = []
     airflow.api.trigger("producer", {"parts": 2}, "good:1+0")
-    airflow.wait("producer", "good:1+0", seen.extend)
+    airflow.runs.wait("producer", "good:1+0", seen.extend)
     assert TaskState("work", 1, "success", 1) in seen
 
-    run_id = airflow.await_triggered("producer", "good:1+0", "consumer")
-    airflow.wait("consumer", run_id)
+    run_id = airflow.runs.await_triggered("producer", "good:1+0", "consumer")
+    airflow.runs.wait("consumer", run_id)
     assert airflow.api.run_state("consumer", run_id) == "success"
 
 
@@ -157,7 +120,7 @@ def test_a_run_is_followed_to_its_end_and_to_the_run_that_its_asset_starts(airfl
 def test_a_failed_run_names_the_task_and_shows_the_end_of_its_log(airflow: LocalAirflow) -> None:
     airflow.api.trigger("producer", {"parts": 3}, "bad")
     with pytest.raises(RunFailedError, match=r"task work\[2\] failed(?s:.*)ValueError: part 2 is rotten"):
-        airflow.wait("producer", "bad")
+        airflow.runs.wait("producer", "bad")
 
 
 @pytest.mark.integration
@@ -190,12 +153,12 @@ def test_leaving_in_the_middle_of_a_run_ends_every_process_and_the_run(settings:
         serving(here := settings.model_copy(update={"data_dir": Path(folder)})) as warehouse_url,
         pytest.raises(KeyboardInterrupt),
         LocalAirflow(here, warehouse_url, port=0, dags_dir=dags_dir) as running,
-        running.active("producer"),
+        running.runs.active("producer"),
     ):
         running.api.trigger("producer", {"parts": 4}, "interrupted")
         while not (sleepers := sleeping()):
             time.sleep(0.5)
-        family = local_airflow.family(list(running._processes.values()))
+        family = processes.family(list(running.processes.values()))
         raise KeyboardInterrupt
     assert sleepers[0] in family
     assert not any(is_running(process.pid) for process in family)

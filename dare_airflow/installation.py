@@ -1,0 +1,57 @@
+"""What an installation decides: its settings, its domains and their schedules."""
+
+from airflow.sdk import DAG, Connection
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInvalid
+
+from dare_core.config.domains import Domain, domain_names, load_domain
+from dare_core.config.settings import WAREHOUSE_CONNECTION, Settings, load_settings
+from dare_core.errors import SettingError
+
+#: As they are when a DAG file is parsed; tasks read them anew, by :func:`settings`.
+SETTINGS = load_settings()
+
+#: The domains that have DAGs.
+DOMAINS: list[Domain] = []
+#: What is wrong with the files of the others; `dags/domain_errors.py` shows it.
+DOMAIN_ERRORS: list[SettingError] = []
+
+
+def settings() -> Settings:
+    """The settings in force; where they name no warehouse, Airflow's connection ``dare_warehouse`` may."""
+    found = load_settings()
+    if found.warehouse_url is None:
+        try:
+            connection = Connection.get(WAREHOUSE_CONNECTION)
+        except AirflowNotFoundException:
+            return found  # the embedded server
+        from dare_airflow.setup import warehouse_url
+
+        fields = ("login", "password", "host", "port", "schema", "extra")
+        found = load_settings(warehouse_url=warehouse_url({name: getattr(connection, name) for name in fields}))
+    return found
+
+
+def schedule(asked: str) -> str | None:
+    """A schedule of the settings as Airflow takes it: ``none`` leaves the DAG to people."""
+    return None if asked == "none" else asked
+
+
+def refresh_schedule(domain: Domain) -> str | None:
+    """That of the domain's file, else that of the settings, whose ``none`` holds for all."""
+    return schedule(SETTINGS.refresh_schedule) and (domain.schedule.refresh or SETTINGS.refresh_schedule)
+
+
+def _checked(name: str) -> Domain:
+    domain = load_domain(SETTINGS, name)
+    try:
+        DAG(name, schedule=domain.schedule.refresh).validate()  # type: ignore[no-untyped-call]
+    except AirflowTimetableInvalid as error:
+        raise SettingError(f"{SETTINGS.config_dir / name}.toml: schedule.refresh: {error}") from None
+    return domain
+
+
+for each in domain_names(SETTINGS):
+    try:
+        DOMAINS.append(_checked(each))
+    except SettingError as broken:
+        DOMAIN_ERRORS.append(broken)
