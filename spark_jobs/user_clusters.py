@@ -1,6 +1,9 @@
-"""Collaborative clusters of a domain's users: MLlib's factors of what they met; see ``dare_core.grouping.clusters``."""
+"""Collaborative clusters of a domain's users: MLlib's factors of what they met, and its k-means by direction.
 
-from collections.abc import Iterator
+``dare_core.grouping.clusters`` names the clusters and assigns users to them.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -8,13 +11,19 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyspark.ml.clustering import KMeans
+from pyspark.ml.evaluation import ClusteringEvaluator
 from pyspark.ml.feature import StringIndexer
+from pyspark.ml.functions import array_to_vector
 from pyspark.ml.recommendation import ALS
+from pyspark.mllib.clustering import KMeans as KMeansFromCentroids
+from pyspark.mllib.clustering import KMeansModel as Centroids
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dare_core.config.domains import ClusterGrouping
 from dare_core.grouping import CLUSTER_ASSIGNMENT, GroupModel, ItemFactors, UserClusters, moves, reassigned
+from dare_core.grouping.clusters import nearest
 from spark_jobs.source_tables import SourceTables, column
 
 #: Blocks of the factorization, so that its results do not depend on how many cores there are.
@@ -127,7 +136,8 @@ def _fit(
         one_in = -(-users // _SAMPLED_USERS)
         item_places, item_factors = _matrix(factors.itemFactors)
         user_places, user_factors = _matrix(factors.userFactors.where(sf.col("id") % one_in == 0))
-    clusters = UserClusters.fit(
+    clusters = fit_clusters(
+        warm.sparkSession,
         user_factors,
         range(scheme.min_clusters, most + 1),
         scheme.seed,
@@ -135,8 +145,81 @@ def _fit(
         _had([user_ids[place] for place in user_places], before),
         scheme.silhouette_margin,
     )
+    if clusters is None:
+        return None, None
     ids = tuple(item_ids[place] for place in item_places)
     return clusters, ItemFactors(ids, item_factors, scheme.alpha, scheme.regularization)
+
+
+def fit_clusters(
+    spark: SparkSession,
+    factors: NDArray[np.float32],
+    sizes: Sequence[int],
+    seed: int,
+    previous: UserClusters | None = None,
+    members: Sequence[str | None] = (),
+    margin: float = 0.0,
+) -> UserClusters | None:
+    """Cluster users: as many clusters as have the best silhouette, named after those that they continue.
+
+    Factors of two fits cannot be compared, but their users can: where there were clusters before, they are also
+    carried over by their members, and only clusters with a silhouette better by more than ``margin`` replace them.
+
+    Args:
+        factors: ``[n, rank]``, of users. Those that are 0, of users who met only items without factors, have no
+            direction and say nothing.
+        sizes: numbers of clusters to choose from, ascending.
+        seed: of the starts of k-means.
+        previous: the clusters before.
+        members: ``[n]`` the clusters' names that the users had; None for none.
+        margin: a difference in silhouettes that is no reason to regroup everybody.
+
+    Returns:
+        None where fewer users than the least number of clusters have a direction.
+    """
+    directed: NDArray[np.bool_] = np.abs(factors).max(1) > 0
+    members = [name for name, has in zip(members, directed.tolist(), strict=False) if has]
+    factors = factors[directed]
+    if len(factors) < sizes[0]:
+        return None
+    users = _frame(spark, factors).cache()
+    found = []
+    for k in sizes:
+        kmeans = KMeans(k=k, seed=seed, distanceMeasure="cosine")
+        centroids = np.array(kmeans.fit(users).clusterCenters())
+        found.append((_silhouette(spark, factors, centroids), centroids))
+    users.unpersist()
+    score, chosen = max(found, key=lambda candidate: candidate[0])
+    carried = previous.carried_over(factors, members) if previous else None
+    if carried is not None and len(carried) in sizes:
+        # Of MLlib's two APIs, only that on RDDs takes centroids to start from.
+        vectors = spark.sparkContext.parallelize(list(factors.astype(np.float64)), 1)
+        model = KMeansFromCentroids.train(
+            vectors, len(carried), initialModel=Centroids(carried), distanceMeasure="cosine"
+        )
+        refined = np.array(model.clusterCenters)
+        score_carried = _silhouette(spark, factors, refined)
+        if score_carried >= score - margin:
+            score, chosen = score_carried, refined
+    return UserClusters.name(chosen, score, factors, previous, members)
+
+
+def _silhouette(spark: SparkSession, factors: NDArray[np.float32], centroids: NDArray[np.float64]) -> float:
+    """By cosine distance (Rousseeuw 1987), in -1..1; 0 where all users are in one cluster."""
+    labels = nearest(factors, centroids)
+    if len(set(labels.tolist())) < 2:
+        return 0.0
+    assigned = _frame(spark, factors, prediction=labels)
+    return float(ClusteringEvaluator(distanceMeasure="cosine").evaluate(assigned))
+
+
+def _frame(spark: SparkSession, factors: NDArray[np.float32], **columns: NDArray[np.int64]) -> DataFrame:
+    """``features`` and other columns.
+
+    In one partition, so that sums come out the same to the last bit: of :data:`_SAMPLED_USERS` they are a few MB.
+    """
+    frame = spark.createDataFrame(pa.table({"features": list(factors), **columns})).coalesce(1)
+    return frame.withColumn("features", array_to_vector("features"))
 
 
 @contextmanager

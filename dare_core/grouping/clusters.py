@@ -1,5 +1,7 @@
 """Users by collaborative cluster: factors of what they met, the nearest of a few centroids, names that last.
 
+Spark finds the clusters (``spark_jobs/user_clusters.py``); here they are named, and users assigned to them.
+
 The factors are those of alternating least squares on implicit feedback (Hu, Koren and Volinsky 2008; the weighting of
 the regularization is Zhou et al. 2008), as Spark MLlib fits them. A user's factors are a function of the items' factors
 and of the user's own interactions, so a user who acted since the fit is *folded in* without another fit.
@@ -12,8 +14,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dare_core.grouping.kmeans import Partition, kmeans, refine, silhouette, unit
 
 #: How alike the members of an old and a new cluster must be (Jaccard index) for the new one to bear the old one's name.
 #: Clusters that have nothing to do with each other have less in common, one that was cut in two halves has more.
@@ -86,55 +86,50 @@ class UserClusters:
     named: int
 
     @classmethod
-    def fit(
+    def name(
         cls,
+        centroids: NDArray[np.floating],
+        silhouette: float,
         factors: NDArray[np.float32],
-        sizes: Sequence[int],
-        seed: int,
         previous: "UserClusters | None" = None,
         members: Sequence[str | None] = (),
-        margin: float = 0.0,
     ) -> "UserClusters":
-        """Cluster users: as many clusters as have the best silhouette, named after those that they continue.
-
-        Factors of two fits cannot be compared, but their users can: where there were clusters before, they are also
-        carried over by their members, and only clusters with a silhouette better by more than ``margin`` replace them.
+        """Name clusters that were just found: after those that they continue, the others as none was named before.
 
         Args:
-            factors: ``[n, rank]``, of users; none is 0.
-            sizes: numbers of clusters to choose from, ``n`` at most.
-            seed: of the starts of k-means.
-            previous: the clusters before.
+            centroids: ``[k, rank]``; made length 1.
+            silhouette: of ``factors`` in these clusters.
+            factors: ``[n, rank]``, of the users that the clusters were found in.
+            previous: the clusters before; their factors need not be those of the same fit.
             members: ``[n]`` the clusters' names that the users had; None for none.
-            margin: a difference in silhouettes that is no reason to regroup everybody.
         """
-        units = unit(factors)
-        found = {k: kmeans(units, k, seed) for k in sizes}
-        rated = [(silhouette(units, part.labels, k), -k, part) for k, part in found.items()]
-        score, _, chosen = max(rated, key=lambda candidate: candidate[:2])
-        old = _labels(previous, members) if previous else np.full(len(units), -1)
-        if previous is not None and (carried := _carried_over(units, old, len(previous.names), sizes)):
-            score_carried = silhouette(units, carried.labels, len(carried.centroids))
-            if score_carried >= score - margin:
-                score, chosen = score_carried, carried
-        return cls._named(chosen, score, previous, old)
-
-    @classmethod
-    def _named(
-        cls, found: Partition, score: float, previous: "UserClusters | None", old: NDArray[np.int64]
-    ) -> "UserClusters":
         given, names = 0, dict[int, str]()
         if previous is not None:
             given = previous.named
-            overlap = np.zeros((len(previous.names), len(found.centroids)), np.int64)
-            np.add.at(overlap, (old[old >= 0], found.labels[old >= 0]), 1)
-            names = {new: previous.names[before] for before, new in match_clusters(overlap)}
-        for new in range(len(found.centroids)):
-            if new not in names:
+            old, new = _places(previous, members), nearest(factors, centroids)
+            overlap = np.zeros((len(previous.names), len(centroids)), np.int64)
+            np.add.at(overlap, (old[old >= 0], new[old >= 0]), 1)
+            names = {place: previous.names[before] for before, place in match_clusters(overlap)}
+        for place in range(len(centroids)):
+            if place not in names:
                 given += 1
-                names[new] = _NAME.format(given)
-        ordered = tuple(names[new] for new in range(len(found.centroids)))
-        return cls(ordered, found.centroids.astype(np.float32), score, given)
+                names[place] = _NAME.format(given)
+        ordered = tuple(names[place] for place in range(len(centroids)))
+        return cls(ordered, unit(centroids).astype(np.float32), silhouette, given)
+
+    def carried_over(self, factors: NDArray[np.float32], members: Sequence[str | None]) -> NDArray[np.float64] | None:
+        """Where each cluster's users are in the factors of another fit.
+
+        Args:
+            factors: ``[n, rank]``.
+            members: ``[n]`` the clusters' names that the users had; None for none.
+
+        Returns:
+            ``[k, rank]`` their mean directions; None where a cluster has no users left, or they have none.
+        """
+        units, old = unit(factors), _places(self, members)
+        sums = np.stack([units[old == place].sum(0) for place in range(len(self.names))])
+        return unit(sums) if sums.any(1).all() else None
 
     def assign(
         self, factors: NDArray[np.float32], previous: Sequence[str | None] = (), margin: float = 0.0
@@ -148,10 +143,10 @@ class UserClusters:
                 cosine distance.
         """
         distances = 1 - unit(factors) @ self.centroids.T.astype(np.float64)  # [n, k]
-        nearest, old = distances.argmin(1), _labels(self, previous or [None] * len(factors))
+        closest, old = distances.argmin(1), _places(self, previous or [None] * len(factors))
         rows = np.arange(len(factors))
-        stays = (old >= 0) & (distances[rows, nearest] >= (1 - margin) * distances[rows, old])
-        return [self.names[place] for place in np.where(stays, old, nearest)]
+        stays = (old >= 0) & (distances[rows, closest] >= (1 - margin) * distances[rows, old])
+        return [self.names[place] for place in np.where(stays, old, closest)]
 
 
 def match_clusters(overlap: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -171,18 +166,20 @@ def match_clusters(overlap: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(int(old), int(new)) for old, new in pairs if alike[old, new] >= SAME_CLUSTER]
 
 
-def _labels(clusters: UserClusters, names: Sequence[str | None]) -> NDArray[np.int64]:
+def unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """``[n, rank]`` vectors at length 1; zero ones stay."""
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(lengths > 0, lengths, 1)
+
+
+def nearest(factors: NDArray[np.float32], centroids: NDArray[np.floating]) -> NDArray[np.int64]:
+    """``[n]``: the place of the nearest of ``centroids`` (``[k, rank]``) by direction, for each of ``factors``."""
+    places: NDArray[np.int64] = (unit(factors) @ unit(centroids).T).argmax(1)
+    return places
+
+
+def _places(clusters: UserClusters, names: Sequence[str | None]) -> NDArray[np.int64]:
     """``[n]`` int64: the places of the clusters with these names, -1 for none."""
     places = {name: place for place, name in enumerate(clusters.names)}
     return np.array([-1 if name is None else places.get(name, -1) for name in names], np.int64)
-
-
-def _carried_over(
-    units: NDArray[np.float64], old: NDArray[np.int64], clusters: int, sizes: Sequence[int]
-) -> Partition | None:
-    """k-means from where the members of the clusters before now are; None where a cluster has no members left."""
-    there = [old == cluster for cluster in range(clusters)]
-    if clusters not in sizes or not all(members.any() for members in there):
-        return None
-    means = unit(np.stack([units[members].mean(0) for members in there]))
-    return refine(units, means)

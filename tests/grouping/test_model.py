@@ -1,5 +1,6 @@
 """Group models on disk."""
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dare_core.errors import PoolError, StorageError
@@ -58,6 +60,39 @@ def test_a_model_is_read_as_it_was_published(store: GroupModelStore) -> None:
     assert read.items.factors.tobytes() == clustered().items.factors.tobytes()  # type: ignore[union-attr]
     assert read.assignments == clustered().assignments
     assert store.publish(read) == version
+
+
+#: A version as it was written before Spark found the clusters.
+EARLIER = """{
+ "attributes": {"attribute": "occupation", "names": ["artist", "日本 – écrivain"], "rest": "rest", "several": "first"},
+ "clusters": {"centroids": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], "named": 4, "names": ["cluster 1", "cluster 4"],
+  "silhouette": 0.25},
+ "format": 1,
+ "interactions": 7,
+ "items": {"alpha": 1.0, "regularization": 0.01},
+ "scheme": "the scheme",
+ "tables": {"assignments": "%s", "items": "%s"}
+}"""
+
+
+def test_a_model_of_an_earlier_release_is_read(store: GroupModelStore, root: Path) -> None:
+    model = clustered()
+    assert model.items is not None
+    factors = pa.array(model.items.factors.tolist(), pa.list_(pa.float32(), 3))
+    (root / "tables").mkdir(parents=True)
+    digests = []
+    for table in (model.assignments, pa.table({"item_id": model.items.ids, "factors": factors})):
+        pq.write_table(table, root / "table")
+        digests.append(hashlib.sha256((root / "table").read_bytes()).hexdigest())
+        (root / "table").rename(root / "tables" / f"{digests[-1]}.parquet")
+    content = (EARLIER % tuple(digests)).encode()
+    (root / "versions").mkdir()
+    version = hashlib.sha256(content).hexdigest()[:16]
+    (root / "versions" / f"{version}.json").write_bytes(content)
+    (root / "CURRENT").write_text(version)
+    read = store.read()
+    assert read is not None
+    assert store.publish(read) == store.publish(model), "and it is what this release would have written"
 
 
 def test_a_model_without_clusters_has_no_tables(store: GroupModelStore, root: Path) -> None:

@@ -101,7 +101,7 @@ class Cinema:
         self.domain_file = folder / "cinema.toml"
         (folder / "source").mkdir()
         source = f'format = "parquet"\nlocation = "{folder / "source"}"'
-        clusters = "[grouping.users.clusters]\nmin_clusters = 2\nmax_clusters = 5\nrank = 4\niterations = 5\n"
+        clusters = "[grouping.users.clusters]\nmin_clusters = 2\nmax_clusters = 4\nrank = 4\niterations = 5\n"
         self.domain_file.write_text(domain_text.format(source=source) + clusters, "utf-8")
         self.ratings = [row for user in range(USERS) for row in self.of_taste(user, user % TASTES, 8)]
         self.write("items", item_id=[str(n) for n in range(40)], genres=[["Drama"]] * 40)
