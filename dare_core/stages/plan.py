@@ -193,6 +193,10 @@ def _record_and_pin(
         seen_earlier(engine, choice.earlier)
     if not choice.requests:
         return None
+    # First the run, then its pin: `maintain` takes pins away from whoever is no run.
+    record_run(
+        engine, request.run_id, **_begun(request, terms.decoding, datetime.now(UTC)), planned=len(choice.requests)
+    )
     return pin_pool(settings, engine, request, kind, terms.decoding.tokenizer_hash)
 
 
@@ -206,19 +210,24 @@ def _write(
 
 def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:
     """Let the warehouse know the run; one that writes nothing is done."""
-    done = {} if planned.shards else {"finished_at": planned.started_at, "loaded": 0}
+    done = {} if planned.shards else {"state": "loaded", "finished_at": planned.started_at, "loaded": 0}
     record_run(
         engine,
         request.run_id,
-        domain=planned.domain,
-        state="planned" if planned.shards else "loaded",
-        params=request.model_dump_json(exclude={"run_id"}),
-        model=planned.decoding.model,
-        started_at=planned.started_at,
         planned=planned.requests,
         plan={
             "max_new_tokens": planned.decoding.max_new_tokens,
             **planned.model_dump(mode="json", include={"funnel", "estimate"}),
         },
-        **done,
+        **_begun(request, planned.decoding, planned.started_at) | done,
     )
+
+
+def _begun(request: RunRequest, decoding: Decoding, started_at: datetime) -> dict[str, object]:
+    return {
+        "domain": request.domain,
+        "state": "planned",
+        "params": request.model_dump_json(exclude={"run_id"}),
+        "model": decoding.model,
+        "started_at": started_at,
+    }
