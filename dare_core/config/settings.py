@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -59,6 +60,9 @@ class Settings(BaseSettings):
     model: str = Field(BUNDLED_MODEL, description="a transformers causal LM: hub id, folder, or the bundled one")
     trust_remote_code: bool = Field(False, description="run code that a model repository brings along")
     ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
+    ignore_generation_config: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="further keys of a model's generation config to decode without, separated by commas"
+    )
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     engine: Literal["transformers", "vllm"] = Field(
@@ -150,6 +154,11 @@ class Settings(BaseSettings):
         if isinstance(value, str) and "\0" in value:  # which neither a path nor a URL can hold
             raise ValueError("a NUL character is not allowed")
         return value
+
+    @field_validator("ignore_generation_config", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @classmethod
     def settings_customise_sources(
