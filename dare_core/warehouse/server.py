@@ -43,7 +43,7 @@ with warnings.catch_warnings():
 
 DATABASE: Final = "dare"
 
-_PROGRAMS: Final = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+_PROGRAMS: Final[Path] = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
 _SYSTEM_USER: Final = "pgserver"  # PostgreSQL refuses to run as root
 #: The folder a process works in, by a name that leads past the folders above it, whoever may enter those.
 _HERE: Final = Path("/proc/self/cwd")
