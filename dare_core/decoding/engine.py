@@ -21,6 +21,7 @@ from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.config import EngineConfig
 from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.layers import compile_layers, fuse_layers
+from dare_core.decoding.proof import prove
 from dare_core.decoding.requests import OnTokens, Request, Result
 from dare_core.decoding.speculation import Speculation, Step, Text
 from dare_core.decoding.step_cost import StepCost, measure_step_cost
@@ -93,8 +94,8 @@ class Engine(TextEngine):
         step_cost: what steps cost here; None where the budget is fixed or nothing is drafted.
 
     Raises:
-        ModelError: the model's attention cannot be replaced, its cache is not one tensor shape per layer, or
-            ``cache_bytes`` does not suffice for one sequence.
+        ModelError: the model's attention cannot be replaced (:func:`~dare_core.decoding.proof.prove`), its cache is not
+            one tensor shape per layer, or ``cache_bytes`` does not suffice for one sequence.
     """
 
     def __init__(
@@ -110,8 +111,7 @@ class Engine(TextEngine):
         shape = CacheShape.of(model)
         capacity = config.max_length + config.draft_nodes
         self._cache = KVCache.allocate(model, shape, config.max_sequences, capacity, config.cache_bytes)
-        model.set_attn_implementation(attention.NAME)
-        attention.prepare(model)
+        prove(model, shape)
         if config.compile:
             compile_layers(model)
         else:

@@ -33,11 +33,13 @@ class CacheShape(NamedTuple):
         config = model.config.get_text_config()
         if not getattr(model, "_supports_attention_backend", False):
             raise ModelError(
-                f"{type(model).__name__} does not route its attention through transformers' attention interface"
+                f"{type(model).__name__} does not route its attention through transformers' attention interface; use "
+                "another model, or DARE_ENGINE=vllm"
             )
         if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
             raise ModelError(
-                f"{type(model).__name__} has layers other than full and sliding attention: {config.layer_types}"
+                f"{type(model).__name__} has layers other than full and sliding attention: {config.layer_types}; use "
+                "another model, or DARE_ENGINE=vllm"
             )
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -64,6 +66,7 @@ class KVCache:
         #: ``[slots]`` int64: committed positions.
         self.lengths = np.zeros(slots, np.int64)
         self.capacity = capacity
+        self.head_shape = shape.kv_heads, shape.head_dim
 
     @classmethod
     def allocate(
