@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.layers import compile_layers, fuse_layers
 from dare_core.decoding.proof import prove
 from dare_core.decoding.requests import OnTokens, Request, Result
+from dare_core.decoding.rotary import rotary_limit
 from dare_core.decoding.speculation import Speculation, Step, Text
 from dare_core.decoding.step_cost import StepCost, measure_step_cost
 from dare_core.decoding.text_engine import TextEngine
@@ -30,6 +31,9 @@ from dare_core.decoding.verification import Judgement, Paths, Rule
 from dare_core.decoding.weights import pack_weights
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import is_out_of_memory
+
+#: Why texts may not be longer, where :func:`rotary_limit` has a say.
+_BEYOND: Final = ", beyond which this model's rotary scaling depends on the other texts of a batch"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -109,7 +113,10 @@ class Engine(TextEngine):
         self._model, self._config, self._observer = model, config, observer
         self._vocabulary = model.get_input_embeddings().num_embeddings
         shape = CacheShape.of(model)
-        capacity = config.max_length + config.draft_nodes
+        limit = rotary_limit(model.config)
+        self._max_length = config.max_length if limit is None else min(config.max_length, limit)
+        self._reason = _BEYOND if self._max_length == limit else ""
+        capacity = self._max_length + config.draft_nodes
         self._cache = KVCache.allocate(model, shape, config.max_sequences, capacity, config.cache_bytes)
         prove(model, shape)
         if config.compile:
@@ -180,7 +187,7 @@ class Engine(TextEngine):
                 text = self._resume(self._paused.popleft())
             else:
                 request = self._waiting.popleft()
-                if problem := request.problem(self._vocabulary, self._config.max_length):
+                if problem := request.problem(self._vocabulary, self._max_length, self._reason):
                     refused.append(Result.refused(request, problem))
                     continue
                 text = self._start(request)

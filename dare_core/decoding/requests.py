@@ -18,12 +18,13 @@ class Request:
     prompt_token_ids: Sequence[int]
     max_new_tokens: int
 
-    def problem(self, vocabulary: int, max_length: int) -> str | None:
+    def problem(self, vocabulary: int, max_length: int, reason: str = "") -> str | None:
         """Why this request cannot be served; None if it can.
 
         Args:
             vocabulary: token ids are below it.
             max_length: of a prompt and its text, in tokens.
+            reason: why it is that, if there is more to say.
         """
         prompt = np.asarray(self.prompt_token_ids, dtype=np.int64)
         if not len(prompt):
@@ -35,7 +36,7 @@ class Request:
         if len(prompt) + self.max_new_tokens > max_length:
             return (
                 f"{len(prompt)} prompt tokens and {self.max_new_tokens} new ones exceed "
-                f"the engine's length of {max_length}"
+                f"the engine's length of {max_length}{reason}"
             )
         return None
 
