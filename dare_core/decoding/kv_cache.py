@@ -130,11 +130,11 @@ class KVCache:
         """Give a slot back."""
         insort(self._free, slot)  # the lowest slots are used first, so that those in use stay neighbours
 
-    def wipe(self, slot: int) -> None:
-        """Clear a slot whose rows may not be finite."""
-        self._keys[:, slot] = 0
-        self._values[:, slot] = 0
-        self.lengths[slot] = 0
+    def wipe(self, slot: int, begin: int = 0) -> None:
+        """Clear a slot, whose rows may not be finite, from position ``begin`` on."""
+        self._keys[:, slot, begin:] = 0
+        self._values[:, slot, begin:] = 0
+        self.lengths[slot] = min(begin, self.lengths[slot])
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put rows ``[kv_heads, n, head_dim]`` at their ``places``, ``[n]``: slot x capacity + position."""

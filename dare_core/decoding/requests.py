@@ -18,6 +18,10 @@ class Request:
     prompt_token_ids: Sequence[int]
     max_new_tokens: int
 
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt_token_ids, np.ndarray):  # two of which cannot be compared as a whole
+            object.__setattr__(self, "prompt_token_ids", self.prompt_token_ids.tolist())
+
     def problem(self, vocabulary: int, max_length: int, reason: str = "") -> str | None:
         """Why this request cannot be served; None if it can.
 
