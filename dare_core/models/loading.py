@@ -95,6 +95,15 @@ def cached_numbers(settings: Settings) -> int:
     return int(2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim)
 
 
+def vocabulary_size(settings: Settings) -> int:
+    """Token ids of ``settings.model`` are below it: its embedding's rows, often more than its tokenizer names.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    return int(_load_config(settings).get_text_config().vocab_size)
+
+
 def _load_config(settings: Settings) -> Any:
     import transformers
 
