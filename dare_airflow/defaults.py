@@ -6,13 +6,15 @@ from typing import Any
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 from pydantic import ValidationError
 
-from dare_core.errors import DareError, OutOfMemoryError, SourceError, StorageError, WarehouseError
+from dare_core.errors import DareError, OutOfMemoryError, RunInUseError, SourceError, StorageError, WarehouseError
 
-#: Full memory, a full disk and what another server may mend are worth another try, and so is a killed worker, of which
-#: no policy is asked. Any other error in the user's words fails at once.
+#: Full memory, a full disk, what another server may mend and a run that somebody else is at are worth another try, and
+#: so is a killed worker, of which no policy is asked. Any other error in the user's words fails at once.
 RETRY_POLICY = ExceptionRetryPolicy(
     [
-        RetryRule([WarehouseError, SourceError, StorageError, OutOfMemoryError, MemoryError], RetryAction.RETRY),
+        RetryRule(
+            [WarehouseError, SourceError, StorageError, RunInUseError, OutOfMemoryError, MemoryError], RetryAction.RETRY
+        ),
         RetryRule([DareError, ValidationError], RetryAction.FAIL, reason="Trying again would not help"),
     ]
 )

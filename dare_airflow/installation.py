@@ -3,7 +3,7 @@
 from airflow.sdk import DAG, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInvalid
 
-from dare_core.config.domains import Domain, domain_names, load_domain
+from dare_core.config.domains import Domain, domain_names, load_domain, misnamed_files
 from dare_core.config.settings import WAREHOUSE_CONNECTION, Settings, load_settings
 from dare_core.errors import SettingError
 
@@ -13,7 +13,7 @@ SETTINGS = load_settings()
 #: The domains that have DAGs.
 DOMAINS: list[Domain] = []
 #: What is wrong with the files of the others; `dags/domain_errors.py` shows it.
-DOMAIN_ERRORS: list[SettingError] = []
+DOMAIN_ERRORS: list[SettingError] = misnamed_files(SETTINGS)
 
 
 def settings() -> Settings:

@@ -13,6 +13,7 @@ import typer
 from dare_core.cli import bench, everyday, features, knowledge, pipeline, pool, quarantine, source, warehouse
 from dare_core.cli.options import held
 from dare_core.cli.terminal import harmless
+from dare_core.config.domains import misnamed_files
 from dare_core.config.settings import load_settings
 from dare_core.errors import DareError
 
@@ -37,7 +38,8 @@ for found in sorted(entry_points(group="dare.commands"), key=lambda entry: entry
 @app.callback()
 def _start() -> None:
     """A wrong setting fails every command at its start."""
-    load_settings()
+    for left_out in misnamed_files(load_settings()):
+        print(f"dare: warning: {harmless(str(left_out))}", file=sys.stderr)
 
 
 def main() -> None:

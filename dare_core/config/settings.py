@@ -5,7 +5,10 @@ between the two come files named ``dare_<setting>`` in the folder that ``DARE_SE
 not be in the environment.
 """
 
+import difflib
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -34,6 +37,13 @@ GENERATION_POOL: Final = "gpu"
 WAREHOUSE_CONNECTION: Final = "dare_warehouse"
 
 _CONFIG: Final = "dare.toml"
+_PREFIX: Final = "DARE_"
+#: What begins like a setting and is none: of this package, of compose, of the tests and benchmarks.
+_NO_SETTINGS: Final = frozenset(
+    ("CONFIG", "SECRETS_DIR", "KERNELS", "AIRFLOW_PASSWORD", "UID", "FUZZ", "BENCH_SETTINGS")
+)
+#: What Kubernetes tells every container of a service whose name begins with ``dare-``.
+_OF_SERVICES: Final = re.compile(r"\w+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 #: Characters of a wrong value that an error shows.
 _SHOWN: Final = 200
 
@@ -160,6 +170,15 @@ class Settings(BaseSettings):
     def _listed(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
+    @field_validator("data_dir", "config_dir", "vllm_python", "jdbc_driver_jar", mode="before")
+    @classmethod
+    def _no_url(cls, value: object) -> object:
+        if isinstance(value, str) and re.match(r"[A-Za-z][\w+.-]+:/", value):
+            raise ValueError(
+                "a URL is not allowed; give a path on this machine, which several machines share by mounting it"
+            )
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -208,6 +227,9 @@ def load_settings(**overrides: object) -> Settings:
     secrets = os.environ.get("DARE_SECRETS_DIR")
     if secrets and not Path(secrets).is_dir():
         raise SettingError(f"DARE_SECRETS_DIR names {secrets}, which is no folder")
+    _refuse_unknown(name for name, value in os.environ.items() if value and not _is_of_services(name, value))
+    if secrets:
+        _refuse_unknown(path.name for path in Path(secrets).iterdir())
     try:
         return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -218,11 +240,32 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingError(f"{named or _CONFIG} is not valid TOML: {error}") from None
 
 
+def _is_of_services(name: str, value: str) -> bool:
+    return _OF_SERVICES.fullmatch(name) is not None and (
+        not name.endswith("_PORT") or "://" in value or "SERVICE" in name
+    )
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    """Of the names that begin like a setting each must be one: a misspelt one would do nothing."""
+    for name in sorted(names):
+        prefix, bare = name[: len(_PREFIX)].upper(), name[len(_PREFIX) :]
+        if prefix == _PREFIX and bare.upper() not in _NO_SETTINGS and bare.lower() not in Settings.model_fields:
+            raise SettingError(_does_not_exist(bare.lower(), name))
+
+
+def _does_not_exist(name: str, written: str) -> str:
+    others = [other.lower() for other in _NO_SETTINGS if other not in ("UID", "FUZZ", "BENCH_SETTINGS")]
+    near = difflib.get_close_matches(name, [*Settings.model_fields, *others], 1)
+    asked = f"; did you mean {near[0]} ({_PREFIX}{near[0].upper()})?" if near else ""
+    return f"setting {name} ({written}) does not exist{asked}"
+
+
 def _sentence(problem: object) -> str:
     assert isinstance(problem, dict)
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"setting {name} (DARE_{name.upper()}) does not exist"
+        return _does_not_exist(name, f"{_PREFIX}{name.upper()}")
     value = "its value" if name == "warehouse_url" else _short(repr(problem["input"]))
     return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"
 

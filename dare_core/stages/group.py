@@ -5,6 +5,7 @@ from typing import Any
 from dare_core.config.settings import Settings
 from dare_core.schemas import ENTITY, GONE, GROUPED, PULLED
 from dare_core.sources.spark_submit import submit
+from dare_core.stages.ownership import owned
 from dare_core.stages.pull import read_window
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
@@ -12,6 +13,7 @@ from dare_core.warehouse.entities import Pulled, count_differing, upsert_entitie
 from dare_core.warehouse.session import open_warehouse
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Spark: give every pulled entity its retrieval-pool group; then commit them, what is gone, and the watermark.
 

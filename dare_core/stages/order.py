@@ -5,6 +5,7 @@ from typing import Any
 
 from dare_core.config.settings import Settings
 from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages.ownership import owning
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.runs import run_state
 from dare_core.warehouse.server import serving
@@ -21,7 +22,7 @@ def run(
         request: what to do; the same run id goes on where an earlier try stopped.
         on_stage: told each stage's name and summary.
     """
-    with serving(settings):  # one server for all stages
+    with serving(settings), owning(settings, request):  # one server for all stages
         on_stage("pull", pull.run(settings, request))
         on_stage("group", group.run(settings, request))
         planned = plan.run(settings, request)

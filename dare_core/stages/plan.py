@@ -20,6 +20,7 @@ from dare_core.knowledge.planning import Choice, Planner
 from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.schemas import QUARANTINE, RENDERING, Kind
+from dare_core.stages.ownership import owned
 from dare_core.stages.pins import pin_pool
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
@@ -50,6 +51,7 @@ class _Terms(NamedTuple):
     measured: Throughput
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Who needs a text: written down as shards of requests sorted by group, with what they are expected to cost.
 

@@ -14,6 +14,7 @@ from dare_core.quality.findings import Finding
 from dare_core.quality.source import check_source
 from dare_core.schemas import PULLED, Kind
 from dare_core.sources.spark_submit import submit
+from dare_core.stages.ownership import owned
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
@@ -40,6 +41,7 @@ class PullWindow(BaseModel):
     kinds: tuple[Kind, ...]
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them.
 

@@ -1,7 +1,7 @@
 """What a run is asked to do."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
@@ -9,6 +9,8 @@ from dare_core.config.settings import Share, Verification
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.renderings import Order
 
+#: What of a request is taken from the settings where it is left out.
+DECODING: Final = ("verification", "top_k", "min_prob", "max_new_tokens")
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -39,3 +41,7 @@ class RunRequest(BaseModel):
     def limit(self, kind: Kind) -> int | None:
         """Texts of one kind to write at most."""
         return self.item_limit if kind == "item" else self.user_limit
+
+    def asked(self) -> dict[str, Any]:
+        """All but the run's id and domain, as JSON values."""
+        return self.model_dump(mode="json", exclude={"run_id", "domain"})

@@ -187,6 +187,14 @@ def test_what_a_limit_leaves_out_comes_next(engine: Engine, plan: Plan, answer: 
     assert len({*first["planned"], *second["planned"], *third["planned"]}) == 7
 
 
+def test_a_plan_is_not_used_for_another_request(engine: Engine, plan: Plan) -> None:
+    put(engine, *map(user, range(3)))
+    plan("R", user_limit=2)
+    with pytest.raises(InputError, match="run R was begun with user_limit 2 and cannot go on with 3"):
+        plan("R", user_limit=3)
+    assert len(plan("R", user_limit=2)["planned"]) == 2
+
+
 def test_the_most_active_come_first_where_that_is_asked(engine: Engine, plan: Plan) -> None:
     put(engine, *(user(number, events=1 + 3 * number % 7) for number in range(7)))
     assert plan("active", user_limit=2, order="active")["planned"] == ["2", "4"]
