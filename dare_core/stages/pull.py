@@ -14,6 +14,7 @@ from dare_core.quality.findings import Finding
 from dare_core.quality.source import check_source
 from dare_core.schemas import PULLED, Kind
 from dare_core.sources.spark_submit import submit
+from dare_core.sources.tables_there import require_tables
 from dare_core.stages.ownership import owned
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
@@ -60,6 +61,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         if not window.kinds:
             log.info("everything up to %s has been pulled before", window.until)
             return dict.fromkeys(request.kinds, 0)
+        require_tables(domain, url)
         arguments = [
             *("--domain-file", str(settings.config_dir / f"{domain.name}.toml")),
             *("--kinds", *window.kinds),

@@ -114,6 +114,15 @@ def serving(settings: Settings) -> Iterator[str]:
         yield url
 
 
+def running(settings: Settings) -> str | None:
+    """The warehouse's URL, if nothing has to be started for it; None: the embedded server does not run."""
+    if settings.warehouse_url is not None:
+        return settings.warehouse_url.get_secret_value()
+    server = _server(settings)
+    folder = server.socket_folder()
+    return None if folder is None else server.url(folder, DATABASE)
+
+
 @contextmanager
 def serving_on_loopback(settings: Settings, port: int, password: str) -> Iterator[str]:
     """The embedded server with a TCP port on loopback, for as long as the block runs.
@@ -205,7 +214,10 @@ class _Server:
         if folder is None:
             self.keep.unlink(missing_ok=True)  # from before a crash or a reboot
             folder = self.launch()
-        return database_url(f"postgresql://postgres@/postgres?host={quote(str(folder))}&port={self.port}", DATABASE)
+        return database_url(self.url(folder, "postgres"), DATABASE)
+
+    def url(self, folder: Path, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={quote(str(folder))}&port={self.port}"
 
     def socket_folder(self) -> Path | None:
         """Where the running server listens, or None; waits for one that is just starting or stopping."""
