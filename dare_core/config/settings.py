@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     )
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+    max_slice_loss: Share = Field(0.5, description="a backfill stops when a slice loses more of its texts")
 
     probe_share: Share = Field(
         0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
