@@ -377,8 +377,8 @@ def _programs_for_everybody() -> Path:
     except OSError as error:
         if not place.exists():  # else another process copied them first, which is as good
             raise WarehouseError(
-                f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; they "
-                f"cannot be copied to {place} ({error}): run `dare` as another user, or install it where others can "
-                "read"
+                f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; "
+                f"they cannot be copied to {place} ({error}): run `dare` as another user, or install it where others "
+                "can read"
             ) from None
     return place / _PROGRAMS.name
