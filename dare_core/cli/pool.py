@@ -15,6 +15,7 @@ from dare_core.cli.options import (
 from dare_core.cli.terminal import console, result_table
 from dare_core.config.settings import load_settings
 from dare_core.schemas import KINDS
+from dare_core.storage.atomic import require_writable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,6 +179,7 @@ def pool_export(
 
     from dare_core.pools.reader import texts_of
 
+    require_writable(out)
     store = pool_store_at(pool)
     manifest = store.manifest(pool_version)
     texts = texts_of(store, manifest)

@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     )
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+    max_slice_loss: Share = Field(0.5, description="a backfill stops when a slice loses more of its texts")
 
     probe_share: Share = Field(
         0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
@@ -151,6 +152,11 @@ class Settings(BaseSettings):
     maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
     evaluate_schedule: str = Field("@weekly", description="of evaluate_features: cron or preset; none: by hand only")
     deadline_hours: float = Field(12, gt=0, le=8_760, description="a run that takes longer raises an alert")
+    spark_hours: float = Field(6, gt=0, le=8_760, description="a Spark stage that takes longer is ended and fails")
+    generation_hours: float = Field(
+        20, gt=0, le=8_760, description="a generation task that takes longer is ended and fails; what it wrote stays"
+    )
+    task_hours: float = Field(6, gt=0, le=8_760, description="any other task that takes longer is ended and fails")
     keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
     keep_run_days: float = Field(
         14, gt=0, le=36_500, description="maintain removes the staged files of runs older than this"

@@ -1,6 +1,7 @@
 """What a run is asked to do."""
 
 import re
+from datetime import UTC
 from typing import Any, Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
@@ -45,3 +46,15 @@ class RunRequest(BaseModel):
     def asked(self) -> dict[str, Any]:
         """All but the run's id and domain, as JSON values."""
         return self.model_dump(mode="json", exclude={"run_id", "domain"})
+
+    def command(self) -> str:
+        """The command that goes on with the run."""
+        parts = [f"dare pipeline run --domain {self.domain} --run-id {self.run_id}"]
+        if set(self.kinds) != set(KINDS):
+            parts += [f"--kind {kind}" for kind in self.kinds]
+        if self.as_of is not None:
+            parts.append(f"--as-of {self.as_of.astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
+        parts += ["--order active"] if self.order == "active" else []
+        asked = {name: getattr(self, name) for name in ("item_limit", "user_limit", *DECODING)}
+        parts += [f"--{name.replace('_', '-')} {value}" for name, value in asked.items() if value is not None]
+        return " ".join(parts)

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -100,6 +101,37 @@ def give_back(engine: Engine, run_id: str, owner: str | None, waits: timedelta =
             ),
             {"waits": waits, "run": run_id, "owner": owner},
         )
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A run that somebody is at, or that waits for its next stage.
+
+    Attributes:
+        run_id: of the run.
+        params: what it was asked; see :func:`take`.
+        owner: see :func:`new_owner`; None between two stages.
+    """
+
+    run_id: str
+    params: dict[str, Any]
+    owner: str | None
+
+
+def under_way(engine: Engine, domain: str, waits: timedelta) -> list[UnderWay]:
+    """Runs of a domain that may write yet; of earlier releases, those that began less than ``waits`` ago."""
+    query = text("""
+        SELECT run_id, coalesce(l.params, r.params) AS params, l.owner
+        FROM knowledge.run_lease AS l FULL JOIN knowledge.generation_run AS r USING (run_id)
+        WHERE coalesce(l.domain, r.domain) = :domain AND CASE
+            WHEN l.run_id IS NULL THEN r.state = 'planned' AND r.started_at > now() - CAST(:waits AS interval)
+            ELSE l.expires_at > clock_timestamp() AND (l.owner IS NOT NULL OR coalesce(r.state, 'planned') = 'planned')
+        END
+        ORDER BY run_id
+    """)
+    with engine.connect() as connection:
+        found = [UnderWay(**row) for row in connection.execute(query, {"domain": domain, "waits": waits}).mappings()]
+    return [run for run in found if run.owner is None or not has_died(run.owner)]
 
 
 def has_died(owner: str) -> bool:

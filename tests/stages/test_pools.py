@@ -201,7 +201,7 @@ def test_a_quarantined_request_is_asked_again_so_many_times_and_no_more(settings
         quarantine(engine, f"try {tries}", "repetition")
         assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "quarantined"}
         assert maintenance.retry_quarantine(settings) == {"released": 1}
-        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "closed"}
+        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "released"}
     quarantine(engine, "try 3", "repetition")
     assert maintenance.retry_quarantine(settings) == {"released": 0}
 
