@@ -27,6 +27,7 @@ class RunRequest(BaseModel):
     min_prob: Share | None = None
     max_new_tokens: int | None = Field(None, ge=1)
     as_of: AwareDatetime | None = Field(None, description="nothing that happened later is seen; default: now")
+    allow_deletions: bool = Field(False, description="however much is gone from the source, it is meant")
     order: Order = Field("spread", description="who comes first under a limit; active: by events")
 
     @field_validator("run_id")
