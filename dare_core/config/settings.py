@@ -152,6 +152,11 @@ class Settings(BaseSettings):
     maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
     evaluate_schedule: str = Field("@weekly", description="of evaluate_features: cron or preset; none: by hand only")
     deadline_hours: float = Field(12, gt=0, le=8_760, description="a run that takes longer raises an alert")
+    spark_hours: float = Field(6, gt=0, le=8_760, description="a Spark stage that takes longer is ended and fails")
+    generation_hours: float = Field(
+        20, gt=0, le=8_760, description="a generation task that takes longer is ended and fails; what it wrote stays"
+    )
+    task_hours: float = Field(6, gt=0, le=8_760, description="any other task that takes longer is ended and fails")
     keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
     keep_run_days: float = Field(
         14, gt=0, le=36_500, description="maintain removes the staged files of runs older than this"

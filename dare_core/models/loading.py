@@ -21,7 +21,7 @@ class LanguageModel:
         model: in evaluation mode, on its device.
         name: what the user asked for; stored with every text.
         eos_token_ids: tokens that end a text.
-        context_length: positions that the model was made for.
+        context_length: positions that the model was made for, and that the engine decodes.
     """
 
     model: "PreTrainedModel"
@@ -67,7 +67,7 @@ class ModelFacts:
 
     Attributes:
         eos_token_ids: tokens that end a text.
-        context_length: positions that the model was made for.
+        context_length: positions that the model was made for, and that the engine decodes.
     """
 
     eos_token_ids: frozenset[int]
@@ -93,6 +93,15 @@ def cached_numbers(settings: Settings) -> int:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return int(2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim)
+
+
+def vocabulary_size(settings: Settings) -> int:
+    """Token ids of ``settings.model`` are below it: its embedding's rows, often more than its tokenizer names.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    return int(_load_config(settings).get_text_config().vocab_size)
 
 
 def _load_config(settings: Settings) -> Any:
@@ -131,7 +140,7 @@ def load_tokenizer(settings: Settings) -> "PreTrainedTokenizerBase":
 
 
 def context_length(settings: Settings) -> int:
-    """Positions that ``settings.model`` was made for.
+    """Positions that ``settings.model`` was made for, and that ``settings.engine`` decodes.
 
     Raises:
         ModelError: it is not there, or does not say.
@@ -140,7 +149,11 @@ def context_length(settings: Settings) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ModelError(f"the config of model {settings.model!r} names no max_position_embeddings; add it there")
-    return positions
+    if settings.engine == "vllm":
+        return positions
+    from dare_core.decoding.rotary import rotary_limit
+
+    return min(positions, rotary_limit(config) or positions)
 
 
 def _device(name: str) -> str:

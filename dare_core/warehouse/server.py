@@ -35,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
+from dare_core.storage.atomic import appearing
 from dare_core.warehouse.connection import connect, driver_cursor, reason
 
 with warnings.catch_warnings():
@@ -112,6 +113,15 @@ def serving(settings: Settings) -> Iterator[str]:
         with server.locked():
             url = server.ensure_running()
         yield url
+
+
+def running(settings: Settings) -> str | None:
+    """The warehouse's URL, if nothing has to be started for it; None: the embedded server does not run."""
+    if settings.warehouse_url is not None:
+        return settings.warehouse_url.get_secret_value()
+    server = _server(settings)
+    folder = server.socket_folder()
+    return None if folder is None else server.url(folder, DATABASE)
 
 
 @contextmanager
@@ -205,7 +215,10 @@ class _Server:
         if folder is None:
             self.keep.unlink(missing_ok=True)  # from before a crash or a reboot
             folder = self.launch()
-        return database_url(f"postgresql://postgres@/postgres?host={quote(str(folder))}&port={self.port}", DATABASE)
+        return database_url(self.url(folder, "postgres"), DATABASE)
+
+    def url(self, folder: Path, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={quote(str(folder))}&port={self.port}"
 
     def socket_folder(self) -> Path | None:
         """Where the running server listens, or None; waits for one that is just starting or stopping."""
@@ -357,14 +370,15 @@ def _programs_for_everybody() -> Path:
     place = _PUBLIC / f"postgresql-{hashlib.sha256(os.fsencode(_PROGRAMS)).hexdigest()[:16]}"
     try:
         if not place.exists():
-            scratch = place.with_name(f"{place.name}.{os.getpid()}")
-            shutil.copytree(_PROGRAMS.parent, scratch, symlinks=True)
-            for folder in (_PUBLIC, scratch):
-                folder.chmod(0o755)
-            scratch.rename(place)
+            with appearing(place) as scratch:
+                shutil.copytree(_PROGRAMS.parent, scratch, symlinks=True)
+                for folder in (_PUBLIC, scratch):
+                    folder.chmod(0o755)
     except OSError as error:
-        raise WarehouseError(
-            f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; they "
-            f"cannot be copied to {place} ({error}): run `dare` as another user, or install it where others can read"
-        ) from None
+        if not place.exists():  # else another process copied them first, which is as good
+            raise WarehouseError(
+                f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; "
+                f"they cannot be copied to {place} ({error}): run `dare` as another user, or install it where others "
+                "can read"
+            ) from None
     return place / _PROGRAMS.name

@@ -40,6 +40,7 @@ def describe(dag):
         "tasks": {
             task.task_id: {
                 "pool": task.pool,
+                "hours": task.execution_timeout and task.execution_timeout.total_seconds() / 3600,
                 "queue": task.queue,
                 "downstream": sorted(task.downstream_task_ids),
                 "mapped": task.is_mapped,
@@ -66,6 +67,7 @@ def decided(error):
 
 
 from airflow import plugins_manager
+from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from dare_core import errors
 from dare_airflow.defaults import RETRY_POLICY
@@ -75,7 +77,8 @@ print(json.dumps({
     "folders": [folder_name(*run) for run in json.loads(sys.argv[3])],
     "retries": {
         name: decided(getattr(errors, name)("")) for name in dir(errors) if name.endswith("Error")
-    } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect"))},
+    } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect")),
+         "AirflowTaskTimeout": decided(AirflowTaskTimeout())},
     "errors": bag.import_errors,
     "imported": imported,
     "dags": {dag_id: describe(dag) for dag_id, dag in bag.dags.items()},
@@ -99,6 +102,7 @@ GOOD_PARAMS = [
     ("min_prob", 0),
     ("max_new_tokens", 96),
     ("as_of", None),
+    ("allow_deletions", True),
     ("as_of", "1998-04-01T00:00:00Z"),
     ("as_of", "1998-04-01T00:00:00.000+02:00"),
 ]
@@ -154,7 +158,7 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
     (config / "movies.toml").write_text(movies, "utf-8")
     (config / "films.toml").write_text(HOURLY + movies, "utf-8")
-    return parse(home, DARE_CONFIG_DIR=str(config))
+    return parse(home, DARE_CONFIG_DIR=str(config), DARE_SPARK_HOURS="5")
 
 
 def test_every_domain_has_its_dags_and_all_files_import_without_error(parsed: dict[str, Any]) -> None:
@@ -291,6 +295,16 @@ def test_a_dag_starts_paused_runs_once_at_a_time_and_explains_itself(parsed: dic
         assert (dag["owner"], dag["tags"], dag["doc"]) == ("dare", sorted(["dare", *domain]), True), dag_id
 
 
+def test_no_task_may_take_for_ever(parsed: dict[str, Any]) -> None:
+    hours = {
+        (dag_id, task_id): task["hours"]
+        for dag_id, dag in parsed["dags"].items()
+        for task_id, task in dag["tasks"].items()
+    }
+    longer = {"pull": 5, "group": 5, "build": 5, "generate": 20, "write_texts": 20, "evaluate": 20, "approve": 192}
+    assert hours == {(dag_id, task_id): longer.get(task_id, 6) for dag_id, task_id in hours}
+
+
 def test_a_refresh_has_a_deadline_and_a_backfill_of_days_has_none(parsed: dict[str, Any]) -> None:
     assert parsed["dags"]["refresh_knowledge_movies"]["deadline"]
     assert not parsed["dags"]["backfill_knowledge_movies"]["deadline"]
@@ -301,7 +315,9 @@ def test_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any], error: s
     assert parsed["retries"][error] == "retry"
 
 
-@pytest.mark.parametrize("error", ["ModelError", "InputError", "SettingError", "PoolError", "QualityError"])
+@pytest.mark.parametrize(
+    "error", ["ModelError", "InputError", "SettingError", "PoolError", "QualityError", "AirflowTaskTimeout"]
+)
 def test_what_needs_a_person_fails_at_once(parsed: dict[str, Any], error: str) -> None:
     assert parsed["retries"][error] == "fail"
 

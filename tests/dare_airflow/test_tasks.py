@@ -1,7 +1,14 @@
 """What tasks decide, asked in a process of its own."""
 
-import pytest
+import json
+from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
+from sqlalchemy import Engine
+
+from dare_airflow.setup import connection_fields
+from dare_core.warehouse.runs import record_run
 from tests.support.airflow_process import in_airflow
 
 DECIDE = """
@@ -52,6 +59,35 @@ print(json.dumps({
     "slices": [slice_after("cold", {"item_limit": 2, "slice": 1}), slice_after("cold__slice-2", {"slice": 2})],
 }))
 """
+
+LIST_RUNS = """
+import json, os, sys
+from pathlib import Path
+
+from dare_airflow.run_reports import listed_runs
+
+found = [run.run_id for run in listed_runs()]
+del os.environ["AIRFLOW_CONN_DARE_WAREHOUSE"]
+try:
+    listed_runs()
+    said = ""
+except Exception as error:
+    said = f"{type(error).__name__}: {error}"
+print(json.dumps([found, said, Path(os.environ["DARE_DATA_DIR"]).exists()]))
+"""
+
+
+def test_pages_read_the_warehouse_of_airflows_connection_and_start_no_server(
+    tmp_path: Path, warehouse_url: str, engine: Engine
+) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    record_run(engine, "monday", domain="movies", state="planned", params="{}", model="m", planned=1, started_at=now)
+    connection = json.dumps(connection_fields(warehouse_url))
+    variables = {"AIRFLOW_CONN_DARE_WAREHOUSE": connection, "DARE_DATA_DIR": str(tmp_path / "data")}
+    found, said, started = in_airflow(LIST_RUNS, tmp_path, **variables)
+    assert found == ["monday"]
+    assert said.startswith("WarehouseError: no warehouse is known here: set DARE_WAREHOUSE_URL, or")
+    assert not started
 
 
 @pytest.fixture(scope="module")
