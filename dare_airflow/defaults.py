@@ -8,13 +8,15 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 from pydantic import ValidationError
 
 from dare_airflow.installation import SETTINGS
-from dare_core.errors import DareError, OutOfMemoryError, SourceError, StorageError, WarehouseError
+from dare_core.errors import DareError, OutOfMemoryError, RunInUseError, SourceError, StorageError, WarehouseError
 
-#: Full memory, a full disk and what another server may mend are worth another try, and so is a killed worker, of which
-#: no policy is asked. Any other error in the user's words fails at once.
+#: Full memory, a full disk, what another server may mend and a run that somebody else is at are worth another try, and
+#: so is a killed worker, of which no policy is asked. Any other error in the user's words fails at once.
 RETRY_POLICY = ExceptionRetryPolicy(
     [
-        RetryRule([WarehouseError, SourceError, StorageError, OutOfMemoryError, MemoryError], RetryAction.RETRY),
+        RetryRule(
+            [WarehouseError, SourceError, StorageError, RunInUseError, OutOfMemoryError, MemoryError], RetryAction.RETRY
+        ),
         RetryRule([DareError, ValidationError], RetryAction.FAIL, reason="Trying again would not help"),
         # Three times as long would a Spark without executors block its domain, or a hanging server.
         RetryRule([AirflowTaskTimeout], RetryAction.FAIL, reason="It took longer than the settings allow"),

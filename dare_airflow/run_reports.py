@@ -13,7 +13,7 @@ from urllib.parse import quote
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
 
-from dare_airflow.run_request import folder_name
+from dare_airflow.run_names import folder_name
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey

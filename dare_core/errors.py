@@ -43,6 +43,10 @@ class WarehouseError(DareError):
     """The warehouse cannot be reached, lacks the ``vector`` extension, or has another schema version."""
 
 
+class RunInUseError(DareError):
+    """Another process is at the same run. Once it has ended, another try goes on."""
+
+
 class QualityError(DareError):
     """Source tables, texts or features are not what they must be, or too many texts failed validation."""
 

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from pydantic import ValidationError
@@ -42,6 +43,9 @@ def pipeline_run(
     min_prob: MinProb = None,
     max_new_tokens: MaxNewTokens = None,
     as_of: Annotated[datetime | None, typer.Option(help="nothing that happened later is seen; UTC")] = None,
+    allow_deletions: Annotated[
+        bool, typer.Option("--allow-deletions", help="however much is gone from the source, it is meant")
+    ] = False,
     order: Annotated[PlanOrder | None, typer.Option(help="who comes first under a limit; active: by events")] = None,
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
     engine: EngineOption = None,
@@ -52,7 +56,7 @@ def pipeline_run(
 
     settings = settings_of(engine=engine and engine.value)
     asked = {
-        "run_id": run_id or datetime.now(UTC).strftime("cli-%Y%m%dT%H%M%S"),
+        "run_id": run_id or f"{datetime.now(UTC):cli-%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
         "domain": domain,
         "kinds": tuple(kind) if kind else None,
         "item_limit": item_limit,
@@ -62,6 +66,7 @@ def pipeline_run(
         "min_prob": min_prob,
         "max_new_tokens": max_new_tokens,
         "as_of": as_of and as_of.replace(tzinfo=UTC),
+        "allow_deletions": allow_deletions,
         "order": order and order.value,
     }
     try:

@@ -214,7 +214,7 @@ def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, tuple[st
     settings = settings_of(model=model)
     texts = read_knowledge(knowledge)
     tokenizer = models.load_tokenizer(settings)
-    return texts, (settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
+    return texts, (settings.model, models.tokenizer_hash(tokenizer), models.vocabulary_size(settings))
 
 
 def _show_pool(root: str, version: str | None, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -69,6 +70,9 @@ class Settings(BaseSettings):
     model: str = Field(BUNDLED_MODEL, description="a transformers causal LM: hub id, folder, or the bundled one")
     trust_remote_code: bool = Field(False, description="run code that a model repository brings along")
     ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
+    ignore_generation_config: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="further keys of a model's generation config to decode without, separated by commas"
+    )
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     engine: Literal["transformers", "vllm"] = Field(
@@ -118,6 +122,7 @@ class Settings(BaseSettings):
     )
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+    max_slice_loss: Share = Field(0.5, description="a backfill stops when a slice loses more of its texts")
 
     probe_share: Share = Field(
         0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
@@ -165,6 +170,11 @@ class Settings(BaseSettings):
         if isinstance(value, str) and "\0" in value:  # which neither a path nor a URL can hold
             raise ValueError("a NUL character is not allowed")
         return value
+
+    @field_validator("ignore_generation_config", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @field_validator("data_dir", "config_dir", "vllm_python", "jdbc_driver_jar", mode="before")
     @classmethod

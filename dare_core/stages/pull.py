@@ -1,6 +1,7 @@
 """Pull what changed in the source tables, and what is gone from them; check it."""
 
 import logging
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dare_core.quality.source import check_source
 from dare_core.schemas import PULLED, Kind
 from dare_core.sources.spark_submit import submit
 from dare_core.sources.tables_there import require_tables
+from dare_core.stages.ownership import owned
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
@@ -31,7 +33,9 @@ class PullWindow(BaseModel):
     Attributes:
         until: the latest moment seen, inclusive.
         since: the earliest change read anew, inclusive, by kind; a kind without is read whole.
-        kinds: those that are read; of the others, an earlier pull saw everything up to ``until``.
+        kinds: those that are read.
+        as_read: the run is of now, so that rows which change after ``until`` are taken as they are read.
+        hidden: once it was read: interactions that no history shows, since their item changed after ``until``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,8 +43,11 @@ class PullWindow(BaseModel):
     until: AwareDatetime
     since: dict[Kind, AwareDatetime]
     kinds: tuple[Kind, ...]
+    as_read: bool = False
+    hidden: int = 0
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Spark: what changed in the source tables since the watermark, up to ``as_of``, and what is gone from them.
 
@@ -56,7 +63,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
             window = _open_window(engine, domain, request)
             run_files.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
         window = read_window(run_dir)
-        if not window.kinds:
+        if not window.kinds:  # as an earlier release fixed it
             log.info("everything up to %s has been pulled before", window.until)
             return dict.fromkeys(request.kinds, 0)
         require_tables(domain, url)
@@ -65,10 +72,14 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
             *("--kinds", *window.kinds),
             *(part for kind, since in window.since.items() for part in ("--since", f"{kind}={since.isoformat()}")),
             *("--as-of", window.until.isoformat()),
+            *(["--as-read"] if window.as_read else []),
+            *(["--allow-deletions"] if request.allow_deletions else []),
             *("--out", str(run_dir / "pulled")),
         ]
         summary: dict[str, Any] = submit(settings, "pull", arguments, url)
-    found: list[Finding] = []
+    window = window.model_copy(update={"hidden": summary.get("hidden_interactions", 0)})
+    run_files.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
+    found = [*_dropped(domain, summary), *_left_out(window, summary)]
     for kind in window.kinds:
         if summary.get(kind):
             pulled = run_files.read_table(run_dir / "pulled" / kind, PULLED)
@@ -76,19 +87,36 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return summary | {"warnings": weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
 
 
+def _dropped(domain: Domain, summary: Mapping[str, int]) -> Iterator[Finding]:
+    """A warning where many of the new interactions have no user or item."""
+    warn = domain.quality.source.dropped_interactions.warn
+    dropped, new = summary.get("dropped_interactions", 0), summary.get("new_interactions", 0)
+    if warn is not None and dropped and dropped >= warn * new:
+        found = f"{dropped} of {new} new ones, bound {warn:g}"
+        yield Finding("interactions whose user or item is in no table", "warning", found)
+
+
+def _left_out(window: PullWindow, summary: Mapping[str, int]) -> Iterator[Finding]:
+    """A warning where a run of the past shows less than there was, since what changed later cannot be shown."""
+    counts = {f"{kind}s": summary.get(f"{kind}_later", 0) for kind in window.kinds}
+    counts["entries of histories"] = window.hidden
+    if not window.as_read and any(counts.values()):
+        found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        yield Finding(f"left out, since they changed after {window.until.isoformat()}", "warning", found)
+
+
 def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWindow:
-    """From before the watermark, for what came late, up to ``as_of``.
+    """From before the watermark, for what came late, up to ``as_of``; of a moment before the watermark, everything.
 
     The end is never later than now, by the clock of this machine and by that of the database: a watermark in the future
     would leave out all that changes until then. Where there is one, since a clock was set back, all is read again.
     """
-    now = min(datetime.now(UTC), clock(engine))
-    until = min(request.as_of or now, now)
+    until = min(request.as_of or datetime.max.replace(tzinfo=UTC), datetime.now(UTC), clock(engine))
     overlap = timedelta(minutes=domain.source.overlap_minutes)
     marks = {kind: watermark(engine, domain.name, kind) for kind in request.kinds}
-    since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None and mark <= now}
-    kinds = tuple(kind for kind in request.kinds if kind not in since or since[kind] <= until)
-    return PullWindow(until=until, since={kind: since[kind] for kind in kinds if kind in since}, kinds=kinds)
+    since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None and mark <= until}
+    as_read = request.as_of is None or request.as_of > until
+    return PullWindow(until=until, since=since, kinds=request.kinds, as_read=as_read)
 
 
 def read_window(run_dir: Path) -> PullWindow:

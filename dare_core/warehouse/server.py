@@ -35,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
+from dare_core.storage.atomic import appearing
 from dare_core.warehouse.connection import connect, driver_cursor, reason
 
 with warnings.catch_warnings():
@@ -375,14 +376,15 @@ def _programs_for_everybody() -> Path:
     place = _PUBLIC / f"postgresql-{hashlib.sha256(os.fsencode(_PROGRAMS)).hexdigest()[:16]}"
     try:
         if not place.exists():
-            scratch = place.with_name(f"{place.name}.{os.getpid()}")
-            shutil.copytree(_PROGRAMS.parent, scratch, symlinks=True)
-            for folder in (_PUBLIC, scratch):
-                folder.chmod(0o755)
-            scratch.rename(place)
+            with appearing(place) as scratch:
+                shutil.copytree(_PROGRAMS.parent, scratch, symlinks=True)
+                for folder in (_PUBLIC, scratch):
+                    folder.chmod(0o755)
     except OSError as error:
-        raise WarehouseError(
-            f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; they "
-            f"cannot be copied to {place} ({error}): run `dare` as another user, or install it where others can read"
-        ) from None
+        if not place.exists():  # else another process copied them first, which is as good
+            raise WarehouseError(
+                f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; "
+                f"they cannot be copied to {place} ({error}): run `dare` as another user, or install it where others "
+                "can read"
+            ) from None
     return place / _PROGRAMS.name

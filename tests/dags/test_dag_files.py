@@ -1,6 +1,7 @@
 """The DAG files as Airflow's DAG processor sees them: parsed in a process of their own, with an empty AIRFLOW_HOME."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from dare_core import errors
 from dare_airflow.defaults import RETRY_POLICY
-from dare_airflow.run_request import folder_name
+from dare_airflow.run_names import folder_name
 
 print(json.dumps({
     "folders": [folder_name(*run) for run in json.loads(sys.argv[3])],
@@ -101,6 +102,7 @@ GOOD_PARAMS = [
     ("min_prob", 0),
     ("max_new_tokens", 96),
     ("as_of", None),
+    ("allow_deletions", True),
     ("as_of", "1998-04-01T00:00:00Z"),
     ("as_of", "1998-04-01T00:00:00.000+02:00"),
 ]
@@ -125,6 +127,12 @@ RUNS = [
     ("refresh_knowledge_films", "scheduled__2026-01-01T00:00:00+00:00"),
     ("refresh_knowledge_movies", "scheduled__2026-01-01T00:00:00+00:00"),
     ("refresh_knowledge_movies", "manual__2026-01-01T00:00:00+00:00_x/../.."),
+    ("refresh_knowledge_movies", "night-1"),
+    ("refresh_knowledge_films", "night-1"),
+    ("backfill_knowledge_films", "night-1"),
+    *(("refresh_knowledge_movies", f"a{between}b") for between in ":+~"),
+    ("refresh_knowledge_movies", "a" * 250),
+    ("refresh_knowledge_movies", "a" * 249),
 ]
 #: A second domain, with a schedule of its own.
 HOURLY = """
@@ -182,10 +190,12 @@ def test_domain_files_that_are_broken_are_import_errors_and_the_other_domains_ke
 def test_two_domains_runs_of_one_moment_have_folders_of_their_own_and_no_name_leads_elsewhere(
     parsed: dict[str, Any],
 ) -> None:
-    films, movies, by_hand = parsed["folders"]
-    assert films == "refresh_knowledge_films__scheduled__2026-01-01T00-00-00-00-00"
-    assert movies == films.replace("films", "movies")
-    assert by_hand == "manual__2026-01-01T00-00-00-00-00_x-..-.."
+    films, _, by_hand, named, _, _, *alike = parsed["folders"]
+    assert re.sub("-[0-9a-f]{8}$", "", films) == "refresh_knowledge_films__scheduled__2026-01-01T00-00-00-00-00"
+    assert re.sub("-[0-9a-f]{8}$", "", by_hand) == "refresh_knowledge_movies__manual__2026-01-01T00-00-00-00-00_x-..-.."
+    assert named == "refresh_knowledge_movies__night-1"
+    assert len(set(parsed["folders"])) == len(RUNS)
+    assert len({re.sub("-[0-9a-f]{8}$", "", name) for name in alike}) == 2
     assert all(RunRequest(run_id=name).run_id == name for name in parsed["folders"])
 
 
@@ -300,7 +310,7 @@ def test_a_refresh_has_a_deadline_and_a_backfill_of_days_has_none(parsed: dict[s
     assert not parsed["dags"]["backfill_knowledge_movies"]["deadline"]
 
 
-@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "OutOfMemoryError", "MemoryError"])
+@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "RunInUseError", "OutOfMemoryError", "MemoryError"])
 def test_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any], error: str) -> None:
     assert parsed["retries"][error] == "retry"
 
