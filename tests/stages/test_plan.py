@@ -298,6 +298,7 @@ def test_a_pull_reads_from_before_the_watermark_and_keeps_its_window(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
+    monkeypatch.setattr(pull, "require_tables", lambda domain, url: None)
     monkeypatch.setattr(pull, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
     put(engine, kind="user", to=NOW)
     request = RunRequest(run_id="r", as_of=NOW + timedelta(days=1))
@@ -316,6 +317,7 @@ def test_a_clock_that_runs_ahead_moves_no_watermark_into_the_future(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
+    monkeypatch.setattr(pull, "require_tables", lambda domain, url: None)
     monkeypatch.setattr(pull, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
     late = datetime.now(UTC) + timedelta(days=3)
     pull.run(settings, RunRequest(run_id="ahead", as_of=late))
