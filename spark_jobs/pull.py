@@ -16,27 +16,24 @@ The warehouse, the default source, is the URL in ``DARE_WAREHOUSE_URL``, which n
 """
 
 import argparse
-import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as sf
-from pyspark.sql.types import StringType
 
 from dare_core.config.domains import Domain, EntityTable, read_domain
 from dare_core.errors import SettingError
 from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
+from spark_jobs.attributes import json_objects
+from spark_jobs.column_values import column, in_calendar
 from spark_jobs.postgres_source import Timeless, TimeWindow
 from spark_jobs.session import run
-from spark_jobs.source_tables import Section, SourceTables, column, failures_in_words, in_calendar
+from spark_jobs.source_tables import Section, SourceTables, failures_in_words
 
 #: The section of the domain file that each kind's table is in.
 SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
@@ -79,7 +76,14 @@ def pull(
             or more of a kind is gone than ``max_deleted_share``.
     """
     _check_names(domain)
-    tables = SourceTables(spark, domain, warehouse_url)
+    with SourceTables.opened(spark, domain, warehouse_url) as tables:
+        return _pull(tables, kinds, since, as_of, out)
+
+
+def _pull(
+    tables: SourceTables, kinds: Sequence[Kind], since: Mapping[Kind, datetime], as_of: datetime, out: Path | str
+) -> dict[str, int]:
+    domain = tables.domain
     counts: dict[str, int] = {}
     dropped: Observation | None = None
     for kind in kinds:
@@ -319,42 +323,6 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
 def _time(name: str) -> Column:
     """The column as a time; null where it cannot be read as one (a file may hold text)."""
     return in_calendar(column(name).try_cast("timestamp"))
-
-
-def _as_json(structs: pa.Array) -> pa.Array:
-    return pa.array([json.dumps(_plain(row), ensure_ascii=False) for row in structs.to_pylist()], pa.string())
-
-
-#: A column of structs as JSON objects, as ``attributes`` holds them.
-json_objects = sf.arrow_udf(_as_json, StringType())
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: no nulls inside objects and lists, times in ISO 8601, numbers as numbers."""
-    match value:
-        case dict():
-            plain = {key: _plain(inner) for key, inner in value.items()}
-            if isinstance(plain.get("value"), str):  # of a CSV file
-                plain["value"] = _number(plain["value"])
-            return {key: inner for key, inner in plain.items() if inner is not None}
-        case list():
-            return [inner for inner in map(_plain, value) if inner is not None]
-        case datetime() | date():
-            return value.isoformat()
-        case float() | Decimal():
-            if not math.isfinite(value):
-                return None
-            return int(value) if value == int(value) else float(value)
-        case _:
-            return value
-
-
-def _number(text: str) -> Any:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return _plain(number) if math.isfinite(number) else text
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
