@@ -9,7 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from dare_core.reports.figures import save_figure
+from dare_core.reports.chart_style import COLOURS, save_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,15 +23,20 @@ _CONTENDERS: Final = {
     "vllm": ("vLLM", "#f2a93b"),
     "vllm_ngram": ("vLLM, n-gram drafts", "#b86b00"),
     "undrafted": ("DARE engine, no drafts", "#a6cbe8"),
-    "strict": ("DARE strict", "#2878b5"),
+    "strict": ("DARE strict", COLOURS["passed"]),
     "ungrouped_relaxed": ("DARE relaxed, one pool for all groups", "#8fd0b4"),
-    "relaxed": ("DARE relaxed", "#0f8a5f"),
+    "relaxed": ("DARE relaxed", COLOURS["dare"]),
 }
 #: For contenders that are not known here.
 _SPARE: Final = ("#cc79a7", "#8c6bb1", "#a6761d", "#e7298a")
 
-_PARTS: Final = {"draft": "#f2a93b", "forward": "#c9d3dc", "verify": "#2878b5", "commit": "#0f8a5f"}
-_POLICIES: Final = {"plain": "#858585", "fixed": "#d9822b", "budgeted": "#2878b5"}
+_PARTS: Final = {
+    "draft": COLOURS["lost"],
+    "forward": COLOURS["neutral"],
+    "verify": COLOURS["passed"],
+    "commit": COLOURS["dare"],
+}
+_POLICIES: Final = {"plain": COLOURS["plain"], "fixed": COLOURS["lost"], "budgeted": COLOURS["passed"]}
 _MODES: Final[dict[str, Literal["-", "--"]]] = {"relaxed": "-", "strict": "--"}
 
 _PRECISION: Final = re.compile(r"(?:^|_)(bf16|fp16|int8)(?=_)")
@@ -48,6 +53,7 @@ class _Measured(NamedTuple):
     name: str
 
 
+@style()
 def draw_decode(result: Mapping[str, Any], path: Path) -> None:
     """Draw tokens per second, a panel per precision and batch size, and where the engine's time went.
 
@@ -85,15 +91,16 @@ def draw_decode(result: Mapping[str, Any], path: Path) -> None:
                 axes.set_xlim(-0.6, width - 0.4)
                 axes.set_xlabel(f"{batch} sequence{'s' if batch > 1 else ''}" if group else "")
             row[0].set_ylabel(precision or "full precision")
-    left.suptitle("Tokens per second (scale of each panel its own; whiskers: slowest and fastest run)", fontsize=11)
+    left.suptitle("Tokens per second (scale of each panel its own; whiskers: slowest and fastest run)")
     left.legend(
         handles=[Patch(color=styles[name][1], label=styles[name][0]) for name in contenders],
-        loc="outside lower center", ncols=3, frameon=False,
+        loc="outside lower center", ncols=3,
     )  # fmt: skip
     _draw_shares(right, shares)
     save_figure(figure, path)
 
 
+@style()
 def draw_projection(result: Mapping[str, Any], path: Path) -> None:
     """Draw the speed-up over plain decoding by batch size, a panel per GPU and model.
 
@@ -112,7 +119,7 @@ def draw_projection(result: Mapping[str, Any], path: Path) -> None:
     for row, (gpu, by_model) in zip(grid, speedup.items(), strict=True):
         for axes, model in zip(row, models, strict=True):
             _draw_speedup(axes, by_model.get(model, {}))
-            axes.set_title(f"{gpu}, {model}", fontsize=10)
+            axes.set_title(f"{gpu}, {model}")
     for axes in grid[-1]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
@@ -121,9 +128,9 @@ def draw_projection(result: Mapping[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("speed-up over plain")
     key = [Line2D([], [], color=colour, linewidth=2, label=policy) for policy, colour in _POLICIES.items()]
-    key += [Line2D([], [], color="black", linestyle=line, label=mode) for mode, line in _MODES.items()]
-    figure.legend(handles=key, loc="outside lower center", ncols=len(key), frameon=False)
-    figure.suptitle("Decoding speed on GPUs: projection, not measured", fontsize=13)
+    key += [Line2D([], [], color=COLOURS["ink"], linestyle=line, label=mode) for mode, line in _MODES.items()]
+    figure.legend(handles=key, loc="outside lower center", ncols=len(key))
+    figure.suptitle("Decoding speed on GPUs: projection, not measured")
     save_figure(figure, path)
 
 
@@ -131,14 +138,14 @@ def _draw_speeds(axes: "Axes", bars: Sequence[tuple[tuple[str, str], float, Sequ
     for place, ((_, colour), speed, made) in enumerate(bars):
         slowest, fastest = min(made or [speed]), max(made or [speed])
         axes.bar(place, speed, 0.9, color=colour)
-        axes.vlines(place, slowest, fastest, color="#222222", linewidth=1)
+        axes.vlines(place, slowest, fastest, color=COLOURS["ink"], linewidth=1)
         text = f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}"
         axes.annotate(text, (place, max(speed, fastest)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])  # the bars bear their numbers
     axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
-    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(bool(bars))
 
 
@@ -159,11 +166,10 @@ def _draw_shares(figure: "SubFigure", shares: Mapping[str, Mapping[str, float]])
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0, labelsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Where a step's time goes, %", fontsize=11)
+    figure.suptitle("Where a step's time goes, %")
     figure.legend(
         handles=[Patch(color=colour, label=part) for part, colour in colours.items()],
-        loc="outside lower center", ncols=4, frameon=False, handlelength=1, columnspacing=1,
+        loc="outside lower center", ncols=4, handlelength=1, columnspacing=1,
     )  # fmt: skip
 
 
@@ -183,10 +189,8 @@ def _draw_speedup(axes: "Axes", by_mode: Mapping[str, Mapping[str, Mapping[str, 
                 markersize=3,
             )
     if not drawn:
-        axes.text(0.5, 0.5, "does not fit in memory", transform=axes.transAxes, ha="center", color="#666666")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+        axes.text(0.5, 0.5, "does not fit in memory", transform=axes.transAxes, ha="center", color=COLOURS["soft"])
+    axes.grid(axis="y")
 
 
 def _lines(speedup: Mapping[str, Any]) -> list[Mapping[str, float]]:

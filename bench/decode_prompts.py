@@ -110,5 +110,7 @@ def strict_pool(
             if len(rows) % 50 == 0:
                 on_progress(f"pool: {len(rows)} of {len(others)} texts")
         rows.sort(key=lambda row: (row["group"], row["token_ids"]))
-        PoolBuilder(store, settings.model, tokenizer_hash, len(tokenizer)).build(pa.Table.from_pylist(rows, POOL_TEXT))
+        PoolBuilder(store, settings.model, tokenizer_hash, models.vocabulary_size(settings)).build(
+            pa.Table.from_pylist(rows, POOL_TEXT)
+        )
     return Pool.open(store, tokenizer_hash)

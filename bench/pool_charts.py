@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dare_core.reports.figures import save_figure
+from dare_core.reports.chart_style import COLOURS, save_figure, style
 
 _SEARCH: Final = {
     "search_us_p50": "one sequence, median",
@@ -13,6 +13,7 @@ _SEARCH: Final = {
 }
 
 
+@style()
 def draw_pools(result: Mapping[str, Any], path: Path) -> None:
     """Draw build rate, bytes per token, and search times by the tokens of a pool.
 
@@ -26,17 +27,16 @@ def draw_pools(result: Mapping[str, Any], path: Path) -> None:
     measured = [result["sizes"][str(size)] for size in sizes]
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     build, room, search = figure.subplots(1, 3)
-    build.plot(sizes, [one["build_tokens_per_s"] / 1e6 for one in measured], "o-", color="#2878b5")
-    build.set_title("Build, million tokens per second, one core", fontsize=10)
-    room.plot(sizes, [one["bytes_per_token"] for one in measured], "o-", color="#2878b5")
-    room.set_title("Bytes per token, global pool included", fontsize=10)
-    for (key, name), colour in zip(_SEARCH.items(), ("#2878b5", "#d9822b", "#0f8a5f"), strict=True):
+    build.plot(sizes, [one["build_tokens_per_s"] / 1e6 for one in measured], "o-", color=COLOURS["passed"])
+    build.set_title("Build, million tokens per second, one core")
+    room.plot(sizes, [one["bytes_per_token"] for one in measured], "o-", color=COLOURS["passed"])
+    room.set_title("Bytes per token, global pool included")
+    for (key, name), colour in zip(_SEARCH.items(), (COLOURS["passed"], COLOURS["lost"], COLOURS["dare"]), strict=True):
         search.plot(sizes, [one[key] for one in measured], "o-", color=colour, label=name)
-    search.set_title("Search and tree of 64 nodes, microseconds", fontsize=10)
-    search.legend(frameon=False, fontsize=8)
+    search.set_title("Search and tree of 64 nodes, microseconds")
+    search.legend()
     for axes in (build, room, search):
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("tokens of the pool")
-        axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

@@ -5,8 +5,9 @@ by the stages of `refresh_knowledge`. Then it starts the next run, until nothing
 served first, and each slice drafts from a pool of those before.
 
 It may take days, and any run may be stopped. A slice too many of whose texts fail validation is red, and the next one
-goes on with others; after any other failure the chain stops: clear the failed task to go on with that slice, or trigger
-the DAG again to plan anew. What was loaded stays and is not written twice.
+goes on with others; one that loses more than the setting `max_slice_loss` stops the chain and alerts. After any
+other failure the chain stops: clear the failed task to go on with that slice, or trigger the DAG again to plan anew.
+What was loaded stays and is not written twice.
 
 Pause `refresh_knowledge_<domain>` meanwhile: its daily run would write all that is missing in one go.
 """

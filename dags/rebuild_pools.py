@@ -8,7 +8,8 @@ tokens per step it would give on the newest texts, whose own entities are left o
 
 The **promotion gate**: where that falls by more than the setting `max_acceptance_loss`, *approve* waits for a person
 (Required Actions in the UI) for a week, then rejects. Otherwise it is skipped. *publish* puts the candidates in force;
-they serve the next run. Rejected candidates are removed by `maintain`. Re-running is safe.
+they serve the next run. Where nothing is new, both are skipped, and the asset `dare://<domain>/pools` is not updated.
+Rejected candidates are removed by `maintain`. Re-running is safe.
 """
 
 from airflow.sdk import DAG

@@ -11,12 +11,19 @@ from dare_airflow.run_request import run_request
 
 @task(trigger_rule=TriggerRule.ALL_DONE)
 def next_slice(domain: str) -> None:
-    """Start the next run, if this slice came to its end and was not empty."""
+    """Start the next run, if this slice came to its end and was not empty; fail and alert where it lost too much."""
+    from dare_core.errors import QualityError
+    from dare_core.operations.alerts import raise_alert
     from dare_core.stages import order
 
-    if not order.slice_ended(settings(), run_request(domain)):
-        raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
     context = get_current_context()
+    try:
+        if not order.slice_ended(settings(), run_request(domain)):
+            raise AirflowSkipException("Nothing is missing, or a stage failed before texts were judged")
+    except QualityError as error:
+        names = {"dag_id": context["dag"].dag_id, "run_id": context["run_id"]}
+        raise_alert(settings(), "backfill stopped", **names, reason=str(error))
+        raise
     run_id, form = slice_after(context["run_id"], context["params"])
     raise DagRunTriggerException(  # what TriggerDagRunOperator raises; importing it costs a second
         trigger_dag_id=context["dag"].dag_id,

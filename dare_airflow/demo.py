@@ -21,6 +21,7 @@ from rich.text import Text
 from dare_airflow.client import TaskState
 from dare_airflow.local.airflow import LocalAirflow
 from dare_airflow.local.processes import exit_on_signals
+from dare_airflow.run_names import folder_name
 from dare_airflow.runs import RunFailedError
 from dare_core.config.settings import Settings
 from dare_core.sources.bundled import prepare
@@ -105,6 +106,7 @@ def _demonstrate(settings: Settings, warehouse_url: str, console: Console) -> No
             console.print(f"[bold]4/5[/] {REFRESH} for as many others, drafting from the pool")
             _refresh(airflow, second, console)
 
+        first, second = (folder_name(REFRESH, run_id) for run_id in (first, second))
         console.print(f"[bold]5/5[/] The same model by plain transformers generate, {BASELINE_PROMPTS} of the prompts")
         baseline = _baseline(settings, engine, second)
         console.print(_summary(settings, engine, first, second, baseline))

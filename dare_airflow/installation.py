@@ -2,10 +2,11 @@
 
 from airflow.sdk import DAG, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInvalid
+from pydantic import SecretStr
 
-from dare_core.config.domains import Domain, domain_names, load_domain
+from dare_core.config.domains import Domain, domain_names, load_domain, misnamed_files
 from dare_core.config.settings import WAREHOUSE_CONNECTION, Settings, load_settings
-from dare_core.errors import SettingError
+from dare_core.errors import SettingError, WarehouseError
 
 #: As they are when a DAG file is parsed; tasks read them anew, by :func:`settings`.
 SETTINGS = load_settings()
@@ -13,7 +14,7 @@ SETTINGS = load_settings()
 #: The domains that have DAGs.
 DOMAINS: list[Domain] = []
 #: What is wrong with the files of the others; `dags/domain_errors.py` shows it.
-DOMAIN_ERRORS: list[SettingError] = []
+DOMAIN_ERRORS: list[SettingError] = misnamed_files(SETTINGS)
 
 
 def settings() -> Settings:
@@ -29,6 +30,23 @@ def settings() -> Settings:
         fields = ("login", "password", "host", "port", "schema", "extra")
         found = load_settings(warehouse_url=warehouse_url({name: getattr(connection, name) for name in fields}))
     return found
+
+
+def served_settings() -> Settings:
+    """:func:`settings` for what merely looks: a warehouse that is there already, or none.
+
+    Raises:
+        WarehouseError: neither settings nor connection name a warehouse, and the embedded server does not run.
+    """
+    from dare_core.warehouse.server import running
+
+    found = settings()
+    if (url := running(found)) is None:
+        raise WarehouseError(
+            f"no warehouse is known here: set DARE_WAREHOUSE_URL, or Airflow's connection {WAREHOUSE_CONNECTION} "
+            "(`dare airflow setup` makes it); an embedded server is not started for a page"
+        )
+    return found.model_copy(update={"warehouse_url": SecretStr(url)})
 
 
 def schedule(asked: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import TriggerRule, get_current_context, task
 
+from dare_airflow.defaults import SPARK_TIMEOUT
 from dare_airflow.installation import settings
 from dare_core.config.kinds import Kind
 
@@ -22,7 +23,7 @@ _QUESTION = """Drafts of the new pool would be accepted less than those of the p
 Candidates = dict[str, dict[str, Any]]
 
 
-@task
+@task(execution_timeout=SPARK_TIMEOUT)
 def build(domain: str) -> Candidates:
     """Add what is new to the pools of the kinds whose knowledge was loaded, and measure the candidates."""
     from dare_core.stages import pools
@@ -38,8 +39,10 @@ def kinds_of(events: Iterable[Any], params: dict[str, Any]) -> list[Kind]:
 
 
 @task.branch
-def gate(candidates: Candidates) -> str:
-    """The task that follows: a person's approval where any candidate falls behind, else publication."""
+def gate(candidates: Candidates) -> str | list[str]:
+    """What follows: a person's approval where any candidate falls behind, else publication; nothing without any."""
+    if not candidates:
+        return []
     return "approve" if any(found["falls"] for found in candidates.values()) else "publish"
 
 
@@ -50,6 +53,7 @@ def approve(domain: str) -> ApprovalOperator:
         subject=f"Publish the new pools of {domain}?",
         body=_QUESTION,
         response_timeout=timedelta(days=7),
+        execution_timeout=timedelta(days=8),  # waiting counts
         defaults=ApprovalOperator.REJECT,
     )
 

@@ -13,11 +13,13 @@ from urllib.parse import quote
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
 
-from dare_airflow.run_request import folder_name
+from dare_airflow.run_names import folder_name
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
     from fastapi import FastAPI
+
+    from dare_core.reports.overview import ListedRun
 
 PREFIX = "/dare"
 
@@ -42,6 +44,7 @@ def create_app() -> "FastAPI":
     from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
     from dare_core.config.settings import load_settings
+    from dare_core.errors import DareError
     from dare_core.reports import overview
 
     def require_reader(user: GetUserDep) -> None:
@@ -59,7 +62,11 @@ def create_app() -> "FastAPI":
 
     @app.get("/runs/")
     def runs() -> HTMLResponse:
-        return HTMLResponse(overview.runs_page(overview.list_runs(load_settings())), headers=HEADERS)
+        try:
+            found = listed_runs()
+        except DareError as error:
+            raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, str(error)) from None
+        return HTMLResponse(overview.runs_page(found), headers=HEADERS)
 
     @app.get("/runs/{run_id}/report.html")
     def report(run_id: str) -> FileResponse:
@@ -74,6 +81,18 @@ def create_app() -> "FastAPI":
         return FileResponse(found, headers=HEADERS)
 
     return app
+
+
+def listed_runs() -> "list[ListedRun]":
+    """The runs of the warehouse that tasks use; a page starts no server.
+
+    Raises:
+        DareError: no warehouse is known or answers; its words are for the page.
+    """
+    from dare_airflow.installation import served_settings
+    from dare_core.reports import overview
+
+    return overview.list_runs(served_settings())
 
 
 class RunReport(BaseOperatorLink):

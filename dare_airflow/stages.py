@@ -10,6 +10,7 @@ from airflow.sdk import XComArg, get_current_context, task, teardown
 from airflow.sdk.observability import stats
 
 from dare_airflow.assets import asset
+from dare_airflow.defaults import GENERATION_TIMEOUT, SPARK_TIMEOUT
 from dare_airflow.installation import SETTINGS, settings
 from dare_airflow.run_reports import RunReport
 from dare_airflow.run_request import run_request
@@ -38,13 +39,13 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
         asset(domain, what) for what in ("source", "entities", "knowledge", "features", "pools")
     )
 
-    @task(inlets=[source])
+    @task(inlets=[source], execution_timeout=SPARK_TIMEOUT)
     def pull() -> dict[str, Any]:
         from dare_core.stages import pull
 
         return pull.run(settings(), run_request(domain, **asked))
 
-    @task(outlets=[entities])
+    @task(outlets=[entities], execution_timeout=SPARK_TIMEOUT)
     def group() -> dict[str, Any]:
         from dare_core.stages import group
 
@@ -67,6 +68,7 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
         executor=SETTINGS.generation_executor,
         retries=8,
         retry_delay=timedelta(seconds=5),
+        execution_timeout=GENERATION_TIMEOUT,
         map_index_template="{{ task.op_kwargs['assignment'] }}",
     )
     def generate(assignment: dict[str, int]) -> dict[str, Any]:

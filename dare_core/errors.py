@@ -1,8 +1,8 @@
 """What can go wrong, in the user's words.
 
 Every error a user can cause or mend derives from :class:`DareError`. Its message is one line that says what was
-wrong, where, and what to do; the command line prints it and exits with status 2. Anything else that escapes is a
-defect of ours and keeps its traceback.
+wrong, where, and what to do; the command line prints it and exits with status 2. Anything else that escapes is named by
+its type there, and shows its traceback with ``--debug``.
 """
 
 from typing import Final
@@ -41,6 +41,10 @@ class PoolError(DareError):
 
 class WarehouseError(DareError):
     """The warehouse cannot be reached, lacks the ``vector`` extension, or has another schema version."""
+
+
+class RunInUseError(DareError):
+    """Another process is at the same run. Once it has ended, another try goes on."""
 
 
 class QualityError(DareError):

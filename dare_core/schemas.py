@@ -232,6 +232,19 @@ GENERATION_RUN: Final = pa.schema(
     ]
 )
 
+#: Whose a run is. ``params`` is what it was asked, as in GENERATION_RUN; ``owner`` is null between two stages; after
+#: ``expires_at`` the run counts as given up.
+RUN_LEASE: Final = pa.schema(
+    [
+        _required("run_id", pa.string()),
+        _required("domain", pa.string()),
+        _required("params", pa.string()),
+        _optional("owner", pa.string()),
+        _required("since", TIME),
+        _required("expires_at", TIME),
+    ]
+)
+
 #: One evaluation. Differences are of AUC, over paired seeds, with the ends of their 95% intervals: ``auc_delta`` of
 #: relaxed (2, 0.1) minus strict texts, ``auc_gain`` of strict texts minus none. ``result`` is a JSON object with all
 #: figures. Key: (domain, evaluated_at).

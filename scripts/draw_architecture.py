@@ -18,7 +18,7 @@ mpl.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from dare_core.reports.figures import save_figure
+from dare_core.reports.chart_style import save_figure
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 DRAWING: Final = PROJECT / "docs" / "architecture.svg"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dare_core.config.domains import read_domain
+from dare_core.config.domains import load_domain, read_domain
 from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.errors import DareError
 from dare_core.knowledge import shards
@@ -60,6 +60,14 @@ def domain(content: bytes) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
         (folder / "movies.toml").write_bytes(content)
         return read_domain(folder / "movies.toml")
+
+    return read
+
+
+def misnamed(name: str) -> Callable[[Path], object]:
+    def read(folder: Path) -> object:
+        (folder / name).write_text(SHIPPED)
+        return load_domain(load_settings(config_dir=folder), Path(name).stem)
 
     return read
 
@@ -132,6 +140,8 @@ TRIED: Final[Mapping[str, Callable[[Path], object]]] = {
     "a setting of a wrong kind": setting("DARE_BATCH_SIZE", "many"),
     "a setting without end": setting("DARE_DEADLINE_HOURS", "inf"),
     "a setting that does not exist": settings_file(b"batchsize = 1"),
+    "a URL as the data folder": setting("DARE_DATA_DIR", "s3://bucket/dare"),
+    "a domain file of another name than domains have": misnamed("My-Shop.toml"),
     "a settings file that is no TOML": settings_file(b"batch_size 1"),
     "a domain file that is no TOML": domain(b"[source"),
     "a domain file that is no UTF-8": domain(b"\xff"),

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dare_core.reports.chart_style import COLOURS, save_figure, style
 
+
+@style()
 def draw_soak(result: Mapping[str, Any], path: Path) -> None:
     """Memory, open files, connections and latency over time; ticks below mark the ends of refreshes.
 
@@ -14,26 +17,23 @@ def draw_soak(result: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from dare_core.reports.figures import save_figure
-
     samples = result["samples"]
     minutes = [sample["at"] / 60 for sample in samples]
     figure = Figure(figsize=(10, 9), layout="constrained")
     memory, files, connections, latency = figure.subplots(4, 1, sharex=True)
     for name in samples[0]["memory"]:
-        style = {"linewidth": 0.8, "linestyle": ":"} if name == "refresh" else {"linewidth": 1.4}
-        memory.plot(minutes, [sample["memory"][name] for sample in samples], label=name, **style)
-        files.plot(minutes, [sample["files"][name] for sample in samples], label=name, **style)
-    connections.plot(minutes, [sample["connections"] for sample in samples], color="#444444")
+        line = {"linewidth": 0.8, "linestyle": ":"} if name == "refresh" else {"linewidth": 1.4}
+        memory.plot(minutes, [sample["memory"][name] for sample in samples], label=name, **line)
+        files.plot(minutes, [sample["files"][name] for sample in samples], label=name, **line)
+    connections.plot(minutes, [sample["connections"] for sample in samples], color=COLOURS["soft"])
     for name in ("p50", "p95"):
         latency.plot(minutes, [sample[name] for sample in samples], label=name)
     for axes, label in ((memory, "memory, MB"), (files, "open files"), (connections, "connections"), (latency, "ms")):
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-    memory.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    latency.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    memory.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    latency.legend(loc="upper left", bbox_to_anchor=(1, 1))
     refreshed = [moment / 60 for moment in result["refreshed_at"]]
-    latency.plot(refreshed, [0] * len(refreshed), "|", color="#444444", markersize=8)
+    latency.plot(refreshed, [0] * len(refreshed), "|", color=COLOURS["soft"], markersize=8)
     latency.set_xlabel("minutes")
     save_figure(figure, path)

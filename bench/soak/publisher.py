@@ -26,8 +26,8 @@ _KEPT: Final = 5
 def publish(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
     """A function that publishes a version of each kind's pool: of all texts, and of all but one, in turns."""
     engine, rounds = connect(url), count()
-    tokenizer = models.load_tokenizer(settings)
-    tokenizer_hash = models.tokenizer_hash(tokenizer)
+    tokenizer_hash = models.tokenizer_hash(models.load_tokenizer(settings))
+    vocabulary = models.vocabulary_size(settings)
     stores = {kind: pool_store(settings, engine, "movies", kind) for kind in KINDS}
 
     def published() -> dict[str, Any]:
@@ -36,7 +36,9 @@ def publish(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
         for kind, store in stores.items():
             texts = pool_texts(engine, "movies", kind, tokenizer_hash)
             try:
-                PoolBuilder(store, settings.model, tokenizer_hash, len(tokenizer)).build(texts.slice(left_out))
+                PoolBuilder(store, settings.model, tokenizer_hash, models.vocabulary_size(settings)).build(
+                    texts.slice(left_out)
+                )
                 said["published"] += 1
             except PoolError as error:
                 if "published" not in str(error):

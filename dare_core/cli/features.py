@@ -20,7 +20,10 @@ def features_export(
 ) -> None:
     """Write every version of a domain's features to Parquet, with entity keys and event times, for feature stores."""
     from dare_core.features.history import export_features
+    from dare_core.warehouse.known_domains import require_domain
     from dare_core.warehouse.session import open_warehouse
 
-    with open_warehouse(settings_of()) as (_, engine):
+    settings = settings_of()
+    with open_warehouse(settings) as (_, engine):
+        require_domain(settings, engine, domain)
         print(json.dumps(export_features(engine, domain, out)))

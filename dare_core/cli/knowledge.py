@@ -22,8 +22,10 @@ from dare_core.cli.options import (
 )
 from dare_core.cli.pool import pool_store_at
 from dare_core.cli.terminal import console, progress, result_table, stderr
+from dare_core.config.domains import load_domain
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
+from dare_core.storage.atomic import require_writable
 
 app = typer.Typer()
 
@@ -44,7 +46,10 @@ def generate(
     batch_size: Annotated[int | None, typer.Option(help="sequences decoded at once")] = None,
     engine: EngineOption = None,
 ) -> None:
-    """Write texts for a file of prompts; prints one JSON line of figures last."""
+    """Write texts for a file of prompts; prints one JSON line of figures last.
+
+    Exit status 1: every prompt failed; the file says why.
+    """
     from dare_core.knowledge.prompt_file import generate as write
 
     settings = settings_of(
@@ -63,6 +68,11 @@ def generate(
     with progress("writing") as on_progress:
         summary = write(settings, prompts, out, root, pool_version, on_progress)
     print(json.dumps(summary))
+    if summary["failed"] and not summary["texts"]:
+        stderr.print(
+            f"dare: every prompt failed, {summary['failed']} of {summary['failed']}; column error of {out} says why"
+        )
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -76,6 +86,10 @@ def evaluate(
     """Measure whether the features help: click models with and without knowledge, strict and relaxed."""
     from dare_core.evaluation import run
 
+    if chart is not None:
+        require_writable(chart)
+        if chart.suffix not in (".svg", ".png"):
+            raise InputError(f"--chart {chart}: its name must end in .svg or .png")
     with _evaluated(domain) as settings, _steps() as on_progress:
         result = run.evaluate(settings, domain, seeds, entities, on_progress)
     if chart is not None:
@@ -112,6 +126,8 @@ def compare_texts(
     """Compare relaxed texts with strict ones of the same prompts, of those that `dare evaluate` wrote."""
     from dare_core.evaluation import run
 
+    if html is not None:
+        require_writable(html)
     with _evaluated(domain) as settings:
         figures, compared = run.compare_texts(settings, domain, entities)
     if html is not None:
@@ -175,6 +191,7 @@ def _evaluated(domain: str) -> Iterator[Settings]:
     from dare_core.warehouse.server import serving
 
     settings = settings_of()
+    load_domain(settings, domain)
     with serving(settings) as url:
         if settings.warehouse_url is None and domain == SampleDomain.movies:
             prepare(settings, connect(url))

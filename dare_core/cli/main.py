@@ -1,20 +1,24 @@
 """``dare …``: the command line.
 
-Whatever a user can mend is said in one line on standard error with exit status 2. Heavy packages are imported by the
-command that needs them.
+Whatever ends a command is said in one line on standard error with exit status 2; ``--debug`` shows the traceback too.
+Heavy packages are imported by the command that needs them.
 """
 
 import logging
+import os
 import sys
+import traceback
 from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
 from dare_core.cli import bench, everyday, features, knowledge, pipeline, pool, quarantine, source, warehouse
+from dare_core.cli.failures import in_words
 from dare_core.cli.options import held
 from dare_core.cli.terminal import harmless
+from dare_core.config.domains import misnamed_files
 from dare_core.config.settings import load_settings
-from dare_core.errors import DareError
 
 app = typer.Typer(help="Knowledge features for recommenders, written by DARE decoding.", no_args_is_help=True)
 app.add_typer(everyday.app)
@@ -34,10 +38,19 @@ for found in sorted(entry_points(group="dare.commands"), key=lambda entry: entry
         print(f"dare: entry point {found.name} = {found.value} adds no commands: {harmless(reason)}", file=sys.stderr)
 
 
+_debug = False
+
+
 @app.callback()
-def _start() -> None:
-    """A wrong setting fails every command at its start."""
-    load_settings()
+def _start(
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error arose, with all that led to it")] = False,
+) -> None:
+    """Knowledge features for recommenders, written by DARE decoding."""
+    global _debug  # noqa: PLW0603  (main, which words errors, is outside what typer calls)
+    _debug = debug
+    # A wrong setting fails every command at its start.
+    for left_out in misnamed_files(load_settings()):
+        print(f"dare: warning: {harmless(str(left_out))}", file=sys.stderr)
 
 
 def main() -> None:
@@ -48,8 +61,13 @@ def main() -> None:
     try:
         with held:
             app()
-    except DareError as error:
-        print(f"dare: {harmless(str(error))}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:  # noqa: BLE001  (a traceback is for those who ask for it)
+        if _debug:
+            traceback.print_exception(error)
+        print(f"dare: {harmless(in_words(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dare: interrupted", file=sys.stderr)

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from pydantic import ValidationError
@@ -52,7 +53,7 @@ def pipeline_run(
 
     settings = settings_of(engine=engine and engine.value)
     asked = {
-        "run_id": run_id or datetime.now(UTC).strftime("cli-%Y%m%dT%H%M%S"),
+        "run_id": run_id or f"{datetime.now(UTC):cli-%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
         "domain": domain,
         "kinds": tuple(kind) if kind else None,
         "item_limit": item_limit,

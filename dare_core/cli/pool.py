@@ -15,6 +15,7 @@ from dare_core.cli.options import (
 from dare_core.cli.terminal import console, result_table
 from dare_core.config.settings import load_settings
 from dare_core.schemas import KINDS
+from dare_core.storage.atomic import require_writable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,6 +179,7 @@ def pool_export(
 
     from dare_core.pools.reader import texts_of
 
+    require_writable(out)
     store = pool_store_at(pool)
     manifest = store.manifest(pool_version)
     texts = texts_of(store, manifest)
@@ -212,7 +214,7 @@ def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, tuple[st
     settings = settings_of(model=model)
     texts = read_knowledge(knowledge)
     tokenizer = models.load_tokenizer(settings)
-    return texts, (settings.model, models.tokenizer_hash(tokenizer), len(tokenizer))
+    return texts, (settings.model, models.tokenizer_hash(tokenizer), models.vocabulary_size(settings))
 
 
 def _show_pool(root: str, version: str | None, as_json: bool) -> None:

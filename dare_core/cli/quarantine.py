@@ -26,9 +26,13 @@ def quarantine_list(
 ) -> None:
     """List texts in quarantine, the newest first, with the rules that each broke."""
     from dare_core.warehouse import quarantine
+    from dare_core.warehouse.known_domains import require_domain
     from dare_core.warehouse.session import open_warehouse
 
-    with open_warehouse(settings_of()) as (_, engine):
+    settings = settings_of()
+    with open_warehouse(settings) as (_, engine):
+        if domain is not None:
+            require_domain(settings, engine, domain)
         found = quarantine.find(engine, domain=domain, rule=rule, run_id=run_id, limit=limit)
     if as_json:
         print(json.dumps([vars(row) | {"state": row.state} for row in found], default=str, ensure_ascii=False))

@@ -95,13 +95,20 @@ def warehouse_query(
     param: Annotated[list[str] | None, typer.Option(help="name=value, repeatable")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run one of the example queries."""
+    """Run one of the example queries; without a name, say what each is for and its parameters."""
     from dare_core.warehouse import queries
     from dare_core.warehouse.connection import connect
     from dare_core.warehouse.server import serving
 
     if name is None:
-        print("\n".join(queries.names()))
+        asked = queries.questions()
+        if as_json:
+            print(json.dumps([vars(question) for question in asked], ensure_ascii=False))
+            return
+        for question in asked:
+            print(f"{question.name}: {question.purpose}")
+            for parameter, meaning in question.parameters.items():
+                print(f"    --param {parameter}=…  {meaning}")
         return
     params: dict[str, str] = {}
     for pair in param or []:

@@ -27,6 +27,7 @@ TimeUnit = Literal["seconds", "milliseconds", "microseconds", "nanoseconds"]
 NoneValues = dict[str, tuple[str | int | float, ...]]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_RULE = "a domain's file is called <name>.toml, its name of a-z, 0-9 and _, a letter first, 63 characters at most"
 
 
 class _Section(BaseModel):
@@ -301,6 +302,18 @@ def domain_names(settings: Settings) -> list[str]:
     return sorted(path.stem for path in settings.config_dir.glob("*.toml") if _NAME.fullmatch(path.stem))
 
 
+def misnamed_files(settings: Settings) -> list[SettingError]:
+    """What is wrong with the names of files of ``settings.config_dir`` that look like domains and are left out."""
+    folder = settings.config_dir
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        SettingError(f"{path} is not read: {_RULE}")
+        for path in files
+        if path.suffix.lower() == ".toml" and not path.name.startswith(".")
+        if path.suffix != ".toml" or not _NAME.fullmatch(path.stem)
+    ]
+
+
 def load_domain(settings: Settings, name: str) -> Domain:
     """Read ``config/<name>.toml``.
 
@@ -309,7 +322,11 @@ def load_domain(settings: Settings, name: str) -> Domain:
     """
     known = domain_names(settings)
     if name not in known:
-        raise SettingError(f"domain {name!r} is not configured in {settings.config_dir}; there are: {', '.join(known)}")
+        left_out = "".join(f"; {error}" for error in misnamed_files(settings))
+        there_are = ", ".join(known) or "none"
+        raise SettingError(
+            f"domain {name!r} is not configured in {settings.config_dir}; there are: {there_are}{left_out}"
+        )
     return read_domain(settings.config_dir / f"{name}.toml")
 
 

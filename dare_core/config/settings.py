@@ -5,14 +5,18 @@ between the two come files named ``dare_<setting>`` in the folder that ``DARE_SE
 not be in the environment.
 """
 
+import difflib
 import os
+import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -34,6 +38,13 @@ GENERATION_POOL: Final = "gpu"
 WAREHOUSE_CONNECTION: Final = "dare_warehouse"
 
 _CONFIG: Final = "dare.toml"
+_PREFIX: Final = "DARE_"
+#: What begins like a setting and is none: of this package, of compose, of the tests and benchmarks.
+_NO_SETTINGS: Final = frozenset(
+    ("CONFIG", "SECRETS_DIR", "KERNELS", "AIRFLOW_PASSWORD", "UID", "FUZZ", "BENCH_SETTINGS")
+)
+#: What Kubernetes tells every container of a service whose name begins with ``dare-``.
+_OF_SERVICES: Final = re.compile(r"\w+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 #: Characters of a wrong value that an error shows.
 _SHOWN: Final = 200
 
@@ -60,6 +71,9 @@ class Settings(BaseSettings):
     model: str = Field(BUNDLED_MODEL, description="a transformers causal LM: hub id, folder, or the bundled one")
     trust_remote_code: bool = Field(False, description="run code that a model repository brings along")
     ignore_penalties: bool = Field(False, description="decode without penalties that a model's generation config names")
+    ignore_generation_config: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="further keys of a model's generation config to decode without, separated by commas"
+    )
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     engine: Literal["transformers", "vllm"] = Field(
@@ -109,6 +123,7 @@ class Settings(BaseSettings):
     )
     checkpoint_seconds: float = Field(10, gt=0, description="a staged part is written at least this often")
     max_failing_share: Share = Field(0.25, description="a run fails when more of its texts fail validation")
+    max_slice_loss: Share = Field(0.5, description="a backfill stops when a slice loses more of its texts")
 
     probe_share: Share = Field(
         0.05, description="share of a kind's first shard's time that timing plain decoding may take; 0: no probe"
@@ -138,6 +153,11 @@ class Settings(BaseSettings):
     maintain_schedule: str = Field("@daily", description="of maintain: cron or preset; none: by hand only")
     evaluate_schedule: str = Field("@weekly", description="of evaluate_features: cron or preset; none: by hand only")
     deadline_hours: float = Field(12, gt=0, le=8_760, description="a run that takes longer raises an alert")
+    spark_hours: float = Field(6, gt=0, le=8_760, description="a Spark stage that takes longer is ended and fails")
+    generation_hours: float = Field(
+        20, gt=0, le=8_760, description="a generation task that takes longer is ended and fails; what it wrote stays"
+    )
+    task_hours: float = Field(6, gt=0, le=8_760, description="any other task that takes longer is ended and fails")
     keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
     keep_run_days: float = Field(
         14, gt=0, le=36_500, description="maintain removes the staged files of runs older than this"
@@ -150,6 +170,20 @@ class Settings(BaseSettings):
     def _without_nul(cls, value: object) -> object:
         if isinstance(value, str) and "\0" in value:  # which neither a path nor a URL can hold
             raise ValueError("a NUL character is not allowed")
+        return value
+
+    @field_validator("ignore_generation_config", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("data_dir", "config_dir", "vllm_python", "jdbc_driver_jar", mode="before")
+    @classmethod
+    def _no_url(cls, value: object) -> object:
+        if isinstance(value, str) and re.match(r"[A-Za-z][\w+.-]+:/", value):
+            raise ValueError(
+                "a URL is not allowed; give a path on this machine, which several machines share by mounting it"
+            )
         return value
 
     @classmethod
@@ -207,6 +241,9 @@ def load_settings(**overrides: object) -> Settings:
     secrets = os.environ.get("DARE_SECRETS_DIR")
     if secrets and not Path(secrets).is_dir():
         raise SettingError(f"DARE_SECRETS_DIR names {secrets}, which is no folder")
+    _refuse_unknown(name for name, value in os.environ.items() if value and not _is_of_services(name, value))
+    if secrets:
+        _refuse_unknown(path.name for path in Path(secrets).iterdir())
     try:
         return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -217,11 +254,32 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingError(f"{named or _CONFIG} is not valid TOML: {error}") from None
 
 
+def _is_of_services(name: str, value: str) -> bool:
+    return _OF_SERVICES.fullmatch(name) is not None and (
+        not name.endswith("_PORT") or "://" in value or "SERVICE" in name
+    )
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    """Of the names that begin like a setting each must be one: a misspelt one would do nothing."""
+    for name in sorted(names):
+        prefix, bare = name[: len(_PREFIX)].upper(), name[len(_PREFIX) :]
+        if prefix == _PREFIX and bare.upper() not in _NO_SETTINGS and bare.lower() not in Settings.model_fields:
+            raise SettingError(_does_not_exist(bare.lower(), name))
+
+
+def _does_not_exist(name: str, written: str) -> str:
+    others = [other.lower() for other in _NO_SETTINGS if other not in ("UID", "FUZZ", "BENCH_SETTINGS")]
+    near = difflib.get_close_matches(name, [*Settings.model_fields, *others], 1)
+    asked = f"; did you mean {near[0]} ({_PREFIX}{near[0].upper()})?" if near else ""
+    return f"setting {name} ({written}) does not exist{asked}"
+
+
 def _sentence(problem: object) -> str:
     assert isinstance(problem, dict)
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"setting {name} (DARE_{name.upper()}) does not exist"
+        return _does_not_exist(name, f"{_PREFIX}{name.upper()}")
     value = "its value" if name == "warehouse_url" else _short(repr(problem["input"]))
     return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"
 

@@ -65,6 +65,8 @@ class PackedBatch:
         #: ``[s, 6]`` int64 per sequence: slot, committed positions, chain, rows, first row, first node.
         self.sequences = np.stack([slots, cached, chains, sizes, first_rows[:-1], forest.offsets[:-1]], axis=1)
 
+        #: Of the cache: heads of keys, and how wide they are.
+        self.head_shape = cache.head_shape
         #: By layer, what was asked of attention in this step, but by fused layers.
         self.asked: dict[int, kernels.Attention] = {}
 

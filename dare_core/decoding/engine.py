@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.config import EngineConfig
 from dare_core.decoding.kv_cache import CacheShape, KVCache
 from dare_core.decoding.layers import compile_layers, fuse_layers
+from dare_core.decoding.proof import prove
 from dare_core.decoding.requests import OnTokens, Request, Result
-from dare_core.decoding.speculation import Speculation, Step, Text
+from dare_core.decoding.rotary import rotary_limit
+from dare_core.decoding.speculation import Outcome, Speculation, Step, Text
 from dare_core.decoding.step_cost import StepCost, measure_step_cost
 from dare_core.decoding.text_engine import TextEngine
 from dare_core.decoding.verification import Judgement, Paths, Rule
@@ -30,12 +32,23 @@ from dare_core.decoding.weights import pack_weights
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import is_out_of_memory
 
+#: Steps without a shortage of memory after which one more sequence is let in, where a shortage had sent some away.
+_CALM_STEPS: Final = 32
+#: Why texts may not be longer, where :func:`rotary_limit` has a say.
+_BEYOND: Final = ", beyond which this model's rotary scaling depends on the other texts of a batch"
+
 
 @dataclass(eq=False, kw_only=True)
 class PlacedText(Text):
-    """A text with a place in the cache: its ``slot``."""
+    """A text with a place in the cache.
+
+    Attributes:
+        slot: the place.
+        suspected: its last step's logits were not finite, which a draft may have caused: it drafts nothing in the next.
+    """
 
     slot: int
+    suspected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +106,8 @@ class Engine(TextEngine):
         step_cost: what steps cost here; None where the budget is fixed or nothing is drafted.
 
     Raises:
-        ModelError: the model's attention cannot be replaced, its cache is not one tensor shape per layer, or
-            ``cache_bytes`` does not suffice for one sequence.
+        ModelError: the model's attention cannot be replaced (:func:`~dare_core.decoding.proof.prove`), its cache is not
+            one tensor shape per layer, or ``cache_bytes`` does not suffice for one sequence.
     """
 
     def __init__(
@@ -108,10 +121,12 @@ class Engine(TextEngine):
         self._model, self._config, self._observer = model, config, observer
         self._vocabulary = model.get_input_embeddings().num_embeddings
         shape = CacheShape.of(model)
-        capacity = config.max_length + config.draft_nodes
+        limit = rotary_limit(model.config)
+        self._max_length = config.max_length if limit is None else min(config.max_length, limit)
+        self._reason = _BEYOND if self._max_length == limit else ""
+        capacity = self._max_length + config.draft_nodes
         self._cache = KVCache.allocate(model, shape, config.max_sequences, capacity, config.cache_bytes)
-        model.set_attn_implementation(attention.NAME)
-        attention.prepare(model)
+        prove(model, shape)
         if config.compile:
             compile_layers(model)
         else:
@@ -127,8 +142,10 @@ class Engine(TextEngine):
         )
         self._running: list[PlacedText] = []  # by slot
         self._paused: deque[PlacedText] = deque()  # were running before memory ran out; their slots are others' now
-        self._most = config.max_sequences
-        self.step_cost = self._measure_cost() if drafter and config.budget == "measured" else None
+        self._most = config.max_sequences  # fewer after memory ran out
+        self._calm = 0  # steps since then, or since one more was let in
+        drafts = drafter is not None and config.draft_nodes > 0
+        self.step_cost = self._measure_cost() if drafts and config.budget == "measured" else None
 
     @property
     def waiting(self) -> int:
@@ -147,23 +164,26 @@ class Engine(TextEngine):
         if not self._running:
             return finished
         clock = [time.perf_counter()]
-        step = self._draft()
-        clock.append(time.perf_counter())
         try:
+            step = self._draft()
+            clock.append(time.perf_counter())
             logits = self._forward(step)
-        except (RuntimeError, MemoryError) as error:
+            clock.append(time.perf_counter())
+            judgement = self._speculation.verify(step, logits)
+            clock.append(time.perf_counter())
+            probabilities = self._speculation.probabilities(step.forest) if self._observer else None
+            outcome = self._speculation.settle(step, judgement)
+            self._keep_accepted(step, outcome.paths)
+        except (RuntimeError, MemoryError) as error:  # nothing is emitted yet, so the step can be made again
             if not is_out_of_memory(error):
                 raise
             return finished + self._shrink(error)
-        clock.append(time.perf_counter())
-        judgement = self._speculation.verify(step, logits)
-        clock.append(time.perf_counter())
-        if self._observer is not None:
-            probabilities = self._speculation.probabilities(step.forest)
+        if self._observer is not None and probabilities is not None:
             self._observer(step, probabilities, judgement, clock[2] - clock[1])
-        finished += self._commit(step, judgement, on_tokens)
+        finished += self._emit(step, outcome, on_tokens)
         clock.append(time.perf_counter())
         self._count(step, *np.diff(clock).tolist())
+        self._grow()
         return finished
 
     def _admit(self) -> list[Result]:
@@ -180,7 +200,7 @@ class Engine(TextEngine):
                 text = self._resume(self._paused.popleft())
             else:
                 request = self._waiting.popleft()
-                if problem := request.problem(self._vocabulary, self._config.max_length):
+                if problem := request.problem(self._vocabulary, self._max_length, self._reason):
                     refused.append(Result.refused(request, problem))
                     continue
                 text = self._start(request)
@@ -220,6 +240,8 @@ class Engine(TextEngine):
                 emitting.append(chain == unseen)
         drafting = [text for text, emits in zip(texts, emitting, strict=True) if emits]
         forest = self._speculation.draft(drafting, sum(chains), self.step_cost)
+        if any(text.suspected for text in drafting):
+            forest = forest.keep(~np.array([text.suspected for text in drafting])[forest.trees])
         slots, is_emitting = np.array([text.slot for text in texts]), np.array(emitting)
         if len(drafting) < len(texts):
             forest = forest.spread(is_emitting)
@@ -248,20 +270,22 @@ class Engine(TextEngine):
             ).logits[0]
         return logits
 
-    def _commit(self, step: PackedStep, judgement: Judgement, on_tokens: OnTokens | None) -> list[Result]:
-        outcome = self._speculation.settle(step, judgement)
-        self._keep_accepted(step, outcome.paths)
+    def _emit(self, step: PackedStep, outcome: Outcome, on_tokens: OnTokens | None) -> list[Result]:
         finished = []
         for i, text in enumerate(step.texts):
             if not step.emitting[i]:
                 self._cache.lengths[text.slot] += step.chains[i]
                 continue
-            text.error = outcome.problem(i)
-            if text.error is None:
+            problem = outcome.problem(i)
+            if problem is None:
                 emitted = text.emit(outcome.continuation(i), self._config.eos_token_ids)
                 self._cache.lengths[text.slot] = text.context.length - 1  # the last token goes through the model next
-                if on_tokens:
-                    on_tokens(text.request.id, emitted)
+            if not outcome.is_finite(i):  # masked rows of the cache are multiplied by zero, which NaN survives
+                self._cache.wipe(text.slot, int(self._cache.lengths[text.slot]))
+            text.suspected = problem is not None and step.forest.sizes[i] > 0
+            text.error = None if text.suspected else problem
+            if problem is None and on_tokens:
+                on_tokens(text.request.id, emitted)
             if text.error or text.finish_reason:
                 finished.append(self._retire(text))
         return finished
@@ -285,9 +309,10 @@ class Engine(TextEngine):
 
     def _shrink(self, error: Exception) -> list[Result]:
         """Memory ran out: the half that was admitted last waits until others have finished; none is lost."""
+        self._calm = 0
         if len(self._running) == 1:
             [text] = self._running
-            text.error = f"out of memory even alone: {str(error).splitlines()[0]}"
+            text.error = f"out of memory even alone: {(str(error) or repr(error)).splitlines()[0]}"
             return [self._retire(text)]
         by_age = sorted(self._running, key=lambda text: text.started)
         self._most = len(by_age) // 2
@@ -298,6 +323,14 @@ class Engine(TextEngine):
             self._paused.appendleft(text)
         self._running = sorted(by_age[: self._most], key=lambda text: text.slot)
         return []
+
+    def _grow(self) -> None:
+        """One more sequence at once after every so many steps without a shortage, until it is as many as before."""
+        if self._most == self._config.max_sequences:
+            return
+        self._calm += 1
+        if self._calm == _CALM_STEPS:
+            self._most, self._calm = self._most + 1, 0
 
     def _count(self, step: PackedStep, draft: float, forward: float, verify: float, commit: float) -> None:
         """Count a step and the seconds of its parts."""

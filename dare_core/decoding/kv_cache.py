@@ -33,11 +33,13 @@ class CacheShape(NamedTuple):
         config = model.config.get_text_config()
         if not getattr(model, "_supports_attention_backend", False):
             raise ModelError(
-                f"{type(model).__name__} does not route its attention through transformers' attention interface"
+                f"{type(model).__name__} does not route its attention through transformers' attention interface; use "
+                "another model, or DARE_ENGINE=vllm"
             )
         if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
             raise ModelError(
-                f"{type(model).__name__} has layers other than full and sliding attention: {config.layer_types}"
+                f"{type(model).__name__} has layers other than full and sliding attention: {config.layer_types}; use "
+                "another model, or DARE_ENGINE=vllm"
             )
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -64,6 +66,7 @@ class KVCache:
         #: ``[slots]`` int64: committed positions.
         self.lengths = np.zeros(slots, np.int64)
         self.capacity = capacity
+        self.head_shape = shape.kv_heads, shape.head_dim
 
     @classmethod
     def allocate(
@@ -127,11 +130,11 @@ class KVCache:
         """Give a slot back."""
         insort(self._free, slot)  # the lowest slots are used first, so that those in use stay neighbours
 
-    def wipe(self, slot: int) -> None:
-        """Clear a slot whose rows may not be finite."""
-        self._keys[:, slot] = 0
-        self._values[:, slot] = 0
-        self.lengths[slot] = 0
+    def wipe(self, slot: int, begin: int = 0) -> None:
+        """Clear a slot, whose rows may not be finite, from position ``begin`` on."""
+        self._keys[:, slot, begin:] = 0
+        self._values[:, slot, begin:] = 0
+        self.lengths[slot] = min(begin, self.lengths[slot])
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put rows ``[kv_heads, n, head_dim]`` at their ``places``, ``[n]``: slot x capacity + position."""

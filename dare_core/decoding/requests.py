@@ -18,12 +18,17 @@ class Request:
     prompt_token_ids: Sequence[int]
     max_new_tokens: int
 
-    def problem(self, vocabulary: int, max_length: int) -> str | None:
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt_token_ids, np.ndarray):  # two of which cannot be compared as a whole
+            object.__setattr__(self, "prompt_token_ids", self.prompt_token_ids.tolist())
+
+    def problem(self, vocabulary: int, max_length: int, reason: str = "") -> str | None:
         """Why this request cannot be served; None if it can.
 
         Args:
             vocabulary: token ids are below it.
             max_length: of a prompt and its text, in tokens.
+            reason: why it is that, if there is more to say.
         """
         prompt = np.asarray(self.prompt_token_ids, dtype=np.int64)
         if not len(prompt):
@@ -35,7 +40,7 @@ class Request:
         if len(prompt) + self.max_new_tokens > max_length:
             return (
                 f"{len(prompt)} prompt tokens and {self.max_new_tokens} new ones exceed "
-                f"the engine's length of {max_length}"
+                f"the engine's length of {max_length}{reason}"
             )
         return None
 

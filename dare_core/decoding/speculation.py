@@ -144,14 +144,25 @@ class Outcome:
     paths: Paths
 
     def problem(self, i: int) -> str | None:
-        """Why text ``i`` of the step cannot go on; None if it can."""
+        """Why text ``i`` of the step cannot go on; None if it can. Rejected drafts do not matter."""
+        first, finite = self.step.first_rows, self.judgement.finite
+        if first[i] == first[i + 1]:  # the step does not get as far as its last token
+            return None
+        taken = first[i] + 1 + self._path(i) - self.step.forest.offsets[i]
+        return None if finite[first[i]] and finite[taken].all() else NOT_FINITE
+
+    def is_finite(self, i: int) -> bool:
+        """Whether all of text ``i``'s rows are, those of rejected drafts too."""
         first = self.step.first_rows
-        return None if self.judgement.finite[first[i] : first[i + 1]].all() else NOT_FINITE
+        return bool(self.judgement.finite[first[i] : first[i + 1]].all())
+
+    def _path(self, i: int) -> NDArray[np.int64]:
+        return self.paths.nodes[i, : self.paths.lengths[i]]
 
     def continuation(self, i: int) -> Continuation:
         """What the step adds to text ``i``, where it gets as far as the text's last token."""
         step, forest = self.step, self.step.forest
-        path = self.paths.nodes[i, : self.paths.lengths[i]]
+        path = self._path(i)
         last_row = step.first_rows[i] + (path[-1] - forest.offsets[i] + 1 if len(path) else 0)
         return Continuation(
             [*forest.tokens[path].tolist(), int(self.judgement.chosen[last_row])],

@@ -59,7 +59,7 @@ class Judgement:
 def token_mask(tokens: Collection[int], vocabulary: int, device: torch.device) -> Tensor:
     """``[vocabulary]`` bool: True for some tokens; :func:`judge` takes those that pass, and let pass, strictly."""
     mask = torch.zeros(vocabulary, dtype=torch.bool)
-    mask[sorted(tokens)] = True
+    mask[sorted(token for token in tokens if token < vocabulary)] = True  # a tokenizer may name more
     return mask.to(device)
 
 

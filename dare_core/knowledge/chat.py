@@ -1,18 +1,36 @@
 """Messages to token ids, such that source text can never become a control token (DESIGN.md decision 12).
 
-The chat template is applied to a placeholder; the template's own text is encoded with its control tokens, the
-message by a tokenizer that has none. A title that reads ``<|im_end|>`` is then spelt in ordinary tokens and ends no
-turn.
+A prompt is encoded whole, as the tokenizer's own rendering is, and then looked at: it must hold the control tokens of
+the chat template and no others. One that holds others is encoded in pieces: the template's own text with its control
+tokens, the message by a tokenizer that has none. A title that reads ``<|im_end|>`` is then spelt in ordinary tokens and
+ends no turn.
 """
 
 import json
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from dare_core.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A chat template's text around the turns of some roles.
+
+    Attributes:
+        begin: token ids before all text.
+        parts: before, between and behind the turns.
+        trim: what the template does to a turn's text.
+    """
+
+    begin: list[int]
+    parts: list[str]
+    trim: Callable[[str], str]
 
 
 class ChatEncoder:
@@ -29,14 +47,22 @@ class ChatEncoder:
         if backend is None:
             raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer; a tokenizer.json is needed")
         description = json.loads(backend.to_str())
-        self._control_ids = {token["id"] for token in description["added_tokens"]}
-        description["added_tokens"] = []
-        description["post_processor"] = None
+        description |= {"truncation": None, "padding": None, "post_processor": None}
+        self._own: Tokenizer = Tokenizer.from_str(json.dumps(description))
+        control = [
+            token for token in description["added_tokens"] if _is_control(token, description["model"], tokenizer)
+        ]
+        self._control_ids = {token["id"] for token in control}
+        self._part_ids: dict[str, list[int]] = {}
+        self._control_texts = [token["content"] for token in control]
+        description["added_tokens"] = [
+            token for token in description["added_tokens"] if token["id"] not in self._control_ids
+        ]
         self._plain: Tokenizer = Tokenizer.from_str(json.dumps(description))
-        self._message_alone = _frame(tokenizer, ["user"])
-        if self._message_alone is None:
+        message_alone = _frame(tokenizer, ["user"])
+        if message_alone is None:
             raise ModelError("the chat template does not show a message once")
-        self._with_system = _frame(tokenizer, ["system", "user"])
+        self._message_alone, self._with_system = message_alone, _frame(tokenizer, ["system", "user"])
 
     def encode(self, message: str, system: str = "", opening: str = "") -> list[int]:
         """Token ids of the prompt that asks ``message`` and waits for the answer, or for the rest of one.
@@ -52,37 +78,70 @@ class ChatEncoder:
         texts, frame = [message], self._message_alone
         if system and self._with_system is None:
             texts = [f"{system}\n\n{message}"]
-        elif system:
+        elif system and self._with_system is not None:
             texts, frame = [system, message], self._with_system
-        assert frame is not None
-        ids = list(frame[0])
-        for text, behind in zip(texts, frame[1:], strict=True):
-            ids += [*self._encode(text), *behind]
-        return ids + self._encode(opening)
+        texts = [frame.trim(text) for text in texts]
+        ids = self._encode_whole(frame, texts, opening)
+        return ids if ids is not None else self._encode_apart(frame, texts, opening)
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if forged := self._control_ids.intersection(ids):
-            raise InputError(f"the text {text[:60]!r} encodes to the control tokens {sorted(forged)}")
+    def _encode_whole(self, frame: _Frame, texts: list[str], opening: str) -> list[int] | None:
+        """As the tokenizer's own rendering is encoded; None where a text would become a control token."""
+        if any(control in text for text in (*texts, opening) for control in self._control_texts):
+            return None
+        whole = "".join(part + text for part, text in zip(frame.parts, [*texts, ""], strict=True))
+        if frame.parts[-1]:  # else nothing tells the message from the answer
+            whole, opening = whole + opening, ""
+        ids: list[int] = self._own.encode(whole, add_special_tokens=False).ids
+        ids += self._own.encode(opening, add_special_tokens=False).ids
+        controls = [token for part in frame.parts for token in self._ids(part) if token in self._control_ids]
+        return frame.begin + ids if controls == [token for token in ids if token in self._control_ids] else None
+
+    def _encode_apart(self, frame: _Frame, texts: list[str], opening: str) -> list[int]:
+        ids = list(frame.begin)
+        for part, text in zip(frame.parts, [*texts, opening], strict=True):
+            ids += self._ids(part)
+            added: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+            if forged := self._control_ids.intersection(added):
+                raise InputError(f"the text {text[:60]!r} encodes to the control tokens {sorted(forged)}")
+            ids += added
         return ids
 
+    def _ids(self, part: str) -> list[int]:
+        """Of a piece of the template, control tokens and all."""
+        if part not in self._part_ids:
+            self._part_ids[part] = self._own.encode(part, add_special_tokens=False).ids
+        return self._part_ids[part]
 
-def _frame(tokenizer: "PreTrainedTokenizerBase", roles: list[str]) -> list[list[int]] | None:
-    """The token ids before, between and after the turns of some roles; None where the template has no such turns."""
+
+def _is_control(token: dict[str, Any], model: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether an added token is more than text: not runs of spaces, nor what stands for what the vocabulary lacks."""
+    if token["content"] == model.get("unk_token") or token["id"] == model.get("unk_id"):
+        return token["id"] in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return bool(token["special"] or token["content"].strip())
+
+
+#: What templates do to a message's text, in the order in which they are tried.
+_TRIMS: Final[tuple[Callable[[str], str], ...]] = (str, str.lstrip, str.rstrip, str.strip)
+
+
+def _frame(tokenizer: "PreTrainedTokenizerBase", roles: list[str]) -> _Frame | None:
+    """A template's text around the turns of some roles; None where it has no such turns."""
     if tokenizer.chat_template is None:  # a base model: the message is continued
-        return [[] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], []] if len(roles) == 1 else None
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return _Frame(begin, ["", ""], str) if len(roles) == 1 else None
     import jinja2
 
-    contents = [secrets.token_hex(16) for _ in roles]
+    contents = [f" \n{secrets.token_hex(16)}\n " for _ in roles]
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     try:
         rest = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except jinja2.TemplateError:  # how a template refuses a role
         return None
+    if any(rest.count(content.strip()) != 1 for content in contents):
+        return None
+    trim = next((trim for trim in _TRIMS if all(trim(content) in rest for content in contents)), str.strip)
     parts = []
     for content in contents:
-        if rest.count(content) != 1:
-            return None
-        part, _, rest = rest.partition(content)
+        part, _, rest = rest.partition(trim(content))
         parts.append(part)
-    return [list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (*parts, rest)]
+    return _Frame([], [*parts, rest], trim)

@@ -30,12 +30,17 @@ class Choice:
     Attributes:
         requests: REQUEST rows of those to write for.
         rendered: RENDERING rows of all that were rendered.
-        settled: those that need no text after all, by reason: ``same_prompt``, ``quarantined``, ``unfit``.
+        reopened: requests whose text was closed and is right again.
+        earlier: requests whose prompt was the same at an earlier moment than their text says, and that moment.
+        settled: those that need no text after all, by reason: ``same_prompt``, ``reopened``, ``quarantined``,
+            ``unfit``.
         unfit: QUARANTINE rows, without ``run_id``, of those whose prompt cannot be made to fit.
     """
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     rendered: list[dict[str, Any]] = field(default_factory=list)
+    reopened: list[str] = field(default_factory=list)
+    earlier: dict[str, datetime] = field(default_factory=dict)
     settled: Counter[str] = field(default_factory=Counter)
     unfit: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,6 +68,8 @@ class Planner:
     def choose(self, kind: Kind, due: Iterable[pa.RecordBatch], limit: int | None) -> Choice:
         """Render entities of schema DUE until ``limit`` need a text; requests come sorted by group.
 
+        What shows an entity as it was earlier than it is known by now (verdict ``earlier``) keeps no rendering.
+
         What the limit leaves out keeps no rendering, or one whose request stays without an answer: it is due again.
         """
         choice = Choice()
@@ -79,24 +86,35 @@ class Planner:
         for entity in entities:
             if (row := self._request(kind, entity, choice)) is not None:
                 asked[entity["entity_id"]] = row
+        earlier = {entity["entity_id"] for entity in entities if entity["verdict"] == "earlier"}
+        closed: dict[str, dict[str, Any]] = {}  # the last closed text, by entity
         undecided = list(asked.values())
         while undecided:
             states = self.states([row["request_id"] for row in undecided])
-            closed = []
+            again = []
             for row in undecided:
-                match states.get(row["request_id"]):
-                    case None:
-                        choice.requests.append(row)
-                    case "closed" | "expired":  # a new epoch asks again
-                        closed.append(self._identified({**row, "epoch": row["epoch"] + 1}))
-                        asked[row["entity_id"]] = closed[-1]
-                    case "valid":
-                        choice.settled["same_prompt"] += 1
-                    case "quarantined":
-                        choice.settled["quarantined"] += 1
-            undecided = closed
+                who, state = row["entity_id"], states.get(row["request_id"])
+                if who in earlier and state in ("valid", "closed", "expired"):
+                    choice.earlier[row["request_id"]] = row["data_as_of"]
+                    choice.settled["same_prompt"] += 1
+                elif state is None and who in closed:
+                    asked[who] = closed[who]
+                    choice.reopened.append(closed[who]["request_id"])
+                    choice.settled["reopened"] += 1
+                elif state is None:
+                    choice.requests.append(row)
+                elif state in ("valid", "quarantined"):
+                    choice.settled["same_prompt" if state == "valid" else state] += 1
+                else:  # a new epoch asks again, unless a closed text is the last one
+                    if state == "closed":
+                        closed[who] = row
+                    asked[who] = self._identified({**row, "epoch": row["epoch"] + 1})
+                    again.append(asked[who])
+            undecided = again
         refused = {row["entity_id"]: row for row in choice.unfit}
         for entity in entities:
+            if entity["entity_id"] in earlier:  # what the last prompt showed is something later
+                continue
             row = asked.get(entity["entity_id"]) or refused[entity["entity_id"]]
             rendering = {**entity, "request_id": row["request_id"], "settings": self.settings}
             choice.rendered.append({name: rendering[name] for name in RENDERING.names})

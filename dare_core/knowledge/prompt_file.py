@@ -14,6 +14,7 @@ from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import GENERATED
+from dare_core.storage.atomic import require_writable
 from dare_core.storage.run_files import write_table
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def generate(
     Returns:
         The figures of :meth:`dare_core.knowledge.writer.Throughput.summary`.
     """
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: its folder does not exist")
+    require_writable(out)
+    read_prompts(prompts, lambda text: [])  # what is wrong with the file is said before the tokenizer is loaded
     tokenizer = models.load_tokenizer(settings)
     lines = read_prompts(prompts, ChatEncoder(tokenizer).encode)
     opened = open_pool(pool, tokenizer, pool_version) if pool else None

@@ -4,7 +4,15 @@ Importing it is light; torch and transformers are imported by what loads.
 """
 
 from dare_core.models.formats import PromptFormat, prompt_format, tokenizer_hash
-from dare_core.models.loading import LanguageModel, ModelFacts, cached_numbers, load_model, load_tokenizer, model_facts
+from dare_core.models.loading import (
+    LanguageModel,
+    ModelFacts,
+    cached_numbers,
+    load_model,
+    load_tokenizer,
+    model_facts,
+    vocabulary_size,
+)
 from dare_core.models.location import locate
 
 __all__ = [
@@ -18,4 +26,5 @@ __all__ = [
     "model_facts",
     "prompt_format",
     "tokenizer_hash",
+    "vocabulary_size",
 ]

@@ -26,7 +26,7 @@ class PromptFormat:
     Attributes:
         files: identifies the content of the tokenizer's files, the chat template among them.
         tokenizer_hash: see :func:`tokenizer_hash`.
-        context_length: positions that the model was made for.
+        context_length: see :func:`~dare_core.models.loading.context_length`.
     """
 
     files: str
@@ -41,7 +41,7 @@ def prompt_format(settings: Settings) -> PromptFormat:
         ModelError: the model is not there.
     """
     files = _format_files(locate(settings))
-    kept = settings.models_dir / "formats" / f"{files}.json"
+    kept = settings.models_dir / "formats" / f"{files}-{settings.engine}.json"
     if files:
         with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or cut short by a crash: made anew
             return PromptFormat(**json.loads(kept.read_text("utf-8")))

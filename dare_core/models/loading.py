@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from dare_core.config.settings import Settings
 from dare_core.errors import ModelError
+from dare_core.models.generation import check_generation, generation_keys
 from dare_core.models.location import locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_SAMPLING_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "suppress_tokens")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class LanguageModel:
         model: in evaluation mode, on its device.
         name: what the user asked for; stored with every text.
         eos_token_ids: tokens that end a text.
-        context_length: positions that the model was made for.
+        context_length: positions that the model was made for, and that the engine decodes.
     """
 
     model: "PreTrainedModel"
@@ -36,13 +35,13 @@ def load_model(settings: Settings) -> LanguageModel:
 
     Raises:
         ModelError: it is not there, is no causal LM, lacks weights or has none in safetensors, needs
-            ``trust_remote_code``, or asks for penalties.
+            ``trust_remote_code``, or asks for what draft trees do not support.
     """
     import torch
     import transformers
     from safetensors import SafetensorError
 
-    _quieten()
+    facts, ignored = _facts(settings)
     source = locate(settings)
     try:
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
@@ -52,12 +51,13 @@ def load_model(settings: Settings) -> LanguageModel:
             use_safetensors=True,  # a pickle can run code
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise _not_loaded("model", settings.model, error) from error
     if missing := sorted(loaded["missing_keys"]):  # which transformers fills with random numbers
         raise ModelError(f"model {settings.model!r} lacks {len(missing)} of its weights: {missing[0]}, …")
+    for name in ignored:  # the baselines of plain decoding decode without them too
+        setattr(model.generation_config, name, None)
     model = model.eval().to(_device(settings.device))
-    facts = _facts(settings, model.generation_config, model.config)
     return LanguageModel(model, settings.model, facts.eos_token_ids, facts.context_length)
 
 
@@ -67,7 +67,7 @@ class ModelFacts:
 
     Attributes:
         eos_token_ids: tokens that end a text.
-        context_length: positions that the model was made for.
+        context_length: positions that the model was made for, and that the engine decodes.
     """
 
     eos_token_ids: frozenset[int]
@@ -78,16 +78,9 @@ def model_facts(settings: Settings) -> ModelFacts:
     """The facts of ``settings.model``, without its weights.
 
     Raises:
-        ModelError: it is not there, or asks for penalties.
+        ModelError: it is not there, or asks for what draft trees do not support.
     """
-    import transformers
-
-    config = _load_config(settings)
-    try:
-        generation = transformers.GenerationConfig.from_pretrained(locate(settings))
-    except OSError:  # it has none of its own
-        generation = transformers.GenerationConfig.from_model_config(config)
-    return _facts(settings, generation, config)
+    return _facts(settings)[0]
 
 
 def cached_numbers(settings: Settings) -> int:
@@ -102,6 +95,15 @@ def cached_numbers(settings: Settings) -> int:
     return int(2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim)
 
 
+def vocabulary_size(settings: Settings) -> int:
+    """Token ids of ``settings.model`` are below it: its embedding's rows, often more than its tokenizer names.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    return int(_load_config(settings).get_text_config().vocab_size)
+
+
 def _load_config(settings: Settings) -> Any:
     import transformers
 
@@ -112,16 +114,13 @@ def _load_config(settings: Settings) -> Any:
         raise _not_loaded("config", settings.model, error) from error
 
 
-def _facts(settings: Settings, generation: Any, config: Any) -> ModelFacts:
-    config = config.get_text_config()
-    eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
-    ignored = [name for name in _SAMPLING_PENALTIES if getattr(generation, name, None) not in (None, 0, 1, 1.0)]
-    if ignored and not settings.ignore_penalties:
-        raise ModelError(
-            f"model {settings.model!r} asks for {', '.join(ignored)} in its generation config, which draft trees do "
-            "not support; set DARE_IGNORE_PENALTIES=true to decode without"
-        )
-    return ModelFacts(frozenset([eos] if isinstance(eos, int) else eos or []), int(config.max_position_embeddings))
+def _facts(settings: Settings) -> tuple[ModelFacts, list[str]]:
+    """A model's facts, and the keys of its generation config that the settings say to ignore."""
+    config = _load_config(settings).get_text_config()
+    generation = generation_keys(locate(settings))
+    eos = generation.get("eos_token_id", config.eos_token_id)
+    ends = frozenset([eos] if isinstance(eos, int) else eos or [])
+    return ModelFacts(ends, context_length(settings)), check_generation(settings, generation)
 
 
 def load_tokenizer(settings: Settings) -> "PreTrainedTokenizerBase":
@@ -141,12 +140,20 @@ def load_tokenizer(settings: Settings) -> "PreTrainedTokenizerBase":
 
 
 def context_length(settings: Settings) -> int:
-    """Positions that ``settings.model`` was made for.
+    """Positions that ``settings.model`` was made for, and that ``settings.engine`` decodes.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: it is not there, or does not say.
     """
-    return int(_load_config(settings).get_text_config().max_position_embeddings)
+    config = _load_config(settings).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise ModelError(f"the config of model {settings.model!r} names no max_position_embeddings; add it there")
+    if settings.engine == "vllm":
+        return positions
+    from dare_core.decoding.rotary import rotary_limit
+
+    return min(positions, rotary_limit(config) or positions)
 
 
 def _device(name: str) -> str:

@@ -31,7 +31,7 @@ from dare_core.warehouse.pools import pool_store
 #: Columns that tell who did a piece of work and how fast, or where its files lie, and nothing of what it made.
 _PASSING: Final = frozenset(
     {"run_id", "holder", "pool_version", "location", "report", "plan", "measured", "steps", "drafted", "accepted"}
-    | {"relaxed", "seconds", "result", "evaluated_at", "params"}
+    | {"relaxed", "seconds", "result", "evaluated_at", "params", "owner"}
 )
 #: Moments that are taken from the source; of all others only whether they are there counts.
 _MOMENTS_OF_SOURCE: Final = frozenset({"data_as_of", "pulled_to"})

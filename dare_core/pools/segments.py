@@ -35,6 +35,8 @@ from dare_core.pools.index import (
 )
 from dare_core.storage.machine_code import compiled
 
+#: Positions that an int32 can name; each text takes one more than it has tokens.
+_MOST_TOKENS: Final = 2**31 - 1
 #: What is kept of a text, in the order of the texts. ``text`` and ``entity`` are hashes of its tokens and of whom it is
 #: about (0: nobody in particular), so that a pool holds no ids; ``day`` counts from 1970; ``length`` is in tokens.
 TEXT_ROW: Final = np.dtype([("text", "<u8"), ("entity", "<u8"), ("length", "<i4"), ("day", "<i4")])
@@ -105,9 +107,10 @@ class Segment:
             vocabulary: token ids are below it.
 
         Raises:
-            PoolError: a token id is out of range.
+            PoolError: a token id is out of range, or there are too many of them.
         """
         token_ids = texts["token_ids"]
+        _check_size((pc.sum(pc.list_value_length(token_ids)).as_py() or 0) + len(token_ids))
         column = token_ids.combine_chunks() if isinstance(token_ids, pa.ChunkedArray) else token_ids
         values = column.flatten().to_numpy(zero_copy_only=False)
         if len(values) and not 0 <= values.min() <= values.max() < vocabulary:
@@ -140,6 +143,9 @@ class Segment:
         Args:
             segments: what to merge; one is merely thinned out.
             keep: ``[texts]`` bool for each of them: the texts to keep; default: all.
+
+        Raises:
+            PoolError: they hold too many tokens.
         """
         if not segments:
             return cls(np.empty(0, TEXT_ROW), index_texts(np.empty(0, np.int32)))
@@ -153,6 +159,7 @@ class Segment:
         chosen = chosen[kept[chosen]]
         chosen = chosen[_first_of_each(rows[chosen])]
         size = rows["length"][chosen].astype(np.int64)
+        _check_size(int((size + 1).sum()))
         new_begins = np.cumsum(size + 1) - size
         tokens = np.empty(int((size + 1).sum()), np.int32)
         orders: list[tuple[int, int, NDArray[np.int32]]] = []
@@ -242,6 +249,14 @@ class Segment:
                 return cls.of_bytes(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             raise PoolError(f"{path} cannot be read: {error}") from None
+
+
+def _check_size(positions: int) -> None:
+    if positions > _MOST_TOKENS:
+        raise PoolError(
+            f"a group's texts would take {positions} positions of a pool's segment, which holds {_MOST_TOKENS}: expire "
+            "old texts (`dare pool expire`), or split the group ([grouping] of the domain's file)"
+        )
 
 
 def entity_hash(entity_id: str) -> int:

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from dare_core.evaluation.comparison import ALL, Compared
 from dare_core.evaluation.run import ARM_LABELS
-from dare_core.reports import svg
 from dare_core.reports.page import environment
+from dare_core.reports.page_charts import Column, Tone, bars
 from dare_core.storage.run_files import write_json
 
 #: Figures that are drawn, by key, with what they are called.
@@ -30,7 +30,7 @@ _TABLE: Final = {
 }  # fmt: skip
 #: Prompts of each kind whose texts are shown in full.
 _SAMPLES: Final = 6
-_TONES: Final[Mapping[str, svg.Tone]] = {"strict": "passed", "relaxed": "dare", "looser": "lost", "refreshed": "plain"}
+_TONES: Final[Mapping[str, Tone]] = {"strict": "passed", "relaxed": "dare", "looser": "lost", "refreshed": "plain"}
 
 
 def write_comparison(path: Path, domain: str, figures: Mapping[str, Any], compared: Sequence[Compared]) -> None:
@@ -90,7 +90,7 @@ def headline(figures: Mapping[str, Any]) -> str:
 def _draw(noun: str, arms: Mapping[str, Mapping[str, float]]) -> list[Markup]:
     labels, tones = [ARM_LABELS[arm] for arm in arms], [_TONES[arm] for arm in arms]
     columns = [
-        svg.Column(
+        Column(
             name,
             [of_arm[key] for of_arm in arms.values()],
             [_shown(key, of_arm[key]) for of_arm in arms.values()],
@@ -99,7 +99,7 @@ def _draw(noun: str, arms: Mapping[str, Mapping[str, float]]) -> list[Markup]:
         )
         for key, name in _DRAWN.items()
     ]
-    return [svg.bars(f"{noun} by arm", labels, columns[:3]), svg.bars(f"{noun} by arm", labels, columns[3:])]
+    return [bars(f"{noun} by arm", labels, columns[:3]), bars(f"{noun} by arm", labels, columns[3:])]
 
 
 def _shown(key: str, value: float) -> str:

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from dare_core.evaluation.run import ARM_LABELS
-from dare_core.reports.figures import save_figure
+from dare_core.reports.chart_style import COLOURS, save_figure, style
 
 _COLOURS: Final = {
-    "attributes": "#858585",
-    "strict": "#2878b5",
-    "relaxed": "#0f8a5f",
-    "looser": "#d9822b",
+    "attributes": COLOURS["plain"],
+    "strict": COLOURS["passed"],
+    "relaxed": COLOURS["dare"],
+    "looser": COLOURS["lost"],
     "refreshed": "#8c6bb1",
 }
 _NAMES: Final = {"din": "DIN", "dcnv2": "DCN-v2"}
 
 
+@style()
 def draw_evaluation(result: Mapping[str, Any], path: Path) -> None:
     """Draw AUC over no knowledge, with 95% intervals: a panel per click model, a bar per arm.
 
@@ -33,12 +34,11 @@ def draw_evaluation(result: Mapping[str, Any], path: Path) -> None:
         for row, (arm, colour) in enumerate(_COLOURS.items()):
             mean, low, high = arms[arm]["auc_minus_none"]
             axes.barh(row, mean, 0.6, color=colour)
-            axes.hlines(row, low, high, color="#222222", linewidth=1.4)
-        axes.axvline(0, color="#222222", linewidth=0.8)
-        axes.set_yticks(range(len(_COLOURS)), [ARM_LABELS[arm] for arm in _COLOURS], fontsize=9)
-        axes.set_title(f"{_NAMES[model]}, no knowledge: {arms['none']['auc']:.4f}", fontsize=10)
-        axes.set_xlabel("AUC over no knowledge", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+            axes.hlines(row, low, high, color=COLOURS["ink"], linewidth=1.4)
+        axes.axvline(0, color=COLOURS["ink"], linewidth=0.8)
+        axes.set_yticks(range(len(_COLOURS)), [ARM_LABELS[arm] for arm in _COLOURS])
+        axes.set_title(f"{_NAMES[model]}, no knowledge: {arms['none']['auc']:.4f}")
+        axes.set_xlabel("AUC over no knowledge")
     panels[0].invert_yaxis()
-    figure.suptitle(f"{result['domain']}: {result['seeds']} paired seeds, 95% intervals", fontsize=11)
+    figure.suptitle(f"{result['domain']}: {result['seeds']} paired seeds, 95% intervals")
     save_figure(figure, path)

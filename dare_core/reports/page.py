@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dare_core.config.settings import Settings
-from dare_core.reports import svg
+from dare_core.reports.chart_style import COLOURS
 from dare_core.reports.facts import Funnel, RunFacts, Written
+from dare_core.reports.page_charts import Column, Tone, bars, clock, steps
 from dare_core.storage.run_files import write_json
 
 _PAGE: Final = "report.html"
@@ -74,9 +75,7 @@ def headline(facts: RunFacts) -> str:
         return f"Nothing had to be written for {facts.domain}: no entity lacks valid knowledge. No model was called."
     if not total.texts:
         return f"None of {_count(planned, 'text')} was written; the log of the task that failed says why."
-    decoding = (
-        f"for {facts.domain} in {svg.clock(facts.seconds)} of decoding, {total.tokens_per_step:.2f} tokens a step"
-    )
+    decoding = f"for {facts.domain} in {clock(facts.seconds)} of decoding, {total.tokens_per_step:.2f} tokens a step"
     if facts.speedup is not None:
         decoding += f", {facts.speedup:.1f} times as fast as plain decoding"
     if facts.state == "loaded":
@@ -125,12 +124,13 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": svg.clock, "minute": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC"}
+    environment.filters |= {"clock": clock, "minute": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC"}
+    environment.globals["colours"] = COLOURS
     return environment
 
 
 def _draw_funnel(funnel: Funnel) -> Markup:
-    stages: list[tuple[str, int | None, svg.Tone]] = [
+    stages: list[tuple[str, int | None, Tone]] = [
         ("seen", funnel.seen, "neutral"),
         ("changed", funnel.changed, "neutral"),
         ("expired", funnel.expired, "neutral"),
@@ -141,8 +141,8 @@ def _draw_funnel(funnel: Funnel) -> Markup:
     ]
     known = [(name, count, tone) for name, count, tone in stages if count is not None]
     names, counts, tones = zip(*known, strict=True)
-    return svg.bars(
-        f"{_NOUNS[funnel.kind]} by stage", names, [svg.Column("", counts, [f"{count:,}" for count in counts], tones)]
+    return bars(
+        f"{_NOUNS[funnel.kind]} by stage", names, [Column("", counts, [f"{count:,}" for count in counts], tones)]
     )
 
 
@@ -157,18 +157,16 @@ def _draw_groups(facts: RunFacts, kind: str) -> Markup | None:
         for group in others:
             together.add(groups[group])
         rows.append((f"{len(others)} other groups", together))
-    tones: list[svg.Tone] = ["dare"] * len(rows)
+    tones: list[Tone] = ["dare"] * len(rows)
     per_step = [written.tokens_per_step for _, written in rows]
     relaxed = [100 * written.relaxed_share for _, written in rows]
-    return svg.bars(
+    return bars(
         f"{_NOUNS[kind]} by group",
         [label for label, _ in rows],
         [
-            svg.Column(
-                "tokens per step", per_step, [f"{value:.2f}" for value in per_step], tones, (1.0, "line: plain")
-            ),
-            svg.Column("relaxed tokens", relaxed, [f"{value:.1f}%" for value in relaxed], ["lost"] * len(rows)),
-            svg.Column("texts", [w.texts for _, w in rows], [f"{w.texts:,}" for _, w in rows], ["neutral"] * len(rows)),
+            Column("tokens per step", per_step, [f"{value:.2f}" for value in per_step], tones, (1.0, "line: plain")),
+            Column("relaxed tokens", relaxed, [f"{value:.1f}%" for value in relaxed], ["lost"] * len(rows)),
+            Column("texts", [w.texts for _, w in rows], [f"{w.texts:,}" for _, w in rows], ["neutral"] * len(rows)),
         ],
     )
 
@@ -178,13 +176,13 @@ def _draw_speed(facts: RunFacts) -> Markup | None:
         return None
     labels: list[str] = []
     values: list[float] = []
-    tones: list[svg.Tone] = []
+    tones: list[Tone] = []
     for kind, probe in facts.probes.items():
         labels += [f"{_NOUNS[kind]}, DARE", f"{_NOUNS[kind]}, plain"]
         values += [probe.tokens / probe.seconds, probe.plain_tokens_per_second]
         tones += ["dare", "plain"]
     texts = [f"{value:,.1f}" for value in values]
-    return svg.bars("tokens per second", labels, [svg.Column("tokens per second", values, texts, tones)])
+    return bars("tokens per second", labels, [Column("tokens per second", values, texts, tones)])
 
 
 def _draw_throughput(facts: RunFacts) -> Markup | None:
@@ -192,7 +190,7 @@ def _draw_throughput(facts: RunFacts) -> Markup | None:
         return None
     plain = [probe.plain_tokens_per_second for probe in facts.probes.values()]
     mark = (sum(plain) / len(plain), "plain decoding, probed") if plain else None
-    return svg.steps(
+    return steps(
         "Tokens per second over time", "tokens per second", throughput.bin_seconds, throughput.tokens_per_second, mark
     )
 
@@ -201,8 +199,8 @@ def _draw_refusals(facts: RunFacts) -> Markup | None:
     if not facts.refusals:
         return None
     counts = [refusal.texts for refusal in facts.refusals]
-    column = svg.Column("", counts, [f"{count:,}" for count in counts], ["lost"] * len(counts))
-    return svg.bars("texts by rule", [refusal.rule for refusal in facts.refusals], [column])
+    column = Column("", counts, [f"{count:,}" for count in counts], ["lost"] * len(counts))
+    return bars("texts by rule", [refusal.rule for refusal in facts.refusals], [column])
 
 
 def _estimate(facts: RunFacts) -> list[tuple[str, str, str, str]]:

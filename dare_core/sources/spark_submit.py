@@ -42,6 +42,9 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
 
+#: Java reads and writes the names of files as the locale says: under ``C`` it turns what is not ASCII into ``?``.
+_LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
+
 #: Lines of Spark's log that a failure shows.
 _TAIL: Final = 30
 
@@ -133,6 +136,7 @@ def _is_local(settings: Settings) -> bool:
 
 def _options(settings: Settings) -> list[str]:
     options = ["--master", settings.spark_master, "--conf", "spark.ui.showConsoleProgress=false"]
+    options += [part for name, value in _LOCALE.items() for part in ("--conf", f"spark.executorEnv.{name}={value}")]
     if _is_local(settings):
         # Programs of a minute spend it compiling Java with the second compiler, on the cores that the data needs.
         options += ["--conf", "spark.ui.enabled=false", "--driver-java-options", "-XX:TieredStopAtLevel=1"]
@@ -146,6 +150,7 @@ def _environment(settings: Settings, warehouse_url: str) -> dict[str, str]:
     # Another installation's SPARK_HOME would run its version of Spark with this environment's pyspark.
     environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
     environment |= {
+        **_LOCALE,
         "DARE_WAREHOUSE_URL": warehouse_url,
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from dare_core.config.settings import Settings
 from dare_core.embedding.encoder import Encoder
 from dare_core.schemas import KNOWLEDGE, knowledge_embedding
+from dare_core.stages.ownership import owned
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse import encoders
@@ -17,6 +18,7 @@ from dare_core.warehouse.session import open_warehouse
 from dare_core.warehouse.vectors import index_vectors, load_vectors
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Embed the texts that passed, with each encoder that the warehouse keeps vectors of."""
     run_dir = settings.run_dir(request.run_id)

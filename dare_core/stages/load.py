@@ -12,6 +12,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
 from dare_core.quality import features
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
+from dare_core.stages.ownership import owned
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
@@ -22,6 +23,7 @@ from dare_core.warehouse.runs import feature_profiles, generation_runs, record_r
 from dare_core.warehouse.session import open_warehouse
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Load texts and vectors in one transaction; the first committed result of a request wins.
 

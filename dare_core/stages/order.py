@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dare_core.config.settings import Settings
+from dare_core.errors import QualityError
 from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages.ownership import owning
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse.runs import run_state
+from dare_core.warehouse.runs import generation_runs
 from dare_core.warehouse.server import serving
 from dare_core.warehouse.session import open_warehouse
 
@@ -21,7 +23,7 @@ def run(
         request: what to do; the same run id goes on where an earlier try stopped.
         on_stage: told each stage's name and summary.
     """
-    with serving(settings):  # one server for all stages
+    with serving(settings), owning(settings, request):  # one server for all stages
         on_stage("pull", pull.run(settings, request))
         on_stage("group", group.run(settings, request))
         planned = plan.run(settings, request)
@@ -43,9 +45,25 @@ def run(
 def slice_ended(settings: Settings, request: RunRequest) -> bool:
     """Whether a slice of a backfill came to its end and was not empty, so that another may follow.
 
-    Its texts were loaded, or too many of them failed validation and are in quarantine: either way the next slice has
-    others to write.
+    Its texts were loaded, or some of them failed validation and are in quarantine: either way the next slice has others
+    to write.
+
+    Raises:
+        QualityError: the slice lost more of its texts than ``settings.max_slice_loss``; so would the next.
     """
     with open_warehouse(settings) as (_, engine):
-        found = run_state(engine, request.run_id)
-    return found is not None and found.planned > 0 and found.state in ("loaded", "failed")
+        found = generation_runs(engine, request.run_id)
+    if not found or not found[0]["planned"] or found[0]["state"] not in ("loaded", "failed"):
+        return False
+    [run] = found
+    kept = run["loaded"] or 0
+    # What failed validation is in quarantine; what failed as features was validated, and would be written again.
+    if run["state"] == "failed" and not (settings.run_dir(request.run_id) / "validated.parquet").exists():
+        kept = (run["generated"] or 0) - (run["quarantined"] or 0)
+    if (lost := 1 - kept / run["planned"]) > settings.max_slice_loss:
+        raise QualityError(
+            f"{lost:.0%} of the {run['planned']} texts of slice {request.run_id} were lost, more than max_slice_loss "
+            f"{settings.max_slice_loss:.0%}; the backfill stops here: see the run's report, mend what it names, and "
+            "trigger the backfill again"
+        )
+    return True

@@ -3,6 +3,7 @@
 import logging
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,13 +20,21 @@ from dare_core.knowledge.costs import Funnel
 from dare_core.knowledge.planning import Choice, Planner
 from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
-from dare_core.schemas import QUARANTINE, RENDERING, Kind
+from dare_core.schemas import DUE, PULLED, QUARANTINE, RENDERING, Kind
+from dare_core.stages.ownership import owned
 from dare_core.stages.pins import pin_pool
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse import quarantine
-from dare_core.warehouse.knowledge import request_states
-from dare_core.warehouse.renderings import DUE_VERDICTS, Rules, count_verdicts, due_entities, record_renderings
+from dare_core.warehouse.knowledge import reopen, request_states, seen_earlier
+from dare_core.warehouse.renderings import (
+    DUE_VERDICTS,
+    Rules,
+    count_verdicts,
+    due_entities,
+    earlier_entities,
+    record_renderings,
+)
 from dare_core.warehouse.runs import Throughput, record_run, throughput
 from dare_core.warehouse.session import open_warehouse
 
@@ -50,6 +59,7 @@ class _Terms(NamedTuple):
     measured: Throughput
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Who needs a text: written down as shards of requests sorted by group, with what they are expected to cost.
 
@@ -133,14 +143,25 @@ def _choose(
     domain, room = terms.domain, terms.max_prompt_tokens
     rules = _rules(domain, request, identify_settings(domain, kind, terms.decoding, terms.prompt_files, room))
     verdicts = count_verdicts(engine, domain.name, kind, rules)
+    earlier = _earlier(settings, engine, request, kind) if verdicts.get("later_than_as_of") else DUE.empty_table()
+    if len(earlier):
+        verdicts |= {"earlier": len(earlier), "later_than_as_of": verdicts["later_than_as_of"] - len(earlier)}
     choice = Choice()
     if any(verdicts.get(verdict) for verdict in DUE_VERDICTS):
         states = partial(request_states, engine, expired_before=rules.expired_before)
         encoder = ChatEncoder(models.load_tokenizer(settings))
         planner = Planner(domain, encoder, terms.decoding, room, rules.settings, states)
         due = due_entities(engine, domain.name, kind, rules, request.order)
-        choice = planner.choose(kind, due, request.limit(kind))
+        choice = planner.choose(kind, chain(due, earlier.to_batches()), request.limit(kind))
     return choice, Funnel.of(verdicts, len(choice.requests), choice.settled)
+
+
+def _earlier(settings: Settings, engine: Engine, request: RunRequest, kind: Kind) -> pa.Table:
+    """Of a run of the past: those who show something later by now, as they were then, which its pull knows."""
+    pulled = settings.run_dir(request.run_id) / "pulled" / kind
+    if request.as_of is None or not pulled.exists():
+        return DUE.empty_table()
+    return earlier_entities(engine, run_files.read_table(pulled, PULLED), request.as_of, request.order)
 
 
 def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
@@ -156,7 +177,9 @@ def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
 def _record_and_pin(
     settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind, choice: Choice
 ) -> str | None:
-    """Keep in the warehouse who was rendered and whose prompt fits never, and pin the pool that texts are drafted from.
+    """Keep in the warehouse what was found, and pin the pool that texts are drafted from.
+
+    That is who was rendered, whose prompt fits never, and which texts that are there are right again, or were earlier.
 
     Returns:
         The pinned version; None where nobody is asked about, or there is no pool to use.
@@ -164,8 +187,16 @@ def _record_and_pin(
     unfit = [{**row, "run_id": request.run_id} for row in choice.unfit]
     quarantine.record(engine, pa.Table.from_pylist(unfit, QUARANTINE))
     record_renderings(engine, pa.Table.from_pylist(choice.rendered, RENDERING))
+    if choice.reopened:
+        reopen(engine, choice.reopened)
+    if choice.earlier:
+        seen_earlier(engine, choice.earlier)
     if not choice.requests:
         return None
+    # First the run, then its pin: `maintain` takes pins away from whoever is no run.
+    record_run(
+        engine, request.run_id, **_begun(request, terms.decoding, datetime.now(UTC)), planned=len(choice.requests)
+    )
     return pin_pool(settings, engine, request, kind, terms.decoding.tokenizer_hash)
 
 
@@ -179,19 +210,24 @@ def _write(
 
 def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:
     """Let the warehouse know the run; one that writes nothing is done."""
-    done = {} if planned.shards else {"finished_at": planned.started_at, "loaded": 0}
+    done = {} if planned.shards else {"state": "loaded", "finished_at": planned.started_at, "loaded": 0}
     record_run(
         engine,
         request.run_id,
-        domain=planned.domain,
-        state="planned" if planned.shards else "loaded",
-        params=request.model_dump_json(exclude={"run_id"}),
-        model=planned.decoding.model,
-        started_at=planned.started_at,
         planned=planned.requests,
         plan={
             "max_new_tokens": planned.decoding.max_new_tokens,
             **planned.model_dump(mode="json", include={"funnel", "estimate"}),
         },
-        **done,
+        **_begun(request, planned.decoding, planned.started_at) | done,
     )
+
+
+def _begun(request: RunRequest, decoding: Decoding, started_at: datetime) -> dict[str, object]:
+    return {
+        "domain": request.domain,
+        "state": "planned",
+        "params": request.model_dump_json(exclude={"run_id"}),
+        "model": decoding.model,
+        "started_at": started_at,
+    }

@@ -77,7 +77,7 @@ def build_candidates(settings: Settings, domain: str, kinds: Sequence[Kind] = KI
     """
     load_domain(settings, domain)
     tokenizer = models.load_tokenizer(settings)
-    build = Build(domain, models.tokenizer_hash(tokenizer), len(tokenizer))
+    build = Build(domain, models.tokenizer_hash(tokenizer), models.vocabulary_size(settings))
     candidates: dict[str, dict[str, Any]] = {}
     with open_warehouse(settings) as (url, engine):
         for kind in kinds:

@@ -1,7 +1,8 @@
 """What a run is asked to do."""
 
 import re
-from typing import Final
+from datetime import UTC
+from typing import Any, Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
@@ -9,6 +10,8 @@ from dare_core.config.settings import Share, Verification
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.renderings import Order
 
+#: What of a request is taken from the settings where it is left out.
+DECODING: Final = ("verification", "top_k", "min_prob", "max_new_tokens")
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -39,3 +42,19 @@ class RunRequest(BaseModel):
     def limit(self, kind: Kind) -> int | None:
         """Texts of one kind to write at most."""
         return self.item_limit if kind == "item" else self.user_limit
+
+    def asked(self) -> dict[str, Any]:
+        """All but the run's id and domain, as JSON values."""
+        return self.model_dump(mode="json", exclude={"run_id", "domain"})
+
+    def command(self) -> str:
+        """The command that goes on with the run."""
+        parts = [f"dare pipeline run --domain {self.domain} --run-id {self.run_id}"]
+        if set(self.kinds) != set(KINDS):
+            parts += [f"--kind {kind}" for kind in self.kinds]
+        if self.as_of is not None:
+            parts.append(f"--as-of {self.as_of.astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
+        parts += ["--order active"] if self.order == "active" else []
+        asked = {name: getattr(self, name) for name in ("item_limit", "user_limit", *DECODING)}
+        parts += [f"--{name.replace('_', '-')} {value}" for name, value in asked.items() if value is not None]
+        return " ".join(parts)

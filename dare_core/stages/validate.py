@@ -15,6 +15,7 @@ from dare_core.knowledge import costs, shards
 from dare_core.knowledge.answers import read_answers
 from dare_core.quality.texts import validate
 from dare_core.schemas import KINDS
+from dare_core.stages.ownership import owned
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
@@ -24,6 +25,7 @@ from dare_core.warehouse.runs import record_run
 from dare_core.warehouse.session import open_warehouse
 
 
+@owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """Read the staged answers, Great Expectations over what they say; failing rows go to quarantine, the others on.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from dare_core.errors import StorageError
+
 #: How what is being written is called until it is whole. Whoever is killed meanwhile leaves it.
 _SCRATCH: Final = ".writing-"
 
@@ -43,6 +45,24 @@ def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
         else:
             scratch.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Check, before anything slow, that a file can be written under a name; what is there stays as it is.
+
+    Raises:
+        StorageError: it cannot; says why.
+    """
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: its folder does not exist")
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; name a file")
+    scratch = path.with_name(f"{_SCRATCH}{uuid4().hex}")
+    try:
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:

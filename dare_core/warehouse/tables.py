@@ -148,6 +148,8 @@ GENERATION_RUN: Final = Table(
     "generation_run", metadata, *_columns(schemas.GENERATION_RUN, key=("run_id",), json=("params", "plan", "measured"))
 )
 
+RUN_LEASE: Final = Table("run_lease", metadata, *_columns(schemas.RUN_LEASE, key=("run_id",), json=("params",)))
+
 QUARANTINE: Final = Table(
     "quarantine",
     metadata,

@@ -68,6 +68,57 @@ def test_texts_are_written_in_input_order_with_their_statistics(dare: Dare, mode
     assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"], rel=0.02)
 
 
+def test_a_run_whose_prompts_all_failed_ends_with_status_1(dare: Dare, model: Path, tmp_path: Path) -> None:
+    prompts, out = write_prompts(tmp_path / "p.jsonl", PROMPTS[2]), tmp_path / "o.parquet"
+    code, printed, error = dare("generate", "--prompts", prompts, "--out", out, "--model", model)
+    summary = json.loads(printed.splitlines()[-1])
+    assert (code, summary["texts"], summary["failed"]) == (1, 0, 1)
+    assert "every prompt failed, 1 of 1" in error
+    assert pq.read_table(out)["status"].to_pylist() == ["failed"]
+
+
+def test_outputs_and_domains_are_looked_at_before_anything_slow(
+    dare: Dare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> None:
+        raise AssertionError("begun before the options were looked at")
+
+    monkeypatch.setattr("dare_core.models.load_tokenizer", slow)
+    monkeypatch.setattr("dare_core.warehouse.server._server", slow)
+    prompts = write_prompts(tmp_path / "p.jsonl", PROMPTS[0])
+    broken = write_prompts(tmp_path / "broken.jsonl", {"id": "a"})
+    nowhere = tmp_path / "no" / "file.svg"
+    for arguments, said in (
+        (("generate", "--prompts", prompts, "--out", tmp_path), "is a folder; name a file"),
+        (("generate", "--prompts", prompts, "--out", nowhere), "its folder does not exist"),
+        (("generate", "--prompts", prompts, "--out", "/proc/o.parquet"), "cannot be written"),
+        (("generate", "--prompts", broken, "--out", tmp_path / "o.parquet"), "broken.jsonl:1: group is None"),
+        (("evaluate", "--chart", nowhere), "its folder does not exist"),
+        (("evaluate", "--chart", tmp_path / "chart.doc"), "must end in .svg or .png"),
+        (("evaluate", "--domain", "films"), "there are: movies"),
+        (("compare-texts", "--html", tmp_path), "is a folder; name a file"),
+        (("pool", "export", tmp_path, "--out", nowhere), "its folder does not exist"),
+    ):
+        code, _, error = dare(*arguments)
+        assert (code, error.count("\n")) == (2, 1), error
+        assert said in error
+
+
+def test_a_misspelt_domain_is_named_with_those_that_are_there(
+    dare: Dare, warehouse_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+    for arguments in (
+        ("warehouse", "query", "freshness", "--param", "domain=films"),
+        ("quarantine", "list", "--domain", "films"),
+        ("features", "export", "--domain", "films", "--out", tmp_path / "out"),
+    ):
+        code, printed, error = dare(*arguments)
+        assert (code, printed) == (2, "")
+        assert "there is no domain 'films'; there are: movies, shop" in error
+    assert "--param k=…  how many (int, default 10)" in dare("warehouse", "query")[1]
+
+
 def test_a_pool_of_the_same_texts_makes_them_cheaper_and_no_different(
     dare: Dare, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
+from dare_airflow.run_names import folder_name
 from dare_core import models
 from dare_core.config.settings import load_settings
 from dare_core.sources.importer import import_tables
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.integration, pytest.mark.timeout(
 
 REFRESH, REBUILD = "refresh_knowledge_movies", "rebuild_pools_movies"
 RUN_ID = "cluster"
+RUN_NAME = folder_name(REFRESH, RUN_ID)  # the run as a folder and in the warehouse
 ITEMS, USERS, MAX_NEW_TOKENS = 12, 6, 40
 
 #: The heartbeat's timeout decides how long the test waits, so it is short here; docker/cluster.env says what for.
@@ -47,7 +49,7 @@ class Story:
 
     @property
     def run_dir(self) -> Path:
-        return self.cluster.settings.run_dir(RUN_ID)
+        return self.cluster.settings.run_dir(RUN_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def engine(cluster: LocalCluster) -> Iterator[sa.Engine]:
 
 @pytest.fixture(scope="module")
 def story(cluster: LocalCluster, engine: sa.Engine) -> Iterator[Story]:
-    airflow, run_dir = cluster.airflow, cluster.settings.run_dir(RUN_ID)
+    airflow, run_dir = cluster.airflow, cluster.settings.run_dir(RUN_NAME)
     with airflow.runs.active(REFRESH, REBUILD):
         conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
         airflow.api.trigger(REFRESH, conf, RUN_ID)
@@ -107,7 +109,7 @@ def some(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
 
 def shard_under_way(cluster: LocalCluster) -> str:
     """Wait until a worker has staged a part of a shard that it has not finished."""
-    run_dir = cluster.settings.run_dir(RUN_ID)
+    run_dir = cluster.settings.run_dir(RUN_NAME)
     while True:
         cluster.airflow.check()
         assert cluster.airflow.api.run_state(REFRESH, RUN_ID) in ("queued", "running")
@@ -137,7 +139,7 @@ def test_every_planned_request_is_answered_exactly_once(story: Story, engine: sa
         engine,
         "SELECT request_id FROM knowledge.knowledge WHERE run_id = :run_id "
         "UNION ALL SELECT DISTINCT request_id FROM knowledge.quarantine WHERE run_id = :run_id",
-        run_id=RUN_ID,
+        run_id=RUN_NAME,
     )
     assert sorted(request_id for (request_id,) in kept) == sorted(planned)
 

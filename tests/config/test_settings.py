@@ -1,8 +1,9 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from dare_core.config.domains import load_domain, read_domain
+from dare_core.config.domains import load_domain, misnamed_files, read_domain
 from dare_core.config.settings import PROJECT_DIR, load_settings
 from dare_core.errors import SettingError
 
@@ -60,6 +61,61 @@ def test_a_misspelt_name_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "dare.toml").write_text("batch_size 4\n")
     with pytest.raises(SettingError, match=r"dare\.toml is not valid TOML"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DARE_BATCHSIZE", "batch_size (DARE_BATCH_SIZE)"),
+        ("dare_verfication", "verification (DARE_VERIFICATION)"),
+        ("DARE_WAREHOSE_URL", "warehouse_url (DARE_WAREHOUSE_URL)"),
+        ("DARE_SECRET_DIR", "secrets_dir (DARE_SECRETS_DIR)"),
+        ("DARE_AIRFLOWPORT", "airflow_port (DARE_AIRFLOW_PORT)"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(SettingError, match=re.escape(f"({name}) does not exist; did you mean {meant}?")):
+        load_settings()
+    monkeypatch.setenv(name, "")
+    load_settings()
+
+
+def test_a_misspelt_file_of_the_secrets_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dare_warehouse_ulr").write_text("postgresql://db/dare")
+    monkeypatch.setenv("DARE_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(SettingError, match=r"\(dare_warehouse_ulr\) does not exist; did you mean warehouse_url"):
+        load_settings()
+
+
+def test_variables_that_are_somebody_elses_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARE_UID", "1000")
+    monkeypatch.setenv("DARE_WEB_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("DARE_WEB_SERVICE_PORT", "80")
+    monkeypatch.setenv("DARE_WEB_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("DARE_WEB_PORT_80_TCP_ADDR", "10.0.0.1")
+    load_settings()
+
+
+@pytest.mark.parametrize("name", ["data_dir", "config_dir", "jdbc_driver_jar"])
+@pytest.mark.parametrize("url", ["s3://bucket/dare", "gs://bucket", "file:///data", "hdfs:/data"])
+def test_a_url_where_a_path_is_needed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    monkeypatch.setenv(f"DARE_{name.upper()}", url)
+    with pytest.raises(SettingError, match=rf"{name} .*a URL is not allowed; give a path on this machine"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["My-Shop.toml", "shop.TOML", "2nd.toml", "my shop.toml"])
+def test_a_domain_file_whose_name_is_no_domains_is_named_with_the_rule(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    (tmp_path / ".#movies.toml").touch()
+    settings = load_settings(config_dir=tmp_path)
+    [error] = misnamed_files(settings)
+    assert str(error).startswith(f"{tmp_path / name} is not read: a domain's file is called <name>.toml")
+    with pytest.raises(SettingError, match=r"there are: none; .* is not read"):
+        load_domain(settings, Path(name).stem)
 
 
 def test_a_config_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

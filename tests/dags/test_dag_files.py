@@ -1,6 +1,7 @@
 """The DAG files as Airflow's DAG processor sees them: parsed in a process of their own, with an empty AIRFLOW_HOME."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def describe(dag):
         "tasks": {
             task.task_id: {
                 "pool": task.pool,
+                "hours": task.execution_timeout and task.execution_timeout.total_seconds() / 3600,
                 "queue": task.queue,
                 "downstream": sorted(task.downstream_task_ids),
                 "mapped": task.is_mapped,
@@ -65,16 +67,18 @@ def decided(error):
 
 
 from airflow import plugins_manager
+from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from dare_core import errors
 from dare_airflow.defaults import RETRY_POLICY
-from dare_airflow.run_request import folder_name
+from dare_airflow.run_names import folder_name
 
 print(json.dumps({
     "folders": [folder_name(*run) for run in json.loads(sys.argv[3])],
     "retries": {
         name: decided(getattr(errors, name)("")) for name in dir(errors) if name.endswith("Error")
-    } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect"))},
+    } | {"MemoryError": decided(MemoryError()), "KeyError": decided(KeyError("a defect")),
+         "AirflowTaskTimeout": decided(AirflowTaskTimeout())},
     "errors": bag.import_errors,
     "imported": imported,
     "dags": {dag_id: describe(dag) for dag_id, dag in bag.dags.items()},
@@ -122,6 +126,12 @@ RUNS = [
     ("refresh_knowledge_films", "scheduled__2026-01-01T00:00:00+00:00"),
     ("refresh_knowledge_movies", "scheduled__2026-01-01T00:00:00+00:00"),
     ("refresh_knowledge_movies", "manual__2026-01-01T00:00:00+00:00_x/../.."),
+    ("refresh_knowledge_movies", "night-1"),
+    ("refresh_knowledge_films", "night-1"),
+    ("backfill_knowledge_films", "night-1"),
+    *(("refresh_knowledge_movies", f"a{between}b") for between in ":+~"),
+    ("refresh_knowledge_movies", "a" * 250),
+    ("refresh_knowledge_movies", "a" * 249),
 ]
 #: A second domain, with a schedule of its own.
 HOURLY = """
@@ -147,7 +157,7 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
     (config / "movies.toml").write_text(movies, "utf-8")
     (config / "films.toml").write_text(HOURLY + movies, "utf-8")
-    return parse(home, DARE_CONFIG_DIR=str(config))
+    return parse(home, DARE_CONFIG_DIR=str(config), DARE_SPARK_HOURS="5")
 
 
 def test_every_domain_has_its_dags_and_all_files_import_without_error(parsed: dict[str, Any]) -> None:
@@ -179,10 +189,12 @@ def test_domain_files_that_are_broken_are_import_errors_and_the_other_domains_ke
 def test_two_domains_runs_of_one_moment_have_folders_of_their_own_and_no_name_leads_elsewhere(
     parsed: dict[str, Any],
 ) -> None:
-    films, movies, by_hand = parsed["folders"]
-    assert films == "refresh_knowledge_films__scheduled__2026-01-01T00-00-00-00-00"
-    assert movies == films.replace("films", "movies")
-    assert by_hand == "manual__2026-01-01T00-00-00-00-00_x-..-.."
+    films, _, by_hand, named, _, _, *alike = parsed["folders"]
+    assert re.sub("-[0-9a-f]{8}$", "", films) == "refresh_knowledge_films__scheduled__2026-01-01T00-00-00-00-00"
+    assert re.sub("-[0-9a-f]{8}$", "", by_hand) == "refresh_knowledge_movies__manual__2026-01-01T00-00-00-00-00_x-..-.."
+    assert named == "refresh_knowledge_movies__night-1"
+    assert len(set(parsed["folders"])) == len(RUNS)
+    assert len({re.sub("-[0-9a-f]{8}$", "", name) for name in alike}) == 2
     assert all(RunRequest(run_id=name).run_id == name for name in parsed["folders"])
 
 
@@ -282,17 +294,29 @@ def test_a_dag_starts_paused_runs_once_at_a_time_and_explains_itself(parsed: dic
         assert (dag["owner"], dag["tags"], dag["doc"]) == ("dare", sorted(["dare", *domain]), True), dag_id
 
 
+def test_no_task_may_take_for_ever(parsed: dict[str, Any]) -> None:
+    hours = {
+        (dag_id, task_id): task["hours"]
+        for dag_id, dag in parsed["dags"].items()
+        for task_id, task in dag["tasks"].items()
+    }
+    longer = {"pull": 5, "group": 5, "build": 5, "generate": 20, "write_texts": 20, "evaluate": 20, "approve": 192}
+    assert hours == {(dag_id, task_id): longer.get(task_id, 6) for dag_id, task_id in hours}
+
+
 def test_a_refresh_has_a_deadline_and_a_backfill_of_days_has_none(parsed: dict[str, Any]) -> None:
     assert parsed["dags"]["refresh_knowledge_movies"]["deadline"]
     assert not parsed["dags"]["backfill_knowledge_movies"]["deadline"]
 
 
-@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "OutOfMemoryError", "MemoryError"])
+@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "RunInUseError", "OutOfMemoryError", "MemoryError"])
 def test_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any], error: str) -> None:
     assert parsed["retries"][error] == "retry"
 
 
-@pytest.mark.parametrize("error", ["ModelError", "InputError", "SettingError", "PoolError", "QualityError"])
+@pytest.mark.parametrize(
+    "error", ["ModelError", "InputError", "SettingError", "PoolError", "QualityError", "AirflowTaskTimeout"]
+)
 def test_what_needs_a_person_fails_at_once(parsed: dict[str, Any], error: str) -> None:
     assert parsed["retries"][error] == "fail"
 

@@ -218,6 +218,15 @@ def test_logits_that_are_not_finite_are_their_own_texts_problem_only() -> None:
     assert (outcome.problem(0), outcome.problem(1)) == (NOT_FINITE, None)
 
 
+def test_what_is_not_finite_behind_a_rejected_draft_is_no_problem() -> None:
+    decided = speculation(drafting([], []))
+    logits = logits_for([3, 4, 3, 4])
+    logits[1, 6] = logits[3, 6] = torch.nan
+    outcome = outcome_of(decided, step_of([text(), text()], tree([5], [-1]), tree([3], [-1])), logits)
+    assert (outcome.problem(0), outcome.problem(1)) == (None, NOT_FINITE)
+    assert outcome.continuation(0).tokens == [3]
+
+
 # What is learned
 
 

@@ -33,7 +33,7 @@ def test_strict_texts_of_32_real_prompts_equal_greedy_generate(tmp_path) -> None
     # A pool of the other half's texts: most drafts are near misses, some are right.
     texts = pa.table({"group": groups[::2], "token_ids": pa.array(expected[::2], pa.list_(pa.int32()))})
     store = PoolStore(tmp_path)
-    PoolBuilder(store, settings.model, models.tokenizer_hash(tokenizer), len(tokenizer)).build(texts)
+    PoolBuilder(store, settings.model, models.tokenizer_hash(tokenizer), models.vocabulary_size(settings)).build(texts)
     pool = Pool.open(store, models.tokenizer_hash(tokenizer))
 
     config = EngineConfig(8, 512, Rule("strict"), language_model.eos_token_ids)

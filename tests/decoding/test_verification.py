@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dare_core.decoding.verification import Rule, judge, longest_paths
+from dare_core.decoding.verification import Rule, judge, longest_paths, token_mask
 from dare_core.drafts import Forest
 from tests.decoding.scripted import tree
 
@@ -122,3 +122,7 @@ def test_rows_that_are_not_finite_are_found_and_masked_tokens_are_not() -> None:
         logits, np.empty(0, np.int32), np.empty(0, np.int64), ONE_TREE[:0], np.empty(0, np.bool_), Rule(), NEVER_RELAXED
     )
     assert judged.finite.tolist() == [True, False, False, True]
+
+
+def test_tokens_that_the_model_has_no_logits_for_are_left_out_of_a_mask() -> None:
+    assert token_mask({1, 3, 9}, 4, torch.device("cpu")).tolist() == [False, True, False, True]

@@ -199,9 +199,9 @@ def test_a_publication_that_is_interrupted_leaves_the_model_before(
         def rename(path: Path, target: Path, renames: Any = renames) -> None:
             if next(renames, None) is None:
                 raise OSError(28, "No space left on device")
-            os.replace(path, target)  # noqa: PTH105 - Path.replace is what is replaced
+            os.rename(path, target)  # noqa: PTH104 - Path.rename is what is replaced
 
-        monkeypatch.setattr(Path, "replace", rename)
+        monkeypatch.setattr(Path, "rename", rename)
         try:
             store.publish(model)
         except (PoolError, StorageError):

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from dare_airflow.local.airflow import LocalAirflow
+from dare_airflow.run_names import folder_name
 from dare_core.config.settings import Settings
 from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
 from tests.support.airflow_tasks import clear, respond
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 ITEMS, USERS, MAX_NEW_TOKENS = 3, 2, 12
 RUN_ID = "manual__1998-04-01T00:00:00+00:00"
-RUN_NAME = "manual__1998-04-01T00-00-00-00-00"  # the run as a folder and in the warehouse
+RUN_NAME = folder_name(REFRESH, RUN_ID)  # the run as a folder and in the warehouse
 TABLES = ("entity", "knowledge", "knowledge_embedding", "quarantine")
 
 
@@ -124,14 +125,15 @@ def test_running_the_load_again_changes_nothing_though_the_deadline_is_to_come(
 def test_a_backfill_writes_slice_after_slice_about_entities_that_have_no_text_yet(
     backfilled: list[str], engine: sa.Engine
 ) -> None:
+    names = [folder_name(BACKFILL, run_id) for run_id in backfilled]
     with engine.connect() as connection:
         runs = connection.execute(
             sa.text("SELECT run_id, state, planned FROM knowledge.generation_run WHERE run_id = ANY(:runs) ORDER BY 1"),
-            {"runs": backfilled},
+            {"runs": names},
         ).all()
-    assert [tuple(run) for run in runs] == [(run_id, "loaded", 2) for run_id in backfilled]
+    assert [tuple(run) for run in runs] == [(run_id, "loaded", 2) for run_id in names]
     asked = "SELECT count(DISTINCT (kind, entity_id)) FROM knowledge.{} WHERE run_id = ANY(:runs)"
-    answered = sum(scalar(engine, asked.format(table), runs=backfilled) for table in ("knowledge", "quarantine"))
+    answered = sum(scalar(engine, asked.format(table), runs=names) for table in ("knowledge", "quarantine"))
     assert answered == 2 * len(backfilled)
 
 

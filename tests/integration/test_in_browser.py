@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dare_airflow.local.airflow import LocalAirflow
 from dare_airflow.local.environment import USER
+from dare_airflow.run_names import folder_name
 from dare_core.config.settings import Settings
 from tests.integration.conftest import REFRESH
 from tests.integration.metrics_receiver import MetricsReceiver
@@ -87,7 +88,7 @@ def test_a_person_triggers_a_run_by_the_form_and_reads_its_report(
     for title in ("items by stage", "users by stage", "items by group", "Tokens per second over time"):
         expect(pages.get_by_role("img", name=title)).to_be_visible()
 
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)
+    name = folder_name(REFRESH, run_id)
     page.goto(f"{airflow.url}/dags/{REFRESH}/runs/{run_id}/tasks/report/details")
     expect(page.get_by_role("link", name="Run report").first).to_have_attribute(
         "href", f"/dare/runs/{name}/report.html"

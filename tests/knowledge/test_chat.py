@@ -13,7 +13,7 @@ from dare_core.knowledge.chat import ChatEncoder
 def test_harmless_messages_encode_as_the_chat_template_does(
     tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder
 ) -> None:
-    for message in ("Introduce the movie Heat.", "Amélie (2001) ☕", "\nnew line", "1984"):
+    for message in ("Introduce the movie Heat.", "Amélie (2001) ☕", "\nnew line", "1984", "\n\n\n far down \n\n", " "):
         chat = [{"role": "user", "content": message}]
         assert encoder.encode(message) == tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
 

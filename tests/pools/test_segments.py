@@ -103,6 +103,16 @@ def test_token_ids_wider_than_the_files_are_refused_not_cut() -> None:
         Segment.build(wide, VOCABULARY)
 
 
+def test_more_tokens_than_positions_can_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dare_core.pools.segments._MOST_TOKENS", 10)
+    half, other = built([([1, 2, 3, 4], "a", 0)]), built([([2, 3, 4, 1], "b", 0)])
+    assert Segment.merge([half, other]).texts == 2
+    with pytest.raises(PoolError, match=r"15 positions .* holds 10"):
+        Segment.merge([half, other, built([([3, 3, 3, 3], "c", 0)])])
+    with pytest.raises(PoolError, match="12 positions"):
+        built([([1] * 11, "a", 0)])
+
+
 def test_a_hundred_nights_leave_few_segments_and_take_each_text_through_few_merges() -> None:
     sizes, moved, most = [1000], 0, 0
     for _ in range(100):

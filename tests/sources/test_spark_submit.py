@@ -45,7 +45,12 @@ def arguments(*more: str) -> list[str]:
     return ["--domain-file", str(PROJECT_DIR / "config" / "movies.toml"), *more]
 
 
-def test_both_programs_run_by_spark_submit(settings: Settings, movies_url: str, tmp_path: Path) -> None:
+def test_both_programs_run_by_spark_submit_in_folders_of_any_name_whatever_the_locale(
+    settings: Settings, movies_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    tmp_path = tmp_path / "Bücher 書"
+    tmp_path.mkdir()
     pulled, grouped = str(tmp_path / "pulled"), str(tmp_path / "grouped")
     window = ["--kinds", "item", "user", "--since", "user=2024-01-02T00:00:00Z", "--as-of", "2024-02-01T00:00:00"]
     assert submit(settings, "pull", arguments(*window, "--out", pulled), movies_url) == {

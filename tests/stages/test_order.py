@@ -3,22 +3,26 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, text
 
+from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError, QualityError, WarehouseError
 from dare_core.knowledge.shards import Shard, read_plan
+from dare_core.operations import maintenance
 from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import ENTITY
-from dare_core.stages import embed, generate, load, plan, pools, report, validate
+from dare_core.stages import embed, generate, load, order, plan, pools, report, validate
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.evaluations import record_evaluation
-from dare_core.warehouse.pools import WarehouseRegister
+from dare_core.warehouse.pools import WarehouseRegister, pool_store
+from dare_core.warehouse.runs import record_run
 from tests.support.tiny_model import LAX, save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
@@ -155,6 +159,46 @@ def test_a_run_pins_the_pool_that_is_current_when_it_is_planned(settings: Settin
     PoolBuilder(store, settings.model, "another", 258).build(texts)
     shards = planned(settings, RunRequest(run_id="third", kinds=("item",)))
     assert {shard.pool_version for shard in shards} == {None}  # the current pool is of another tokenizer
+
+
+def test_a_pin_of_a_run_that_is_being_planned_stays(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = pa.table({"group": ["group 0"], "token_ids": pa.array([[65, 66, 67]], pa.list_(pa.int32()))})
+    store = pool_store(settings, engine, "movies", "item")
+    manifest = PoolBuilder(store, settings.model, models.prompt_format(settings).tokenizer_hash, 258).build(texts)
+    write_shards = plan.shards.write_shards
+
+    def maintained(*arguments: Any) -> list[Shard]:
+        maintenance.expire_pools(settings)
+        return write_shards(*arguments)
+
+    monkeypatch.setattr(plan.shards, "write_shards", maintained)
+    plan.run(settings, RunRequest(run_id="r", kinds=("item",)))
+    assert store.register.pins() == {"r": manifest.version}
+
+
+@pytest.mark.parametrize(
+    ("came_to", "goes_on"),
+    [
+        ({"state": "loaded", "loaded": 8}, True),
+        ({"state": "failed", "generated": 10, "quarantined": 4}, True),
+        ({"state": "failed", "generated": 10, "quarantined": 10}, "100% of the 10 texts of slice s were lost"),
+        ({"state": "failed", "generated": 6, "failed": 4, "quarantined": 3}, "70% of the 10 texts"),
+        ({"state": "loaded", "loaded": 1}, "90% of the 10 texts"),
+        ({"state": "planned"}, False),
+    ],
+)
+def test_a_backfill_stops_when_a_slice_lost_too_much(
+    settings: Settings, engine: Engine, came_to: dict[str, Any], goes_on: bool | str
+) -> None:
+    began = {"domain": "movies", "params": "{}", "model": "m", "started_at": NOW, "planned": 10}
+    record_run(engine, "s", **(began | came_to))
+    if isinstance(goes_on, bool):
+        assert order.slice_ended(settings, RunRequest(run_id="s")) is goes_on
+        return
+    with pytest.raises(QualityError, match=goes_on + ".*more than max_slice_loss 50%; the backfill stops here"):
+        order.slice_ended(settings, RunRequest(run_id="s"))
 
 
 def test_a_warehouse_without_the_schema_says_what_to_do(settings: Settings, empty_database_url: str) -> None:

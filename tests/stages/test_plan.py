@@ -187,6 +187,14 @@ def test_what_a_limit_leaves_out_comes_next(engine: Engine, plan: Plan, answer: 
     assert len({*first["planned"], *second["planned"], *third["planned"]}) == 7
 
 
+def test_a_plan_is_not_used_for_another_request(engine: Engine, plan: Plan) -> None:
+    put(engine, *map(user, range(3)))
+    plan("R", user_limit=2)
+    with pytest.raises(InputError, match="run R was begun with user_limit 2 and cannot go on with 3"):
+        plan("R", user_limit=3)
+    assert len(plan("R", user_limit=2)["planned"]) == 2
+
+
 def test_the_most_active_come_first_where_that_is_asked(engine: Engine, plan: Plan) -> None:
     put(engine, *(user(number, events=1 + 3 * number % 7) for number in range(7)))
     assert plan("active", user_limit=2, order="active")["planned"] == ["2", "4"]
@@ -228,7 +236,7 @@ def test_two_runs_at_once_ask_the_same_and_the_first_answer_stays(
         assert connection.execute(text("SELECT DISTINCT run_id FROM knowledge.knowledge")).scalars().all() == ["one"]
 
 
-def test_what_is_gone_loses_its_text_and_gets_one_when_it_is_back(engine: Engine, plan: Plan, answer: Answer) -> None:
+def test_what_is_gone_loses_its_text_and_has_it_when_it_is_back(engine: Engine, plan: Plan, answer: Answer) -> None:
     put(engine, user(0), user(1), kind="user", to=NOW)
     plan("first")
     answer("first")
@@ -241,7 +249,28 @@ def test_what_is_gone_loses_its_text_and_gets_one_when_it_is_back(engine: Engine
         assert valid.scalars().all() == ["0"]
     assert put(engine, user(1), kind="user", to=NOW) == EntityChanges(1, 0)
     back = plan("back")
-    assert back["planned"] == ["1"]
+    assert (back["planned"], back["skipped"]) == ([], {"reopened": 1, "valid": 1}), "its text is paid for"
+    assert plan("then")["skipped"] == {"valid": 2}
+
+
+def test_a_text_of_a_prompt_that_is_right_again_is_reopened(engine: Engine, plan: Plan, answer: Answer) -> None:
+    valid = "SELECT run_id FROM knowledge.knowledge WHERE valid_to IS NULL"
+    for run, title, planned in (("first", "Heat", ["1"]), ("other", "Ronin", ["1"]), ("back", "Heat", [])):
+        put(engine, item(1, title))
+        assert plan(run, "item")["planned"] == planned
+        answer(run)
+        with engine.connect() as connection:
+            assert connection.execute(text(valid)).scalars().all() == ["other" if run == "other" else "first"]
+    assert plan("then", "item")["skipped"] == {"valid": 1}
+
+
+def test_a_closed_text_that_is_too_old_is_written_anew(engine: Engine, plan: Plan, answer: Answer) -> None:
+    put(engine, user(0), kind="user", to=NOW)
+    plan("first")
+    answer("first", available_at=datetime.now(UTC) - timedelta(days=31))
+    put(engine, kind="user", to=NOW, gone=["0"])
+    put(engine, user(0), kind="user", to=NOW)
+    assert plan("back")["planned"] == ["0"]
 
 
 def test_a_run_of_the_past_replaces_nothing_newer_and_sees_nothing_later(engine: Engine, plan: Plan) -> None:
@@ -268,9 +297,8 @@ def test_a_pull_reads_from_before_the_watermark_and_keeps_its_window(
     assert asked[0][asked[0].index("--since") + 1] == "user=1998-04-30T23:00:00+00:00"
     assert asked[0].count("--since") == 1
     past = RunRequest(run_id="past", kinds=("user",), as_of=NOW - timedelta(days=1))
-    assert pull.run(settings, past) == {"user": 0}
-    assert group.run(settings, past) == {}
-    assert len(asked) == 2
+    pull.run(settings, past)
+    assert "--since" not in asked[2], "how everything was then"
 
 
 def test_a_clock_that_runs_ahead_moves_no_watermark_into_the_future(

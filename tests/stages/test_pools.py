@@ -1,6 +1,7 @@
 """From loaded texts to the pool in force, past the promotion gate."""
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dare_core.cli.main import app
 from dare_core.config.settings import Settings
 from dare_core.errors import PoolError, WarehouseError
 from dare_core.operations import maintenance
+from dare_core.pools import Pool
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE
 from dare_core.stages import pools
 from dare_core.stages.request import RunRequest
@@ -37,7 +39,7 @@ def settings(settings: Settings, warehouse_url: str, model: Path) -> Settings:
     return Settings.model_validate(settings.model_dump() | {"warehouse_url": warehouse_url, "model": str(model)})
 
 
-def load_texts(settings: Settings, engine: Engine, entities: range) -> None:
+def load_texts(settings: Settings, engine: Engine, entities: range, ids: tuple[int, int] = (0, 250)) -> None:
     """Load a text of its own about each of some items."""
     tokenizer_hash = models.tokenizer_hash(models.load_tokenizer(settings))
     plain = {
@@ -54,7 +56,7 @@ def load_texts(settings: Settings, engine: Engine, entities: range) -> None:
             "kind": "item",
             "entity_id": str(number),
             "group_name": "Drama",
-            "token_ids": np.random.default_rng(number).integers(0, 250, 40).tolist(),
+            "token_ids": np.random.default_rng(number).integers(*ids, 40).tolist(),
             "tokenizer_hash": tokenizer_hash,
             "verification": "strict",
             "pool_version": None,
@@ -79,6 +81,22 @@ def test_a_first_candidate_has_nothing_to_be_compared_with(settings: Settings, e
     pools.publish_candidates(settings, "movies", {kind: found})
     assert current(engine) == found["version"]
     assert pools.build_candidates(settings, "movies") == {}  # nothing is new
+
+
+def test_ids_that_only_the_embedding_has_enter_pools_that_were_built_for_fewer(
+    settings: Settings, engine: Engine, model: Path, tmp_path: Path
+) -> None:
+    load_texts(settings, engine, range(4))
+    pools.run(settings, RUN)
+    padded = Path(shutil.copytree(model, tmp_path / "padded"))
+    config = json.loads((padded / "config.json").read_text())
+    (padded / "config.json").write_text(json.dumps(config | {"vocab_size": 320}))
+    settings = settings.model_copy(update={"model": str(padded)})
+    load_texts(settings, engine, range(4, 8), (300, 320))
+    assert pools.run(settings, RUN)["item"]["texts"] == 8
+    tokenizer = models.load_tokenizer(settings)
+    opened = Pool.open(pool_store(settings, engine, "movies", "item"), models.tokenizer_hash(tokenizer))
+    assert (opened.manifest.vocabulary, len(tokenizer), config["vocab_size"]) == (320, 258, 258)
 
 
 def test_a_candidate_that_falls_short_is_built_and_waits(settings: Settings, engine: Engine) -> None:
@@ -183,7 +201,7 @@ def test_a_quarantined_request_is_asked_again_so_many_times_and_no_more(settings
         quarantine(engine, f"try {tries}", "repetition")
         assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "quarantined"}
         assert maintenance.retry_quarantine(settings) == {"released": 1}
-        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "closed"}
+        assert request_states(engine, [f"try {tries}"]) == {f"try {tries}": "released"}
     quarantine(engine, "try 3", "repetition")
     assert maintenance.retry_quarantine(settings) == {"released": 0}
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
 from dare_core.warehouse.entities import EntityChanges, upsert_entities
 from dare_core.warehouse.knowledge import LoadSummary, load_knowledge, pool_texts, request_states
+from dare_core.warehouse.renderings import record_renderings
 
 Rows = Callable[..., pa.Table]
 
@@ -87,6 +89,53 @@ def test_a_new_text_closes_the_entitys_earlier_one(engine: Engine, knowledge_row
     assert request_states(engine, ["r1", "r1b", "r2", "u1", "none"]) == {
         "r1": "closed", "r1b": "valid", "r2": "valid", "u1": "valid"
     }  # fmt: skip
+
+
+def on(number: int) -> datetime:
+    return datetime(1998, 1, number, tzinfo=UTC)
+
+
+def test_of_an_entity_the_text_that_saw_the_newest_data_wins_whoever_commits_last(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    for name, seen in (("tuesday", 6), ("monday", 5), ("sunday", 4), ("wednesday", 7)):
+        row = {"request_id": name, "entity_id": "1", "data_as_of": on(seen)}
+        summary = load_knowledge(engine, knowledge_rows([row]), embedding_rows([name]))
+        late = name in ("monday", "sunday")
+        assert (summary.loaded, summary.superseded, summary.outdated) == (1, int(name == "wednesday"), int(late))
+    assert _all(engine, "SELECT request_id FROM knowledge.knowledge WHERE valid_to IS NULL") == [("wednesday",)]
+    assert _all(engine, "SELECT request_id FROM knowledge.knowledge_embedding WHERE is_valid") == [("wednesday",)]
+    seen_then = "SELECT request_id FROM features.as_of('{}')"
+    for moment, name in (
+        ("1998-01-05 12:00Z", "monday"),
+        ("1998-01-06 12:00Z", "tuesday"),
+        ("1998-01-04 12:00Z", "sunday"),
+    ):
+        assert _all(engine, seen_then.format(moment)) == [(name,)]
+
+
+def test_where_the_source_went_back_the_text_that_saw_all_there_is_wins(
+    engine: Engine, entity_rows: Rows, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    load_knowledge(
+        engine, knowledge_rows([{"request_id": "r1", "entity_id": "1", "data_as_of": on(6)}]), embedding_rows(["r1"])
+    )
+    upsert_entities(engine, entity_rows([{"entity_id": "1", "data_as_of": on(5)}]))  # the newest event was deleted
+    again = knowledge_rows([{"request_id": "r2", "entity_id": "1", "data_as_of": on(5)}])
+    assert load_knowledge(engine, again, embedding_rows(["r2"])).outdated == 0
+    assert _all(engine, "SELECT request_id FROM knowledge.knowledge WHERE valid_to IS NULL") == [("r2",)]
+
+
+def test_of_texts_that_saw_the_same_the_one_that_was_asked_last_wins(
+    engine: Engine, entity_rows: Rows, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    upsert_entities(engine, entity_rows([{"entity_id": "1"}]))
+    asked = {"request_id": "tuesday", "settings": "s", "content": "c", "profile": "p", "events": 1}
+    row = {"domain": "movies", "kind": "item", "entity_id": "1", **asked}
+    record_renderings(engine, pa.Table.from_pylist([row], schemas.RENDERING))
+    for name in ("tuesday", "monday"):
+        load_knowledge(engine, knowledge_rows([{"request_id": name, "entity_id": "1"}]), embedding_rows([name]))
+    assert _all(engine, "SELECT request_id FROM knowledge.knowledge WHERE valid_to IS NULL") == [("tuesday",)]
 
 
 def test_vectors_of_unknown_requests_are_left_out(engine: Engine, knowledge_rows: Rows, embedding_rows: Rows) -> None:

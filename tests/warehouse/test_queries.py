@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import Engine
 
-from dare_core.errors import InputError, WarehouseError
+from dare_core.config.settings import PROJECT_DIR, Settings
+from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.sources.importer import described, import_tables
 from dare_core.warehouse import queries
 from dare_core.warehouse.entities import upsert_entities
@@ -123,6 +124,39 @@ def test_the_training_join_takes_the_text_of_the_time(
     load_knowledge(loaded, knowledge_rows([newer]), embedding_rows(["new"]))
     groups = {row[1]: row[5] for row in queries.run(loaded, "training_join", {}).rows}
     assert groups["01"] == "Drama", "the closed text was the one in force"
+
+
+def test_the_training_join_reads_the_tables_that_the_domains_file_names(loaded: Engine, tmp_path: Path) -> None:
+    shipped = (PROJECT_DIR / "config" / "movies.toml").read_text()
+    named = shipped.replace('table = "ratings"', 'table = "what they \\"did\\":x"').replace('"rated_at"', '"when"')
+    (tmp_path / "movies.toml").write_text(named)
+    (tmp_path / "files.toml").write_text(named.replace('format = "postgres"', 'format = "csv"\nlocation = "/tables"'))
+    settings = Settings(config_dir=tmp_path)
+    with loaded.begin() as connection:
+        connection.exec_driver_sql(
+            'CREATE SCHEMA IF NOT EXISTS source; CREATE TABLE source."what they ""did"":x" AS SELECT 3 AS user_id, '
+            "3 AS item_id, "
+            "1.0 AS rating, timestamp '1999-01-01' AS \"when\""
+        )
+        connection.exec_driver_sql("UPDATE knowledge.knowledge SET entity_id = '3' WHERE entity_id = '03'")
+        connection.exec_driver_sql("UPDATE knowledge.entity SET entity_id = '3' WHERE entity_id = '03'")
+    [row] = queries.run(loaded, "training_join", {}, settings).rows
+    assert (row[1], row[5]) == ("3", "Drama")
+    with pytest.raises(InputError, match=r"the interactions of domain files are not there \(csv\)"):
+        queries.run(loaded, "training_join", {"domain": "files"}, settings)
+
+
+def test_an_unknown_domain_is_no_empty_answer(engine: Engine) -> None:
+    for name in queries.names():
+        with pytest.raises(SettingError, match=r"'films'.* there are: movies, shop"):
+            queries.run(engine, name, {"domain": "films"})
+
+
+def test_each_query_says_what_it_is_for_and_what_it_takes() -> None:
+    for question in queries.questions():
+        assert question.purpose.endswith(".")
+        assert question.parameters["domain"] == "the domain (text, default movies)"
+    assert queries.questions()[1].parameters["k"] == "how many (int, default 10)"
 
 
 def test_every_query_runs_without_parameters_on_an_empty_warehouse(engine: Engine) -> None:

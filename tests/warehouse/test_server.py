@@ -1,5 +1,6 @@
 """The embedded server's life, across processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -151,6 +152,34 @@ def test_it_listens_on_a_private_socket_alone_and_has_room_for_airflow(settings:
         assert shown == {"listen_addresses": ("",), "max_connections": ("200",)}
         socket = Path(str(connection.info.host))
         assert socket.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
+def test_for_root_nothing_above_the_data_folder_is_opened_to_others(settings: Settings, home: Path) -> None:
+    home.chmod(0o700)
+    before = {folder: folder.stat().st_mode for folder in (home, *home.parents)}
+    with server.serving(settings) as url:
+        assert _answers(url)
+    assert {folder: folder.stat().st_mode for folder in before} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
+def test_for_root_programs_in_a_private_folder_are_copied_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "home" / "postgresql" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "initdb").touch(0o755)
+    (tmp_path / "home").chmod(0o700)
+    monkeypatch.setattr(server, "_PROGRAMS", programs)
+    monkeypatch.setattr(server, "_PUBLIC", tmp_path / "public")
+    for _ in range(2):
+        copy = server._programs_for_everybody()
+        assert copy.is_relative_to(tmp_path / "public") and (copy / "initdb").stat().st_mode & 0o005 == 0o005
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(server, "_PUBLIC", Path("/proc/nowhere"))
+    with pytest.raises(WarehouseError, match="which is root's alone; they cannot be copied"):
+        server._programs_for_everybody()
 
 
 def test_long_paths_with_spaces_and_a_locale_that_is_not_installed_work(

@@ -16,12 +16,16 @@ from transformers import AttentionInterface
 from dare_core.decoding import kernels
 from dare_core.decoding.attention.backends import choose
 from dare_core.decoding.batch import PackedBatch
+from dare_core.errors import ModelError
 
 #: What transformers knows it by.
 NAME: Final = "dare_packed"
 
 #: Of layers that see everything.
-_NO_WINDOW: Final = 1 << 62
+NO_WINDOW: Final = 1 << 62
+
+#: What models hand their attention that changes nothing here: positions are the batch's, keys are cached by it.
+_UNUSED: Final = frozenset({"position_ids", "cache_position", "use_cache"})
 
 _current: ContextVar[PackedBatch] = ContextVar("_current")
 
@@ -53,12 +57,14 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: Tensor | None,
     *,
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    **_: object,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **further: object,
 ) -> tuple[Tensor, None]:
     """Attention of every sequence to its own cache slot, inside :func:`serving`.
 
@@ -69,9 +75,27 @@ def packed_attention(
 
     Returns:
         ``[1, rows, heads, head_dim]`` and no weights, as transformers expects.
+
+    Raises:
+        ModelError: the model asks its attention for more than this; names it.
     """
+    asked = {name for name, value in further.items() if value is not None and value is not False}
+    unknown = sorted(asked - _UNUSED)
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if dropout:
+        unknown.append("dropout")
+    if is_causal is False:
+        unknown.append("is_causal=False")
+    if unknown:
+        raise ModelError(f"its attention asks for {', '.join(unknown)}, which ours does not know")
+    if key.shape != value.shape or query.shape[3] != key.shape[3]:
+        widths = ", ".join(
+            f"{name} {part.shape[3]}" for name, part in (("queries", query), ("keys", key), ("values", value))
+        )
+        raise ModelError(f"its attention has heads of several widths ({widths}), where our cache keeps one")
     out = torch.ops.dare.attention(
-        query[0], key[0], value[0], module.dare_layer, scaling, softcap or 0.0, sliding_window or _NO_WINDOW
+        query[0], key[0], value[0], module.dare_layer, scaling, softcap or 0.0, sliding_window or NO_WINDOW
     )
     return out[None], None
 
@@ -86,6 +110,11 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, layer: Tensor, scaling: float, softcap: float, window: int
 ) -> Tensor:
     batch, (heads, _, head_dim) = current(), query.shape
+    if batch.head_shape != (key.shape[0], head_dim):
+        raise ModelError(
+            f"its attention has {key.shape[0]} heads of keys, {head_dim} wide, where its config promises "
+            f"{batch.head_shape[0]} of {batch.head_shape[1]}"
+        )
     asked = kernels.Attention(int(layer), heads, key.shape[0], head_dim, window, scaling, softcap)
     batch.asked[asked.layer] = asked
     return choose(query.device, query.dtype, head_dim)(batch, asked, query, key, value)

@@ -8,10 +8,10 @@ once nothing was found.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -23,14 +23,15 @@ from dare_core.operations.forgetting import clean, find, prove
 from dare_core.operations.forgetting.files import JOURNAL, DataFiles
 from dare_core.operations.forgetting.traces import Entities, Traces
 from dare_core.pools import retention
+from dare_core.schemas import KINDS
+from dare_core.stages.request import RunRequest
 from dare_core.storage.atomic import write_atomically
+from dare_core.warehouse import leases
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.imported import source_copies
 from dare_core.warehouse.pools import pool_store
-from dare_core.warehouse.runs import run_domains, unfinished_runs
+from dare_core.warehouse.runs import record_run, unfinished_runs
 from dare_core.warehouse.session import open_warehouse
-
-_HOUR: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -131,23 +132,33 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
 
 
 def refuse_runs(settings: Settings, engine: Engine, domain: str) -> None:
-    """A run that is under way holds entities in memory and would write them again.
+    """A run that is under way holds entities in memory and would write them again; one that crashed is marked failed.
 
     Raises:
-        InputError: there is one; names it and says what to do.
+        InputError: there are some of this domain; names them all and says what to do.
     """
-    of_domain = run_domains(engine)
-    under_way = [run_id for run_id in unfinished_runs(engine, domain) if settings.run_dir(run_id).exists()]
-    # Which domain a run is of that was not planned yet is in its rows, if anywhere: it may be this one.
-    recent = time.time() - settings.deadline_hours * _HOUR
-    for window in (settings.data_dir / "runs").glob("*/pull.json"):
-        if window.parent.name not in of_domain and window.stat().st_mtime > recent:
-            under_way.append(window.parent.name)
+    found = leases.under_way(engine, domain, timedelta(hours=settings.deadline_hours))
+    under_way = [run for run in found if settings.run_dir(run.run_id).exists()]
+    for run_id in set(unfinished_runs(engine, domain)).difference(run.run_id for run in under_way):
+        record_run(engine, run_id, state="failed", finished_at=datetime.now(UTC))
+        for kind in KINDS:
+            pool_store(settings, engine, domain, kind).unpin(run_id)
     if under_way:
+        names = ", ".join(run.run_id for run in under_way)
+        advice = "; ".join(_advice(domain, run) for run in under_way)
+        folders = " ".join(str(settings.run_dir(run.run_id)) for run in under_way)
+        which, them = (f"run {names} is", "it") if len(under_way) == 1 else (f"runs {names} are", "them")
         raise InputError(
-            f"run {under_way[0]} is in progress: let it end (`dare pipeline run --run-id {under_way[0]}` goes on where "
-            f"it stopped), or delete {settings.run_dir(under_way[0])} to give it up, then forget again"
+            f"{which} in progress: let {them} end ({advice}), or delete {folders} to give {them} up, then forget again"
         )
+
+
+def _advice(domain: str, run: leases.UnderWay) -> str:
+    if run.owner is not None:
+        host, process, _ = run.owner.split()
+        return f"process {process} on {host} is at {run.run_id}"
+    request = RunRequest.model_validate({**run.params, "run_id": run.run_id, "domain": domain})
+    return f"`{request.command()}` goes on where it stopped, where Airflow does not"
 
 
 def _section(domain: Domain, who: Entities) -> Any:

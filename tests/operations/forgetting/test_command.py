@@ -1,5 +1,6 @@
 """Forgetting: what is left of an entity nowhere, and what stays of all others."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -146,9 +147,25 @@ def test_an_unknown_entity_is_refused_and_nothing_is_removed(settings: Settings,
 def test_nothing_is_forgotten_while_a_run_is_in_progress(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="third", max_new_tokens=32)
     plan.run(settings, request)
-    with pytest.raises(InputError, match="run third is in progress: let it end"):
+    with pytest.raises(InputError, match="run third is in progress: let it end") as error:
+        forget(settings, USER)
+    assert "`dare pipeline run --domain movies --run-id third --max-new-tokens 32`" in str(error.value)
+    plan.run(settings, RunRequest(run_id="fourth", max_new_tokens=33, kinds=("user",)))
+    with pytest.raises(InputError, match="runs fourth, third are in progress: let them end"):
         forget(settings, USER)
     assert of(engine, USER, "entity")[0]
+
+
+def test_runs_that_crashed_and_runs_of_other_domains_are_in_nobodys_way(settings: Settings, engine: Engine) -> None:
+    plan.run(settings, RunRequest(run_id="crashed", max_new_tokens=32))
+    shutil.copy(settings.config_dir / "movies.toml", settings.config_dir / "films.toml")
+    plan.run(settings, RunRequest(run_id="other", domain="films"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE knowledge.run_lease SET owner = 'elsewhere 1 x', expires_at = now()"
+                                " WHERE run_id = 'crashed'"))  # fmt: skip
+    require_nothing_found(forget(settings, USER))
+    assert rows(engine, "SELECT state FROM knowledge.generation_run WHERE run_id = 'crashed'") == [("failed",)]
+    assert rows(engine, "SELECT count(*) FROM knowledge.pool_pin WHERE holder = 'crashed'") == [(0,)]
 
 
 def test_a_forgotten_entity_is_not_taken_in_again_and_the_others_are(settings: Settings, engine: Engine) -> None:
