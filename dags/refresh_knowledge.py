@@ -20,7 +20,7 @@ from airflow.sdk import DAG, Param
 from dare_airflow.deadline import within
 from dare_airflow.defaults import DAG_DEFAULTS
 from dare_airflow.installation import DOMAINS, SETTINGS, refresh_schedule
-from dare_airflow.params import AS_OF_PARAM, DECODING_PARAMS, KINDS_PARAM
+from dare_airflow.params import ALLOW_DELETIONS_PARAM, AS_OF_PARAM, DECODING_PARAMS, KINDS_PARAM
 from dare_airflow.stages import write_knowledge
 from dare_core.config.domains import Domain
 
@@ -30,6 +30,7 @@ PARAMS = {
     "user_limit": Param(None, "Write for so many users at most", type=["null", "integer"], minimum=1),
     **DECODING_PARAMS,
     "as_of": AS_OF_PARAM,
+    "allow_deletions": ALLOW_DELETIONS_PARAM,
 }
 
 

@@ -22,6 +22,8 @@ AS_OF_PARAM = Param(
     None, "Write as of this moment; empty: now", type=["null", "string"], format="date-time", pattern=_TIME
 )
 
+ALLOW_DELETIONS_PARAM = Param(False, "However much is gone from the source, it is meant", type="boolean")
+
 #: How texts are decoded; defaults are the installation's.
 DECODING_PARAMS = {
     "verification": Param(

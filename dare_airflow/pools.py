@@ -40,7 +40,7 @@ def kinds_of(events: Iterable[Any], params: dict[str, Any]) -> list[Kind]:
 
 @task.branch
 def gate(candidates: Candidates) -> str | list[str]:
-    """What follows: a person's approval where any candidate falls behind, else publication; nothing without any."""
+    """What follows: a person's approval where any candidate falls behind, else publication, or nothing."""
     if not candidates:
         return []
     return "approve" if any(found["falls"] for found in candidates.values()) else "publish"

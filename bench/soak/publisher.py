@@ -36,9 +36,7 @@ def publish(settings: Settings, url: str) -> Callable[[], dict[str, Any]]:
         for kind, store in stores.items():
             texts = pool_texts(engine, "movies", kind, tokenizer_hash)
             try:
-                PoolBuilder(store, settings.model, tokenizer_hash, models.vocabulary_size(settings)).build(
-                    texts.slice(left_out)
-                )
+                PoolBuilder(store, settings.model, tokenizer_hash, vocabulary).build(texts.slice(left_out))
                 said["published"] += 1
             except PoolError as error:
                 if "published" not in str(error):

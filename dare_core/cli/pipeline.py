@@ -43,6 +43,9 @@ def pipeline_run(
     min_prob: MinProb = None,
     max_new_tokens: MaxNewTokens = None,
     as_of: Annotated[datetime | None, typer.Option(help="nothing that happened later is seen; UTC")] = None,
+    allow_deletions: Annotated[
+        bool, typer.Option("--allow-deletions", help="however much is gone from the source, it is meant")
+    ] = False,
     order: Annotated[PlanOrder | None, typer.Option(help="who comes first under a limit; active: by events")] = None,
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
     engine: EngineOption = None,
@@ -63,6 +66,7 @@ def pipeline_run(
         "min_prob": min_prob,
         "max_new_tokens": max_new_tokens,
         "as_of": as_of and as_of.replace(tzinfo=UTC),
+        "allow_deletions": allow_deletions,
         "order": order and order.value,
     }
     try:

@@ -121,7 +121,7 @@ class Source(_Section):
         description="a pull reads so much again of what the one before saw: rows may be late by that much",
     )
     max_deleted_share: float = Field(
-        0.5,
+        0.02,
         ge=0,
         le=1,
         description="a pull fails when more of a kind's entities are gone: the table may be half loaded",
@@ -129,6 +129,15 @@ class Source(_Section):
     items: EntityTable
     users: EntityTable
     interactions: InteractionTable
+
+    def may_lose(self, gone: int, there: int) -> bool:
+        """Whether ``gone`` of ``there`` entities may be gone at once.
+
+        Of a small table a share says little: five may go where they are a fifth of it at most, and one unless it is the
+        last. With a ``max_deleted_share`` of 0 none may.
+        """
+        few = max(min(5, there // 5), 1 if there > 1 else 0) if self.max_deleted_share else 0
+        return gone <= max(self.max_deleted_share * there, few)
 
     @model_validator(mode="after")
     def _tables_are_in_the_folder(self) -> "Source":
@@ -238,6 +247,10 @@ class SourceQuality(_Section):
     coverage_min_rows: int = Field(50, ge=1, description="with fewer entities pulled, coverage is not looked at")
     suspicious_titles: Bound = Field(
         Bound(warn=0), description="share of items whose title holds a prompt-injection marker, at most"
+    )
+    dropped_interactions: Bound = Field(
+        Bound(warn=0.1, fail=1),
+        description="share of new interactions whose user or item is in no table, from which on; fail: of ten at least",
     )
 
 

@@ -62,7 +62,7 @@ def prove(model: PreTrainedModel, shape: CacheShape) -> None:
             f"{_name(model)} cannot be decoded by our engine: several texts packed into one batch do not go through it "
             f"({type(error).__name__}: {reason}); {_INSTEAD}"
         ) from error
-    model.dare_proved = True  # type: ignore[assignment]
+    model.dare_proved = True
 
 
 _INSTEAD: Final = "use another model, or DARE_ENGINE=vllm"
@@ -127,7 +127,9 @@ def _packed(model: PreTrainedModel, shape: CacheShape, tokens: NDArray[np.int32]
 
 
 def _forest(tokens: NDArray[np.int32]) -> Forest:
-    offsets, nodes, parents, depths = [0], [], [], []
+    offsets, nodes = [0], []
+    parents: list[int] = []
+    depths: list[int] = []
     for sequence, (read, fed, of_tree) in zip(tokens, _SEQUENCES, strict=True):
         begin = offsets[-1]
         for parent in of_tree:
@@ -136,8 +138,14 @@ def _forest(tokens: NDArray[np.int32]) -> Forest:
         nodes.append(sequence[read + fed : read + fed + len(of_tree)])
         offsets.append(begin + len(of_tree))
     n = offsets[-1]
-    integers = (np.array(column, np.int32) for column in (offsets, np.concatenate(nodes), parents, depths))
-    return Forest(*integers, np.ones(n, np.float32), np.zeros(n, np.int16))
+    return Forest(
+        np.array(offsets, np.int32),
+        np.concatenate(nodes),
+        np.array(parents, np.int32),
+        np.array(depths, np.int32),
+        np.ones(n, np.float32),
+        np.zeros(n, np.int16),
+    )
 
 
 def _forward(model: PreTrainedModel, batch: PackedBatch) -> Tensor:

@@ -7,7 +7,7 @@ shows lies strictly before the example. Entities, their prompts and every vocabu
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -124,10 +124,14 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
             rows = connection.execute(
                 text(f"{read.format(*columns)} FROM {_table(engine, domain, what.table)} ORDER BY 1, 2, 3")
             )
-            interactions = [Interaction(row.time, row.user, row.item, row.value) for row in rows]
+            interactions = [
+                Interaction(_aware(row.time, what.time), row.user, row.item, row.value)
+                for row in rows
+                if None not in tuple(row)  # a pull drops them too
+            ]
             items, users = (
                 {
-                    str(row[spec.id]): dict(row)
+                    str(row[spec.id]): {**row, spec.updated_at: _aware(row[spec.updated_at], spec.updated_at)}
                     for row in connection.execute(
                         text(f"SELECT * FROM {_table(engine, domain, spec.table)}")  # noqa: S608 - quoted
                     ).mappings()
@@ -142,6 +146,27 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
     if not interactions:
         raise SourceError(f"table {what.table} of domain {domain.name} has no rows")
     return SourceRows(items, users, interactions)
+
+
+def _aware(time: Any, column: str) -> datetime | None:
+    """A time to compare with all others: without a zone it is UTC, as for a pull; a date is its first moment."""
+    if time is None:
+        return None
+    if not isinstance(time, date):
+        raise SourceError(f"column {column!r} holds {type(time).__name__}, and no times")
+    if not isinstance(time, datetime):
+        time = datetime.combine(time, datetime.min.time(), UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _is_titled(domain: Domain, item: Mapping[str, Any]) -> bool:
+    """Whether there is something to ask about; a pull quarantines the others."""
+    title = item[domain.source.items.title or domain.source.items.id]
+    return title is not None and bool(str(title).strip())
+
+
+def _was_there(spec: EntityTable, row: Mapping[str, Any], until: datetime) -> bool:
+    return row[spec.updated_at] is not None and row[spec.updated_at] <= until
 
 
 def split_moment(rows: SourceRows) -> datetime:
@@ -167,14 +192,15 @@ def choose_entities(domain: Domain, rows: SourceRows, count: int) -> list[Entity
     items = [
         Entity("item", name, "", _attributes(spec, rows.items[name]), rows.items[name][spec.updated_at])
         for name in sorted(met, key=lambda name: (-met[name], name))
-        if name in rows.items and rows.items[name][spec.updated_at] <= until
+        if name in rows.items and _was_there(spec, rows.items[name], until) and _is_titled(domain, rows.items[name])
     ]
     users = [
-        _user(domain, rows, seen[name])
+        user
         for name in sorted(seen, key=lambda name: (seen[name][-1].time, name), reverse=True)
         if len(seen[name]) >= domain.knowledge.max_history
         and name in rows.users
-        and rows.users[name][domain.source.users.updated_at] <= until
+        and _was_there(domain.source.users, rows.users[name], until)
+        and (user := _user(domain, rows, seen[name])) is not None
     ]
     chosen = [*items[:wanted], *users[: count - wanted]]
     if not chosen:
@@ -261,9 +287,12 @@ def _visible_texts(rows: SourceRows, entities: Sequence[Entity]) -> NDArray[np.i
     return texts
 
 
-def _user(domain: Domain, rows: SourceRows, seen: Sequence[Interaction]) -> Entity:
+def _user(domain: Domain, rows: SourceRows, seen: Sequence[Interaction]) -> Entity | None:
+    """None: of all that the user met, nothing has a name."""
     spec, title = domain.source.users, domain.source.items.title or domain.source.items.id
-    shown = [one for one in seen if one.item in rows.items][: domain.knowledge.max_history]
+    known = [one for one in seen if one.item in rows.items and _is_titled(domain, rows.items[one.item])]
+    if not (shown := known[: domain.knowledge.max_history]):
+        return None
     history = [{"title": rows.items[one.item][title], "value": one.value} for one in shown]
     row = rows.users[seen[0].user]
     attributes = {**_attributes(spec, row), "history": history}
@@ -282,7 +311,7 @@ def _grouped(domain: Domain, rows: SourceRows, entities: Sequence[Entity]) -> li
         spec, table = (domain.source.items, rows.items) if kind == "item" else (domain.source.users, rows.users)
         rules = domain.grouping.items if kind == "item" else domain.grouping.users
         unfitted = AttributeGroups(spec.group, rules.several, rules.rest, ())
-        counts = Counter(unfitted.name(row) for row in table.values() if row[spec.updated_at] <= until)
+        counts = Counter(unfitted.name(row) for row in table.values() if _was_there(spec, row, until))
         fitted = AttributeGroups.fit(spec.group, rules, counts)
         of_kind = [entity for entity in entities if entity.kind == kind]
         grouped += [replace(one, group=route(fitted, one.attributes).group) for one in of_kind]

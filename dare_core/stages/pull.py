@@ -1,6 +1,7 @@
 """Pull what changed in the source tables, and what is gone from them; check it."""
 
 import logging
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class PullWindow(BaseModel):
         until: the latest moment seen, inclusive.
         since: the earliest change read anew, inclusive, by kind; a kind without is read whole.
         kinds: those that are read.
+        as_read: the run is of now, so that rows which change after ``until`` are taken as they are read.
+        hidden: once it was read: interactions that no history shows, since their item changed after ``until``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +43,8 @@ class PullWindow(BaseModel):
     until: AwareDatetime
     since: dict[Kind, AwareDatetime]
     kinds: tuple[Kind, ...]
+    as_read: bool = False
+    hidden: int = 0
 
 
 @owned
@@ -67,15 +72,37 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
             *("--kinds", *window.kinds),
             *(part for kind, since in window.since.items() for part in ("--since", f"{kind}={since.isoformat()}")),
             *("--as-of", window.until.isoformat()),
+            *(["--as-read"] if window.as_read else []),
+            *(["--allow-deletions"] if request.allow_deletions else []),
             *("--out", str(run_dir / "pulled")),
         ]
         summary: dict[str, Any] = submit(settings, "pull", arguments, url)
-    found: list[Finding] = []
+    window = window.model_copy(update={"hidden": summary.get("hidden_interactions", 0)})
+    run_files.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
+    found = [*_dropped(domain, summary), *_left_out(window, summary)]
     for kind in window.kinds:
         if summary.get(kind):
             pulled = run_files.read_table(run_dir / "pulled" / kind, PULLED)
             found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
     return summary | {"warnings": weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
+
+
+def _dropped(domain: Domain, summary: Mapping[str, int]) -> Iterator[Finding]:
+    """A warning where many of the new interactions have no user or item."""
+    warn = domain.quality.source.dropped_interactions.warn
+    dropped, new = summary.get("dropped_interactions", 0), summary.get("new_interactions", 0)
+    if warn is not None and dropped and dropped >= warn * new:
+        found = f"{dropped} of {new} new ones, bound {warn:g}"
+        yield Finding("interactions whose user or item is in no table", "warning", found)
+
+
+def _left_out(window: PullWindow, summary: Mapping[str, int]) -> Iterator[Finding]:
+    """A warning where a run of the past shows less than there was, since what changed later cannot be shown."""
+    counts = {f"{kind}s": summary.get(f"{kind}_later", 0) for kind in window.kinds}
+    counts["entries of histories"] = window.hidden
+    if not window.as_read and any(counts.values()):
+        found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        yield Finding(f"left out, since they changed after {window.until.isoformat()}", "warning", found)
 
 
 def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWindow:
@@ -88,7 +115,8 @@ def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWin
     overlap = timedelta(minutes=domain.source.overlap_minutes)
     marks = {kind: watermark(engine, domain.name, kind) for kind in request.kinds}
     since = {kind: mark - overlap for kind, mark in marks.items() if mark is not None and mark <= until}
-    return PullWindow(until=until, since=since, kinds=request.kinds)
+    as_read = request.as_of is None or request.as_of > until
+    return PullWindow(until=until, since=since, kinds=request.kinds, as_read=as_read)
 
 
 def read_window(run_dir: Path) -> PullWindow:

@@ -30,6 +30,7 @@ class RunRequest(BaseModel):
     min_prob: Share | None = None
     max_new_tokens: int | None = Field(None, ge=1)
     as_of: AwareDatetime | None = Field(None, description="nothing that happened later is seen; default: now")
+    allow_deletions: bool = Field(False, description="however much is gone from the source, it is meant")
     order: Order = Field("spread", description="who comes first under a limit; active: by events")
 
     @field_validator("run_id")
@@ -55,6 +56,7 @@ class RunRequest(BaseModel):
         if self.as_of is not None:
             parts.append(f"--as-of {self.as_of.astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
         parts += ["--order active"] if self.order == "active" else []
+        parts += ["--allow-deletions"] if self.allow_deletions else []
         asked = {name: getattr(self, name) for name in ("item_limit", "user_limit", *DECODING)}
         parts += [f"--{name.replace('_', '-')} {value}" for name, value in asked.items() if value is not None]
         return " ".join(parts)

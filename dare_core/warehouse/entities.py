@@ -24,12 +24,14 @@ class Pulled:
     Attributes:
         to: the latest moment that it saw, inclusive.
         gone: ids of entities whose source row is there no longer.
+        complete: whether a later pull needs nothing of what this one saw; else the watermark stays where it is.
     """
 
     domain: str
     kind: schemas.Kind
     to: datetime
     gone: Sequence[str] = ()
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
 
     An entity is updated when its group, attributes or events differ, when its ``data_as_of`` moved forward, or when it
     had been gone. Alone, ``data_as_of`` never moves back. A pull that saw less than an earlier one, of an ``as_of`` in
-    the past, replaces no entity that is as new as its own, notices no deletion, and leaves the watermark where it is.
+    the past, or that is not complete, replaces no entity that is as new as its own, notices no deletion, and leaves the
+    watermark where it is.
 
     The valid knowledge of what is gone ends now. What was forgotten (:func:`forgotten`) is left out.
 
@@ -65,7 +68,7 @@ def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = 
             )
         """)  # noqa: S608 - names of ours
         forgotten = cursor.rowcount
-        latest = pulled is None or _move_watermark(cursor, pulled)
+        latest = pulled is None or (pulled.complete and _move_watermark(cursor, pulled))
         cursor.execute(
             f"""
             INSERT INTO knowledge.entity AS present

@@ -102,6 +102,7 @@ GOOD_PARAMS = [
     ("min_prob", 0),
     ("max_new_tokens", 96),
     ("as_of", None),
+    ("allow_deletions", True),
     ("as_of", "1998-04-01T00:00:00Z"),
     ("as_of", "1998-04-01T00:00:00.000+02:00"),
 ]

@@ -40,6 +40,32 @@ def test_nothing_after_the_split_changes_whom_texts_are_about_or_what_they_can_s
     assert choose_entities(movies, tampered(rows), 12) == choose_entities(movies, rows, 12)
 
 
+def test_naive_times_beside_aware_ones_are_utc_and_an_item_without_a_title_is_not_asked_about(
+    engine: Engine, movies: Domain
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("""
+            CREATE SCHEMA IF NOT EXISTS source;
+            CREATE TABLE source.items AS SELECT n AS item_id, CASE WHEN n > 2 THEN 'Film ' || n WHEN n = 1 THEN ' ' END
+                AS title, 1990 AS release_year, '{Drama}'::text[] AS genres, date '2020-01-01' AS updated_at
+                FROM generate_series(1, 9) AS n;
+            CREATE TABLE source.users AS SELECT n AS user_id, 20 AS age, 'F' AS gender, 'writer' AS occupation,
+                CASE WHEN n > 1 THEN timestamp '2020-01-01' END AS updated_at FROM generate_series(1, 4) AS n;
+            CREATE TABLE source.ratings AS SELECT 1 + n %% 4 AS user_id, 1 + n %% 9 AS item_id,
+                CASE WHEN n <> 5 THEN 1 + n %% 5 END AS rating,
+                timestamptz '2020-02-01 00:00+00' + n * interval '1 hour' AS rated_at FROM generate_series(1, 400) AS n
+        """)
+    rows = read_source(engine, movies)
+    assert len(rows.interactions) == 399
+    assert rows.items["3"]["updated_at"] == START == rows.users["2"]["updated_at"]
+    entities = choose_entities(movies, rows, 12)
+    assert {entity.entity_id for entity in entities if entity.kind == "item"} == set("3456789")
+    users = [entity for entity in entities if entity.kind == "user"]
+    assert {user.entity_id for user in users} < set("234")
+    assert all(entry["title"].startswith("Film") for user in users for entry in user.attributes["history"])
+    assert len(make_split(movies, rows, entities).test) == 80
+
+
 def test_nothing_after_the_split_changes_a_training_example(movies: Domain, rows: SourceRows) -> None:
     entities = choose_entities(movies, rows, 12)
     honest, planted = make_split(movies, rows, entities), make_split(movies, tampered(rows), entities)

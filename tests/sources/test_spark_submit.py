@@ -55,7 +55,7 @@ def test_both_programs_run_by_spark_submit_in_folders_of_any_name_whatever_the_l
     window = ["--kinds", "item", "user", "--since", "user=2024-01-02T00:00:00Z", "--as-of", "2024-02-01T00:00:00"]
     assert submit(settings, "pull", arguments(*window, "--out", pulled), movies_url) == {
         "item": 2, "item_gone": 0, "item_later": 0, "user": 1, "user_gone": 0, "user_later": 0,
-        "dropped_interactions": 1, "later_interactions": 0,
+        "new_interactions": 2, "dropped_interactions": 1, "later_interactions": 0,
     }  # fmt: skip
     asked = ["--as-of", "2024-02-01T00:00:00", "--pools", str(tmp_path / "pools"), "--in", pulled, "--out", grouped]
     summary = submit(settings, "group", arguments(*asked), movies_url)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,11 @@ COLUMNS = dict(zip(PULLED.names, PULLED.types, strict=True))
 def pulled(spark: SparkSession, shop: Any, tmp_path: Path) -> Pull:
     """Pull with the shop's domain: the counts, and per kind the written rows by entity."""
 
-    def pulled(*kinds: str, as_of: datetime = LATER, **since: datetime) -> tuple[dict[str, int], dict[str, Any]]:
-        counts = pull(spark, shop.domain, kinds, since, as_of, tmp_path / "out", shop.url)
+    def pulled(
+        *kinds: str, as_of: datetime = LATER, as_read: bool = False, allow_deletions: bool = False, **since: datetime
+    ) -> tuple[dict[str, int], dict[str, Any]]:
+        how = {"as_read": as_read, "allow_deletions": allow_deletions}
+        counts = pull(spark, shop.domain, kinds, since, as_of, tmp_path / "out", shop.url, **how)
         rows = {}
         for kind in kinds:
             table = pq.read_table(tmp_path / "out" / kind)
@@ -64,7 +67,8 @@ def test_items_carry_title_and_attributes_in_configured_order(pulled: Pull, shop
 def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) -> None:
     counts, rows = pulled("user")
     assert counts == {
-        "user": 4, "user_gone": 0, "user_later": 0, "dropped_interactions": 2, "later_interactions": 0,
+        "user": 4, "user_gone": 0, "user_later": 0,
+        "new_interactions": 8, "dropped_interactions": 2, "later_interactions": 0,
     }  # fmt: skip
     first = attributes(rows["user"]["1"])
     assert first["age"] == 24
@@ -81,15 +85,59 @@ def test_users_carry_their_newest_history_oldest_first(pulled: Pull, shop: Any) 
 def test_nothing_after_as_of_is_seen(pulled: Pull) -> None:
     counts, rows = pulled("item", "user", as_of=day(10))
     assert counts == {
-        "item": 2, "item_gone": 0, "item_later": 1, "user": 3, "user_gone": 0, "user_later": 2,
-        "dropped_interactions": 2, "later_interactions": 1,
+        "item": 2, "item_gone": 0, "item_later": 1, "user": 2, "user_gone": 0, "user_later": 2,
+        "new_interactions": 7, "dropped_interactions": 2, "later_interactions": 1, "hidden_interactions": 1,
     }  # fmt: skip
     assert set(rows["item"]) == {"1", "2"}
-    assert set(rows["user"]) == {"1", "2", "4"}  # the third came later
+    assert set(rows["user"]) == {"1", "2"}  # the third came later; of the fourth, today's row says what it was not then
     assert rows["user"]["1"]["data_as_of"] == day(10)  # inclusive
-    assert rows["user"]["4"]["data_as_of"] == day(6)  # its row changed later
-    times = [entry["time"] for row in rows["user"].values() for entry in attributes(row)["history"]]
-    assert max(times) == day(10).isoformat()
+    history = attributes(rows["user"]["1"])["history"]
+    assert max(entry["time"] for entry in history) == day(10).isoformat()
+    assert "Later" not in {entry["title"] for entry in history}  # met on the third, and called that since the 20th
+    assert len(history) == 3  # the place goes to another
+    assert rows["user"]["1"]["events"] == 4
+
+
+def test_what_is_shown_is_never_older_than_data_as_of_nor_newer_than_as_of(pulled: Pull, shop: Any) -> None:
+    shop.execute("ALTER TABLE shop.items ALTER title TYPE text USING updated_at::text")  # every title tells its time
+    shop.execute("ALTER TABLE shop.users ALTER occupation TYPE text USING updated_at::text || '+00'")
+    for as_of in (day(2), day(7), day(20), day(25), LATER):
+        counts, rows = pulled("item", "user", as_of=as_of)
+        for row in [*rows["item"].values(), *rows["user"].values()]:
+            of_it = attributes(row)
+            entries = of_it.get("history", [])
+            shown = [of_it.get("title"), of_it.get("occupation"), *(entry["title"] for entry in entries)]
+            times = [*filter(None, shown), *(entry["time"] for entry in entries)]
+            assert max(map(datetime.fromisoformat, times)) == row["data_as_of"] <= as_of
+        assert counts["item"] + counts["item_later"] == 3
+        assert counts["user"] + counts["user_later"] == 4
+
+
+def test_rows_that_change_all_the_time_are_taken_as_they_are_read(pulled: Pull, shop: Any) -> None:
+    known(shop, item=[1, 2, 3], user=[1, 2, 3, 4])
+    shop.execute("UPDATE shop.items SET price = 1, updated_at = now() WHERE item_id = 1")
+    shop.execute("UPDATE shop.users SET age = 99, updated_at = '2099-01-01' WHERE user_id = 2")
+    counts, rows = pulled("item", "user", item=day(29), user=day(29), as_read=True)
+    assert (set(rows["item"]), set(rows["user"])) == ({"1"}, {"2"})
+    assert attributes(rows["item"]["1"])["price"] == 1
+    for row in (rows["item"]["1"], rows["user"]["2"]):
+        assert LATER < row["data_as_of"] <= datetime.now(UTC)
+    assert counts["item_later"] == counts["user_later"] == 0
+    counts, rows = pulled("item", "user", item=day(29), user=day(29))
+    assert (rows["item"], rows["user"], counts["item_later"], counts["user_later"]) == ({}, {}, 1, 1)
+
+
+def test_a_column_of_dates_is_read_again_for_its_last_day(pulled: Pull, shop: Any) -> None:
+    known(shop, item=[1, 2, 3], user=[1, 2, 3, 4])
+    shop.execute("ALTER TABLE shop.items ALTER updated_at TYPE date; ALTER TABLE shop.users ALTER updated_at TYPE text")
+    shop.execute("UPDATE shop.users SET updated_at = '2024-01-20' WHERE user_id = 2")
+    shop.execute("ALTER TABLE shop.ratings ALTER rated_at TYPE date")
+    evening = {"item": day(20) + timedelta(hours=19), "user": day(20) + timedelta(hours=19)}
+    _, rows = pulled("item", "user", **evening)
+    assert set(rows["item"]) == {"3"}  # changed on the 20th, at whatever hour
+    assert "2" in rows["user"]
+    evening["user"] = day(6) + timedelta(hours=19)
+    assert "4" in pulled("user", user=evening["user"], as_of=day(26))[1]["user"]  # acted on the sixth
 
 
 def known(shop: Any, domain: str = "shop", **ids: list[int]) -> None:
@@ -115,7 +163,7 @@ def test_only_what_changed_since_the_watermark_is_pulled_with_its_whole_history(
 def test_events_are_counted_up_to_as_of(pulled: Pull) -> None:
     _, rows = pulled("item", "user", as_of=day(10))
     assert {entity: row["events"] for entity, row in rows["item"].items()} == {"1": 3, "2": 2}
-    assert {entity: row["events"] for entity, row in rows["user"].items()} == {"1": 4, "2": 0, "4": 1}
+    assert {entity: row["events"] for entity, row in rows["user"].items()} == {"1": 4, "2": 0}
     _, rows = pulled("user")
     assert rows["user"]["1"]["events"] == 5  # of which the history shows three
 
@@ -123,10 +171,15 @@ def test_events_are_counted_up_to_as_of(pulled: Pull) -> None:
 def test_what_the_warehouse_lacks_is_pulled_however_late_it_came(pulled: Pull, shop: Any) -> None:
     known(shop, item=[1, 3], user=[1, 3, 4])
     counts, rows = pulled("item", "user", item=day(30), user=day(30))
-    assert (set(rows["item"]), set(rows["user"])) == ({"2"}, {"2"})
-    assert counts["item"] == counts["user"] == 1
+    assert (set(rows["item"]), set(rows["user"])) == ({"2"}, {"1", "2", "4"})
+    assert counts["item"] == 1
+    assert counts["new_interactions"] == 0  # users who met the item before it was there are pulled again
+    known(shop, item=[2])
+    assert set(pulled("item", "user", item=day(30), user=day(30))[1]["user"]) == {"2"}
     shop.execute("UPDATE knowledge.entity SET deleted_at = now() WHERE kind = 'user' AND entity_id = '4'")
     assert set(pulled("user", user=day(27))[1]["user"]) == {"2", "4"}  # its row came back
+    shop.execute("DELETE FROM knowledge.entity WHERE kind = 'item'")
+    assert set(pulled("user", user=day(27))[1]["user"]) == {"2", "4"}  # of users alone, where no items are kept
 
 
 def test_what_is_gone_from_the_source_is_named(pulled: Pull, shop: Any, tmp_path: Path) -> None:
@@ -137,8 +190,20 @@ def test_what_is_gone_from_the_source_is_named(pulled: Pull, shop: Any, tmp_path
     assert pq.read_table(tmp_path / "out" / "gone" / "item")["entity_id"].to_pylist() == ["4"]
     assert pq.read_table(tmp_path / "out" / "gone" / "user")["entity_id"].to_pylist() == ["99"]
     shop.execute("DELETE FROM shop.items WHERE item_id <> 1")
-    with pytest.raises(SourceError, match=r"3 of the 4 items .* are gone, more than source.max_deleted_share 0.5"):
+    with pytest.raises(SourceError, match=r"3 of the 4 items .*max_deleted_share 0.02 .*meant.* --allow-deletions"):
         pulled("item")
+    assert pulled("item", allow_deletions=True)[0]["item_gone"] == 3
+
+
+def test_a_pull_whose_interactions_are_all_of_strangers_fails(pulled: Pull, shop: Any) -> None:
+    shop.execute("UPDATE shop.ratings SET user_id = user_id + 1000")
+    assert pulled("user")[0]["dropped_interactions"] == 8  # too few to tell
+    shop.execute("INSERT INTO shop.ratings SELECT user_id, item_id, rating, rated_at FROM shop.ratings")
+    message = (
+        r"'ratings' .*16 of 16 new rows .*16 name no row of users: user_id is like '10\d\d', user_id there is like '\d'"
+    )
+    with pytest.raises(SourceError, match=message):
+        pulled("user")
 
 
 def test_a_second_pull_writes_the_same(pulled: Pull) -> None:

@@ -283,6 +283,17 @@ def test_a_run_of_the_past_replaces_nothing_newer_and_sees_nothing_later(engine:
     assert (planned["planned"], planned["skipped"]) == (["1"], {"later_than_as_of": 1})
 
 
+def test_what_is_only_dated_anew_asks_for_no_text(engine: Engine, plan: Plan, answer: Answer) -> None:
+    put(engine, user(0), item(0))
+    for kind in ("user", "item"):
+        plan(f"first-{kind}", kind)
+        answer(f"first-{kind}")
+    later = NOW + timedelta(days=1)  # a history's item changed in what nobody reads, or a release dates by more
+    assert put(engine, user(0, as_of=later), item(0) | {"data_as_of": later}) == EntityChanges(2, 0)
+    for kind in ("user", "item"):
+        assert plan(f"second-{kind}", kind)["skipped"] == {"valid": 1}
+
+
 def test_a_pull_reads_from_before_the_watermark_and_keeps_its_window(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
