@@ -125,7 +125,7 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
                 text(f"{read.format(*columns)} FROM {_table(engine, domain, what.table)} ORDER BY 1, 2, 3")
             )
             interactions = [
-                Interaction(_aware(row.time, what.time), row.user, row.item, row.value)
+                Interaction(_aware(row.time, what.time) or row.time, row.user, row.item, row.value)
                 for row in rows
                 if None not in tuple(row)  # a pull drops them too
             ]
@@ -148,7 +148,7 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
     return SourceRows(items, users, interactions)
 
 
-def _aware(time: Any, column: str) -> datetime | None:
+def _aware(time: date | None, column: str) -> datetime | None:
     """A time to compare with all others: without a zone it is UTC, as for a pull; a date is its first moment."""
     if time is None:
         return None

@@ -43,11 +43,11 @@ def take(engine: Engine, run_id: str, domain: str, params: Mapping[str, Any], ow
         RunInUseError: somebody else is at it.
     """
     with transaction(engine) as cursor:
+        # A run of an earlier release is known by its domain: what it was asked is taken from now on.
         cursor.execute(
             """
             INSERT INTO knowledge.run_lease (run_id, domain, params, since, expires_at)
-            SELECT %(run)s, coalesce(min(domain), %(domain)s), coalesce(min(params::text)::jsonb, %(params)s),
-                now(), now()
+            SELECT %(run)s, coalesce(min(domain), %(domain)s), %(params)s, now(), now()
             FROM knowledge.generation_run WHERE run_id = %(run)s
             ON CONFLICT DO NOTHING
             """,

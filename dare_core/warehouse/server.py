@@ -56,6 +56,7 @@ _OPTIONS: Final = {
     "max_connections": "200",  # Airflow's processes, Spark's partitions and readers each hold some
     "timezone": "UTC",
     "shared_buffers": "256MB",
+    "wal_recycle": "off",  # a segment that is no longer needed goes with what it says, instead of being used again
     "max_wal_size": "4GB",  # a large load is not broken off by checkpoints, after each of which pages are logged whole
 }
 #: The socket lies in a folder that only its owner enters; over TCP everybody on the machine could come.
@@ -122,6 +123,11 @@ def running(settings: Settings) -> str | None:
     server = _server(settings)
     folder = server.socket_folder()
     return None if folder is None else server.url(folder, DATABASE)
+
+
+def cluster(settings: Settings) -> Path:
+    """The folder of the embedded server's own files."""
+    return _server(settings).data
 
 
 @contextmanager

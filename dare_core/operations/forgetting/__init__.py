@@ -9,7 +9,7 @@ once nothing was found.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ from dare_core.errors import InputError
 from dare_core.grouping import GroupModelStore
 from dare_core.operations.forgetting import clean, find, prove
 from dare_core.operations.forgetting.files import JOURNAL, DataFiles
-from dare_core.operations.forgetting.traces import Entities, Traces
+from dare_core.operations.forgetting.traces import Entities, Sought, Traces
 from dare_core.pools import retention
 from dare_core.schemas import KINDS
 from dare_core.stages.request import RunRequest
@@ -31,6 +31,7 @@ from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.imported import source_copies
 from dare_core.warehouse.pools import pool_store
 from dare_core.warehouse.runs import record_run, unfinished_runs
+from dare_core.warehouse.server import cluster
 from dare_core.warehouse.session import open_warehouse
 
 
@@ -106,13 +107,20 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         models = _group_models(settings, engine, domain).purge(**_grouped(who))
         on_step("cleaning files")
         changed = clean.clean_files(settings, engine, files, traces)
-        clean.vacuum(engine, copies)
+        embedded = settings.warehouse_url is None
+        clean.vacuum(engine, copies, embedded)
 
         on_step("searching")
         of_tables = prove.search_tables(engine, who, traces, copies)
         of_files = prove.search_files(files, traces)
         of_models = [f"group model {name}" for name in _group_models(settings, engine, domain).holding(**_grouped(who))]
         found = [*of_tables.found, *of_models, *of_files.found]
+        searched = [of_files]
+        if embedded:
+            searched.append(
+                prove.search_cluster(engine, cluster(settings), Sought(who, replace(traces, titles=frozenset())))
+            )
+            found += searched[-1].found
     if not found:
         journal.unlink()
     return Forgotten(
@@ -123,11 +131,11 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         tables=of_tables.tables,
         columns=of_tables.columns,
         searched_rows=of_tables.rows,
-        searched_files=of_files.files,
-        searched_bytes=of_files.size,
+        searched_files=sum(part.files for part in searched),
+        searched_bytes=sum(part.size for part in searched),
         searched_segments=of_files.segments,
         found=found,
-        out_of_reach=_out_of_reach(domain, who, bool(copies)),
+        out_of_reach=_out_of_reach(domain, who, bool(copies), embedded),
     )
 
 
@@ -179,7 +187,7 @@ def _grouped(who: Entities) -> dict[str, Sequence[str]]:
     return {"users": who.ids} if who.kind == "user" else {"items": who.ids}
 
 
-def _out_of_reach(domain: Domain, who: Entities, has_copies: bool) -> list[str]:
+def _out_of_reach(domain: Domain, who: Entities, has_copies: bool, embedded: bool) -> list[str]:
     section = _section(domain, who)
     source = (
         "a repeated `dare source import` brings the source's rows back, though no text; forget again after it"
@@ -191,5 +199,9 @@ def _out_of_reach(domain: Domain, who: Entities, has_copies: bool) -> list[str]:
         source,
         "what was exported out of the data folder: features, texts of pools, comparisons, models trained on them",
         "Airflow's own database, where messages of failed tasks may name ids: `airflow db clean`",
-        "PostgreSQL's write-ahead log, backups and replicas, and copies of the data folder: the operator's to expire",
+        "backups and copies of the data folder: the operator's to expire"
+        if embedded
+        else "what PostgreSQL's files still hold of the removed rows until they are written anew (VACUUM FULL of the "
+        "schemas knowledge, partitions and source, and of pg_catalog.pg_statistic), its write-ahead log and archives, "
+        "replicas and backups: the administrator's to rewrite and expire; docs/privacy.md says how",
     ]

@@ -62,15 +62,28 @@ def remove_rows(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> 
     return counts
 
 
-def vacuum(engine: Engine, copies: Sequence[SourceCopy]) -> None:
-    """Take removed rows out of the tables' files too: until then PostgreSQL merely hides them."""
+def vacuum(engine: Engine, copies: Sequence[SourceCopy], embedded: bool = False) -> None:
+    """Let the space of removed rows be used again; their bytes stay until it is.
+
+    On the embedded server the bytes go too: the tables and their indexes are written anew, with what the planner noted
+    of their values and what staging holds, and the log that led there is removed. Nobody else may hold a transaction.
+    """
     names = [sql.Identifier(SCHEMA, table) for table in (*OF_ENTITIES, "knowledge_embedding")]
     names += [sql.Identifier(copy.schema, copy.table) for copy in copies]
     with (
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
         driver_cursor(connection) as cursor,
     ):
-        cursor.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.SQL(", ").join(names)))
+        if not embedded:
+            cursor.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.SQL(", ").join(names)))
+            return
+        cursor.execute("SELECT schemaname, tablename FROM pg_tables WHERE schemaname = 'staging'")
+        names += [sql.Identifier(*row) for row in cursor.fetchall()]
+        names.append(sql.Identifier(SCHEMA, "generation_run"))
+        cursor.execute(sql.SQL("VACUUM (FULL, ANALYZE) {}").format(sql.SQL(", ").join(names)))
+        cursor.execute("VACUUM FULL pg_catalog.pg_statistic")
+        cursor.execute("SELECT pg_switch_wal()")
+        cursor.execute("CHECKPOINT")  # after it, files of old tables and segments of the log are no longer needed
 
 
 def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Traces) -> set[str]:

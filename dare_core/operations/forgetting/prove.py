@@ -1,6 +1,7 @@
 """Proving: the entities are looked for in every table and every file after they were removed."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -166,6 +167,37 @@ def search_files(files: DataFiles, traces: Traces) -> SearchedFiles:
         names = retention.holding(PoolStore(folder.parent), files.who.ids if ours else (), sorted(traces.token_ids))
         found += [f"{'/'.join(parts[:-1])}/{name}: text" for name in names]
     return SearchedFiles(count, size, segments, found)
+
+
+#: Bytes of a file that are looked at at once, and how many of them again with the next.
+_CHUNK: Final = 64 << 20
+_AGAIN: Final = 1 << 20
+
+
+def search_cluster(engine: Engine, folder: Path, sought: Sought) -> SearchedFiles:
+    """Look for texts and requests in the bytes of the embedded server's own files: those of the warehouse, and the log.
+
+    A long text is stored compressed or in pieces; the ids of its request stand in the row and its indexes all the same.
+
+    Args:
+        engine: the warehouse.
+        folder: of :func:`dare_core.warehouse.server.cluster`.
+        sought: the traces.
+    """
+    with engine.connect() as connection:
+        database = connection.exec_driver_sql("SELECT oid FROM pg_database WHERE datname = current_database()").scalar()
+    size, found = 0, list[str]()
+    paths = [path for part in (f"base/{database}", "pg_wal") for path in sorted((folder / part).glob("*"))]
+    for path in paths:
+        with suppress(FileNotFoundError), path.open("rb") if path.is_file() else nullcontext() as file:
+            rest = b""
+            while file is not None and (read := file.read(_CHUNK)):
+                size += len(read)
+                if what := sought.found_in(rest + read, None):
+                    found.append(f"postgres/data/{path.relative_to(folder)}: {what}")
+                    break
+                rest = read[-_AGAIN:]
+    return SearchedFiles(len(paths), size, 0, found)
 
 
 def _found_in_file(files: DataFiles, path: Path, parts: Sequence[str], sought: Sought) -> str | None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError
-from dare_core.operations.forgetting import forget
-from dare_core.operations.forgetting.traces import Entities
+from dare_core.operations.forgetting import clean, forget, prove
+from dare_core.operations.forgetting.traces import Entities, Sought, Traces
 from dare_core.pools import retention
 from dare_core.schemas import ENTITY
 from dare_core.stages import embed, generate, load, plan, report, validate
@@ -63,6 +63,21 @@ def test_an_entity_is_gone_everywhere_and_everyone_elses_rows_stay(
     assert all(page.exists() for page in pages)
     assert not any(f"{who.kind} {who.ids[0]} " in page.read_text() for page in pages)
     assert list((settings.data_dir / "forgetting").iterdir()) == []
+
+
+def test_on_the_embedded_server_the_bytes_leave_the_files_too(
+    settings: Settings, engine: Engine, server_url: str
+) -> None:
+    folder = Path(str(make_url(server_url).query["host"]))
+    [(request, words)] = rows(
+        engine, "SELECT request_id, text FROM knowledge.knowledge WHERE kind = 'user' AND entity_id = '1' LIMIT 1"
+    )
+    sought = Sought(USER, Traces(frozenset([request]), frozenset([words])))
+    forget(settings, USER)
+    left = prove.search_cluster(engine, folder, sought).found
+    assert left, "a plain VACUUM leaves them"
+    clean.vacuum(engine, [], embedded=True)
+    assert prove.search_cluster(engine, folder, sought).found == []
 
 
 def test_source_rows_go_from_the_platforms_copy_and_a_teams_own_table_is_named(
