@@ -31,9 +31,11 @@ from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, rou
 from dare_core.schemas import GROUPED, KINDS, Kind
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.group_models import WarehousePointer
-from spark_jobs.pull import SECTIONS, json_objects, moment
+from spark_jobs.attributes import json_objects
+from spark_jobs.column_values import column
+from spark_jobs.pull import SECTIONS, moment
 from spark_jobs.session import run
-from spark_jobs.source_tables import SourceTables, column, failures_in_words
+from spark_jobs.source_tables import SourceTables, failures_in_words
 from spark_jobs.user_clusters import cluster_users
 
 _ROUTE: Final = "group_name string, group_rule string"

@@ -8,8 +8,9 @@ from pyspark.sql import Window as Over
 from pyspark.sql import functions as sf
 
 from dare_core.errors import SourceError
+from spark_jobs.column_values import column
 from spark_jobs.postgres_source import Timeless, TimeWindow
-from spark_jobs.source_tables import SourceTables, column
+from spark_jobs.source_tables import SourceTables
 from spark_jobs.window import Window, time_of
 
 _FIRST_FEW: Final = 3

@@ -7,24 +7,26 @@ Options: ``url`` (libpq; a unix socket will do), ``schema``, ``table``, ``column
 ``partitions`` (at most so many; default 1), and ``time_column`` with ``since`` and ``until`` (ISO 8601, inclusive, each
 optional): the database sends only rows whose time lies between; with ``timeless``, only rows that have none. These are
 options, not filters pushed down, because Spark 4.1 keeps what ``pushFilters`` leaves behind with the loaded frame: two
-queries over one frame, one with a filter and one without, would both be filtered.
+queries over one frame, one with a filter and one without, would both be filtered. ``ids`` (JSON list) are columns whose
+numbers are read digit by digit, ``lists`` columns of JSON that are read as lists.
 
 Partitions are ranges of the table's blocks, read by PostgreSQL's TID range scans, so they need no key column and are
 of equal size on disk. Views and foreign tables have no blocks and are one partition.
 
-Every partition is a transaction of its own. On a quiet table each row is read exactly once. A row that is updated
-between two partitions' reads moves to another block: it can be read twice, as it was and as it is, or not at all. A
-reader that asks for rows changed *until* a moment before it started, as ``pull`` does, sees of such a row at most the
-older version, once; the newer one belongs to the next run.
+Every partition is a transaction of its own, under the snapshot that the option ``snapshot`` names, as
+:func:`one_snapshot` gives it: each row is read exactly once, as it was then. Without one that holds of quiet tables
+only: a row that is updated between two partitions' reads moves to another block, and can be read twice or not at all.
 
-Types: whole numbers, floats, ``numeric(p, s)``, bool, text, date, timestamps and one-dimensional arrays of text or
-whole numbers keep their kind. ``numeric`` without precision is read as double; a timestamp without zone is taken as
-UTC; an infinite time, one outside the years 1 to 9999 (which Python cannot hold) and a numeric NaN are null. Any other
-type (uuid, enum, jsonb, ...) is read as its text.
+Types: whole numbers, floats, ``numeric(p, s)``, bool, text, date, timestamps and arrays of text or whole numbers keep
+their kind. ``numeric`` without precision is read as double; a timestamp without zone is taken as UTC; an infinite time,
+one outside the years 1 to 9999 (which Python cannot hold) and a numeric NaN are null. Arrays of other types (enum,
+uuid, ...) are lists of texts; of several dimensions, one list of all their values. Any other type (uuid, enum, jsonb,
+...) is read as its text.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -66,6 +68,16 @@ _AS_THEY_ARE: Final = {pg_types[name].oid: kind for name, kind in _SCALARS.items
     pg_types[name].array_oid: kind for name, kind in _LISTS.items()
 }
 _NUMERIC: Final = pg_types["numeric"].oid
+_JSON: Final = {pg_types["json"].oid, pg_types["jsonb"].oid}
+#: Types of text, by the names that PostgreSQL gives them; what is read as text besides is none of these.
+_TEXT: Final = ("text", "character varying", "character", "name", "citext")
+#: A JSON value as a list of texts: an array's values, or the one value that there is.
+_JSON_LIST: Final = (
+    "CASE jsonb_typeof({0}::jsonb) WHEN 'array' THEN ARRAY(SELECT jsonb_array_elements_text({0}::jsonb)) "
+    "WHEN 'null' THEN NULL ELSE ARRAY[{0}::jsonb #>> '{{}}'] END"
+)
+#: An array of any number of dimensions as a list.
+_FLAT: Final = "CASE WHEN array_ndims({0}) > 1 THEN ARRAY(SELECT unnest({0})) ELSE {0} END"
 #: Whether a date or time is one of the calendar's, as SQL; infinite ones are not.
 _IN_CALENDAR: Final = "({0} >= '0001-01-01' AND {0} < '10000-01-01')"
 _TIMES: Final = {
@@ -84,40 +96,117 @@ _EXTENT: Final = """
 
 @dataclass(frozen=True)
 class Column:
-    """A column as it is read; ``value`` is the SQL of its value, ``{}`` in it the column."""
+    """A column as it is read; ``value`` is the SQL of its value, ``{0}`` in it the column; ``source``, its own type."""
 
     name: str
     type: pa.DataType
-    value: str = "{}"
+    value: str = "{0}"
+    source: str = ""
+
+    @property
+    def is_time(self) -> bool:
+        """Whether the database compares it with times."""
+        return bool(pa.types.is_date(self.type) or pa.types.is_timestamp(self.type))
+
+    @property
+    def is_list(self) -> bool:
+        return bool(pa.types.is_list(self.type))
+
+    def may_be_time(self, is_counted: bool) -> bool:
+        """Whether it can tell when something happened: a time, a text of one or, where it counts, a number."""
+        is_number = pa.types.is_integer(self.type) or pa.types.is_floating(self.type) or pa.types.is_decimal(self.type)
+        return self.is_time or self.source.startswith(_TEXT) or (is_counted and is_number)
 
     def sql_value(self) -> sql.Composed:
         return sql.SQL(self.value).format(sql.Identifier(self.name))
 
     @classmethod
-    def described(cls, column: psycopg.Column) -> "Column":
-        """The column that a result's description announces."""
-        if column.type_code in _AS_THEY_ARE:
-            return cls(column.name, _AS_THEY_ARE[column.type_code])
-        if column.type_code in _TIMES:
-            return cls(column.name, *_TIMES[column.type_code])
-        if column.type_code != _NUMERIC:
-            return cls(column.name, pa.string(), "{}::text")
+    def described(cls, column: psycopg.Column, source: str, is_id: bool, is_list: bool) -> "Column":
+        """The column that a result's description announces.
+
+        Args:
+            column: the description.
+            source: its type's name.
+            is_id: its numbers are read digit by digit.
+            is_list: of JSON, it is read as a list.
+        """
+        code, name = column.type_code, column.name
+        if code in _JSON and is_list:
+            return cls(name, pa.list_(pa.string()), _JSON_LIST, source)
+        if source.endswith("[]"):
+            kind = _AS_THEY_ARE.get(code, pa.list_(pa.string()))
+            return cls(name, kind, _FLAT if code in _AS_THEY_ARE else f"({_FLAT})::text[]", source)
+        if code in _AS_THEY_ARE:
+            return cls(name, _AS_THEY_ARE[code], source=source)
+        if code in _TIMES:
+            return cls(name, *_TIMES[code], source)
+        if code != _NUMERIC:
+            return cls(name, pa.string(), "{0}::text", source)
         precision, scale = column.precision, column.scale
         if precision is None or scale is None or not 0 <= scale <= precision <= _MAX_DECIMAL_DIGITS:
-            return cls(column.name, pa.float64(), "nullif({}, 'NaN')::float8")
-        return cls(column.name, pa.decimal128(precision, scale), "nullif({}, 'NaN')")
+            if is_id:
+                return cls(name, pa.string(), "trim_scale(nullif({0}, 'NaN'))::text", source)
+            return cls(name, pa.float64(), "nullif({0}, 'NaN')::float8", source)
+        return cls(name, pa.decimal128(precision, scale), "nullif({0}, 'NaN')", source)
+
+
+def connect(url: str, snapshot: str | None = None) -> psycopg.Connection[Any]:
+    """A read-only connection in UTC, which sees the database as it is, or was in a snapshot.
+
+    Raises:
+        SourceError: in one line that never holds the password.
+    """
+    try:
+        port = conninfo.conninfo_to_dict(url).get("port") or "0"
+        well_formed = str(port).replace(",", "").isdigit()
+    except psycopg.ProgrammingError:
+        well_formed = False
+    if not well_formed:  # libpq would say so by quoting the URL, or the part of a password that it took for a port
+        raise SourceError("the source's URL is not of the form postgresql://user:password@host:port/database")
+    try:
+        connection = psycopg.connect(url, client_encoding="UTF8", fallback_application_name="dare")
+    except psycopg.Error as error:
+        raise SourceError(f"the source database cannot be reached: {' '.join(str(error).split())}") from None
+    connection.read_only = True
+    if snapshot is not None:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+    connection.execute("SET TIME ZONE 'UTC'")
+    return connection
+
+
+@contextmanager
+def one_snapshot(url: str) -> Iterator[str]:
+    """The database as it is now, by a name under which every connection can read it until the block ends.
+
+    Raises:
+        SourceError: the database cannot be reached.
+    """
+    with connect(url) as connection:
+        connection.rollback()
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # it idles as long as Spark reads
+        row = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert row is not None
+        yield str(row[0])
+        connection.rollback()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, view or foreign table of one database."""
+    """A table, view or foreign table of one database, as it is, or was in a snapshot."""
 
     url: str
     schema: str
     name: str
+    snapshot: str | None = None
 
-    def columns(self) -> list[Column]:
+    def columns(self, ids: Collection[str] = (), lists: Collection[str] = ()) -> list[Column]:
         """All columns, in the table's order.
+
+        Args:
+            ids: those whose numbers are read as text, digit by digit.
+            lists: those that, if they are of JSON and any value is an array, are read as lists.
 
         Raises:
             SourceError: the database cannot be reached, or the table is not there or not readable.
@@ -125,10 +214,35 @@ class Table:
         with self.connect() as connection:
             try:
                 result = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(self.identifier()))
+                described = result.description or ()
+                codes = [column.type_code for column in described]
+                names = dict(
+                    connection.execute(
+                        "SELECT oid::int8, format_type(oid, NULL) FROM pg_type WHERE oid = ANY(%s)", (codes,)
+                    ).fetchall()
+                )
+                return [
+                    Column.described(
+                        column,
+                        names.get(column.type_code, ""),
+                        column.name in ids,
+                        column.type_code in _JSON
+                        and column.name in lists
+                        and self._holds_arrays(connection, column.name),
+                    )
+                    for column in described
+                ]
             except psycopg.Error as error:
                 message = error.diag.message_primary or type(error).__name__
                 raise SourceError(f"source table {self.schema}.{self.name} cannot be read: {message}") from None
-            return [Column.described(column) for column in result.description or ()]
+
+    def _holds_arrays(self, connection: psycopg.Connection[Any], name: str) -> bool:
+        found = connection.execute(
+            sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE jsonb_typeof({}::jsonb) = 'array')").format(
+                self.identifier(), sql.Identifier(name)
+            )
+        ).fetchone()
+        return bool(found and found[0])
 
     def blocks(self) -> int:
         """How many blocks the table's rows lie in; 0 when they do not lie in blocks."""
@@ -141,25 +255,8 @@ class Table:
         return sql.Identifier(self.schema, self.name)
 
     def connect(self) -> psycopg.Connection[Any]:
-        """A read-only connection in UTC.
-
-        Raises:
-            SourceError: in one line that never holds the password.
-        """
-        try:
-            port = conninfo.conninfo_to_dict(self.url).get("port") or "0"
-            well_formed = str(port).replace(",", "").isdigit()
-        except psycopg.ProgrammingError:
-            well_formed = False
-        if not well_formed:  # libpq would say so by quoting the URL, or the part of a password that it took for a port
-            raise SourceError("the source's URL is not of the form postgresql://user:password@host:port/database")
-        try:
-            connection = psycopg.connect(self.url, client_encoding="UTF8", fallback_application_name="dare")
-        except psycopg.Error as error:
-            raise SourceError(f"the source database cannot be reached: {' '.join(str(error).split())}") from None
-        connection.read_only = True
-        connection.execute("SET TIME ZONE 'UTC'")
-        return connection
+        """As :func:`connect`."""
+        return connect(self.url, self.snapshot)
 
 
 @dataclass(frozen=True)
@@ -226,10 +323,11 @@ class PostgresSource(DataSource):  # type: ignore[misc]
         return PostgresReader(self._table(), self._columns(), partitions, TimeWindow.of(self.options))
 
     def _table(self) -> Table:
-        return Table(self.options["url"], self.options["schema"], self.options["table"])
+        return Table(self.options["url"], self.options["schema"], self.options["table"], self.options.get("snapshot"))
 
     def _columns(self) -> list[Column]:
-        columns = {column.name: column for column in self._table().columns()}
+        ids, lists = (json.loads(self.options.get(name, "[]")) for name in ("ids", "lists"))
+        columns = {column.name: column for column in self._table().columns(ids, lists)}
         return [columns[name] for name in json.loads(self.options.get("columns", "null")) or columns]
 
 

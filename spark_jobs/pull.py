@@ -18,28 +18,26 @@ The warehouse, the default source, is the URL in ``DARE_WAREHOUSE_URL``, which n
 """
 
 import argparse
-import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
-from pyspark.sql.types import StringType
 
 from dare_core.config.domains import Domain, EntityTable, read_domain
 from dare_core.errors import SettingError
 from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
+from spark_jobs.attributes import json_objects
+from spark_jobs.column_values import column
 from spark_jobs.interactions import Interactions
 from spark_jobs.postgres_source import TimeWindow
 from spark_jobs.session import run
-from spark_jobs.source_tables import Section, SourceTables, column, failures_in_words
+from spark_jobs.source_tables import Section, SourceTables, failures_in_words
 from spark_jobs.window import Window, read_by_now, time_of
 
 #: The section of the domain file that each kind's table is in.
@@ -88,13 +86,25 @@ def pull(
             more of a kind is gone than ``max_deleted_share``; or interactions are of strangers alone.
     """
     _check_names(domain)
-    tables = SourceTables(spark, domain, warehouse_url)
+    with SourceTables.opened(spark, domain, warehouse_url) as tables:
+        return _pull(tables, kinds, since, Window(None, as_of, as_read), out, allow_deletions)
+
+
+def _pull(
+    tables: SourceTables,
+    kinds: Sequence[Kind],
+    since: Mapping[Kind, datetime],
+    whole: Window,
+    out: Path | str,
+    allow_deletions: bool,
+) -> dict[str, int]:
+    spark, domain = tables.spark, tables.domain
     read = KINDS if "user" in kinds else kinds
     keys = {kind: _keys(tables, SECTIONS[kind]).persist() for kind in read}
     known = {kind: tables.known_ids(kind).persist() for kind in read}
     counts: dict[str, int] = {}
     for kind in kinds:
-        window = Window(since.get(kind), as_of, as_read)
+        window = replace(whole, since=since.get(kind))
         _check_keys(tables, SECTIONS[kind], keys[kind])
         counts[f"{kind}_later"] = keys[kind].where(~window.seen(sf.col("updated_at"))).count()
         counts[f"{kind}_gone"] = _write_gone(tables, kind, keys[kind], known[kind], out, allow_deletions)
@@ -262,42 +272,6 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
     pulled.select(*PULLED.names).write.mode("overwrite").parquet(path)
     written: int = entities.sparkSession.read.parquet(path).count()
     return written
-
-
-def _as_json(structs: pa.Array) -> pa.Array:
-    return pa.array([json.dumps(_plain(row), ensure_ascii=False) for row in structs.to_pylist()], pa.string())
-
-
-#: A column of structs as JSON objects, as ``attributes`` holds them.
-json_objects = sf.arrow_udf(_as_json, StringType())
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: no nulls inside objects and lists, times in ISO 8601, numbers as numbers."""
-    match value:
-        case dict():
-            plain = {key: _plain(inner) for key, inner in value.items()}
-            if isinstance(plain.get("value"), str):  # of a CSV file
-                plain["value"] = _number(plain["value"])
-            return {key: inner for key, inner in plain.items() if inner is not None}
-        case list():
-            return [inner for inner in map(_plain, value) if inner is not None]
-        case datetime() | date():
-            return value.isoformat()
-        case float() | Decimal():
-            if not math.isfinite(value):
-                return None
-            return int(value) if value == int(value) else float(value)
-        case _:
-            return value
-
-
-def _number(text: str) -> Any:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return _plain(number) if math.isfinite(number) else text
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,9 @@ _REQUIRED: Final = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.caseSensitive": "true",
+    # Sources: times in nanoseconds can be read as numbers at least; tables in any encoding.
+    "spark.sql.legacy.parquet.nanosAsLong": "true",
+    "spark.sql.legacy.javaCharsets": "true",
 }
 
 

@@ -12,39 +12,31 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
-from pyspark.sql.types import (
-    ArrayType,
-    BinaryType,
-    BooleanType,
-    DataType,
-    DateType,
-    NullType,
-    NumericType,
-    StringType,
-    TimestampNTZType,
-    TimestampType,
-)
+from pyspark.sql.types import BinaryType, StringType, StructField
 
 from dare_core.config.domains import Domain, EntityTable
 from dare_core.errors import SourceError
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.entities import forgotten
-from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow
+from spark_jobs.column_values import column, id_text, is_plain, legible, moments, without
+from spark_jobs.csv_files import read_csv, unmistaken
+from spark_jobs.parquet_files import read_parquet
+from spark_jobs.postgres_source import Column as PostgresColumn
+from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow, one_snapshot
 
 #: How Spark words what it met in a file, and the PostgreSQL reader in a table.
 _DAMAGED_FILE: Final = re.compile(r"\[FAILED_READ_FILE\.\w+\] Encountered error while reading file (\S+?)\.\s")
 _DATABASE: Final = re.compile(r"^psycopg\.(?:errors\.)?\w+: (.+)", re.MULTILINE)
 
-#: What a column, or the values of a list in it, may hold.
-_PLAIN: Final = (NullType, StringType, NumericType, BooleanType, DateType, TimestampType, TimestampNTZType)
+_BAD_RECORD: Final = re.compile(r"\[MALFORMED_CSV_RECORD\] Malformed CSV record: (.*?) SQLSTATE", re.DOTALL)
+_OTHER_TYPE: Final = re.compile(r"Parquet column \[(.+?)\]\. Expected Spark type (\S+), actual Parquet type (\w+)")
+#: What an expression of :mod:`spark_jobs.column_values` refuses.
+_REFUSED: Final = re.compile(r"\[USER_RAISED_EXCEPTION\] (.*?) SQLSTATE", re.DOTALL)
+#: Characters of a file's row that an error shows.
+_SHOWN: Final = 200
 
 Section = Literal["items", "users", "interactions"]
-
-
-def column(name: str) -> Column:
-    """The column of exactly this name, dots and backticks included."""
-    return sf.col("`" + name.replace("`", "``") + "`")
 
 
 @contextmanager
@@ -57,24 +49,50 @@ def failures_in_words() -> Iterator[None]:
     try:
         yield
     except (Py4JJavaError, PySparkException) as error:
+        if found := _REFUSED.search(str(error)):
+            raise SourceError(found[1]) from None
         if found := _DAMAGED_FILE.search(str(error)):
-            raise SourceError(f"{found[1]} cannot be read: it is damaged, cut short, or of another format") from None
+            raise SourceError(f"{found[1]} cannot be read: {_why_not(str(error))}") from None
         if found := _DATABASE.search(str(error)):
             raise SourceError(f"the source database refused to go on: {found[1].strip()}") from None
         raise
+
+
+def _why_not(error: str) -> str:
+    if found := _BAD_RECORD.search(error):
+        record = " ".join(found[1].split())
+        shown = record if len(record) <= _SHOWN else f"{record[:_SHOWN]}…"
+        hint = "; where a backslash stands before quotes, set source.csv.escape = '\\'" if '\\"' in record else ""
+        return f"a row has not as many fields as the header, or its quotes are not closed: {shown!r}{hint}"
+    if found := _OTHER_TYPE.search(error):
+        return f"its column {found[1]!r} holds {found[3]}, in other files of the table {found[2]}"
+    return "it is damaged, cut short, or of another format"
 
 
 @dataclass(frozen=True)
 class SourceTables:
     """The tables that a domain's ``[source]`` names; ``warehouse_url`` is where they are if it gives no location.
 
-    A CSV file has a header row and is text throughout: ids keep their leading zeros, numbers stay as they are written.
-    An attribute column of it is multi-valued when any of its values contains the list separator.
+    PostgreSQL's tables are read as they are in ``snapshot``; without one, each partition as it is when it is read. A
+    CSV file has a header row and is text throughout: ids keep their leading zeros, numbers stay as they are written. An
+    attribute column of it is multi-valued when any of its values contains the list separator.
     """
 
     spark: SparkSession
     domain: Domain
     warehouse_url: str | None
+    snapshot: str | None = None
+
+    @classmethod
+    @contextmanager
+    def opened(cls, spark: SparkSession, domain: Domain, warehouse_url: str | None) -> Iterator["SourceTables"]:
+        """The tables, those of PostgreSQL all as they are now until the block ends."""
+        url = domain.source.location or warehouse_url
+        if domain.source.format != "postgres" or url is None:
+            yield cls(spark, domain, warehouse_url)
+            return
+        with one_snapshot(url) as snapshot:
+            yield cls(spark, domain, warehouse_url, snapshot)
 
     def read(self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None = None) -> DataFrame:
         """The columns of the items', users' or interactions' table, text made safe to store.
@@ -93,18 +111,55 @@ class SourceTables:
             if name not in frame.columns:
                 raise self._missing_column(section, name, frame.columns)
             if isinstance(frame.schema[name].dataType, BinaryType):
-                raise self.error(section, f"column {name!r} ({self._key(section, name)}) holds binary data")
-            if not _is_plain(frame.schema[name].dataType):
-                raise self.error(
+                raise self._refused(section, name, "holds binary data")
+            if not is_plain(frame.schema[name].dataType):
+                raise self._refused(
                     section,
-                    f"column {name!r} ({self._key(section, name)}) holds {frame.schema[name].dataType.simpleString()}; "
+                    name,
+                    f"holds {frame.schema[name].dataType.simpleString()}; "
                     "texts, numbers, truth values, times and lists of them can be read",
                 )
-        chosen = frame.select(*[_legible(frame.schema[name].dataType, column(name)).alias(name) for name in columns])
+        chosen = frame.select(*[self._values(section, frame.schema[name]).alias(name) for name in columns])
         for name, kind in self._id_columns(section).items():
             if name in columns and self._tombstones[kind]:
                 chosen = chosen.where(~self._is_forgotten(name, kind))
-        return self._split_lists(section, chosen) if self.domain.source.format == "csv" else chosen
+        if self.domain.source.format == "csv":
+            chosen = self._split_lists(section, chosen)
+        for name, none in getattr(self.domain.source, section).none_values.items():
+            if name in columns:
+                kind = chosen.schema[name].dataType
+                chosen = chosen.withColumn(name.replace("`", "``"), without(kind, column(name), none))
+        return chosen
+
+    def _values(self, section: Section, field: StructField) -> Column:
+        """A column's values: ids the same whatever the type, times as times, text legible."""
+        name, kind, values = field.name, field.dataType, column(field.name)
+        spec = getattr(self.domain.source, section)
+        if self.domain.source.format == "csv" and isinstance(kind, StringType):
+            values = unmistaken(self.domain.source.csv, name, values)
+        if name in self._id_columns(section):
+            told = f"holds {kind.simpleString()}, in which ids must be whole numbers below 2^53; write them as text"
+            ids = id_text(kind, values, f"{self._refused(section, name, told)}; found: ")
+            if ids is None:
+                raise self._refused(section, name, f"holds {kind.simpleString()}; an id is one text or number")
+            return legible(StringType(), ids) if isinstance(kind, StringType) else ids
+        if name == self._time_column(section):
+            times = moments(kind, values, spec.time_unit)
+            if times is None or "logical_time_type" in (field.metadata or {}):
+                raise self._refused(
+                    section,
+                    name,
+                    f"holds {kind.simpleString()}, not times with a date; {self._remedy(section)}",
+                )
+            return times if isinstance(kind, StringType) else legible(kind, times)
+        return legible(kind, values)
+
+    def _time_column(self, section: Section) -> str:
+        spec = getattr(self.domain.source, section)
+        return str(spec.updated_at if isinstance(spec, EntityTable) else spec.time)
+
+    def _refused(self, section: Section, name: str, problem: str) -> SourceError:
+        return self.error(section, f"column {name!r} ({self._key(section, name)}) {problem}")
 
     def forgotten(self, kind: Kind) -> int:
         """How many rows of a kind's table :meth:`read` leaves out, since their entities were forgotten."""
@@ -112,7 +167,8 @@ class SourceTables:
             return 0
         section: Section = "items" if kind == "item" else "users"
         [name] = self._id_columns(section)
-        ids = self._load(section, [name], None).select(column(name))
+        ids = self._load(section, [name], None)
+        ids = ids.select(self._values(section, ids.schema[name]).alias(name))
         rows: int = ids.where(self._is_forgotten(name, kind)).count()
         return rows
 
@@ -177,22 +233,55 @@ class SourceTables:
         url = source.location or self.warehouse_url
         if url is None:
             raise SourceError(f"domain {self.domain.name}: set source.location, or DARE_WAREHOUSE_URL")
-        table = Table(url, source.db_schema, self._table(section))
+        table = Table(url, source.db_schema, self._table(section), self.snapshot)
         # Asked here too, since an error from within Spark's planner comes as a page of stack traces.
-        there = [known.name for known in table.columns()]
+        there = {known.name: known for known in self._postgres_columns(section, table)}
         for name in columns:
             if name not in there:
-                raise self._missing_column(section, name, there)
+                raise self._missing_column(section, name, list(there))
+        time, unit = self._time_column(section), getattr(source, section).time_unit
+        if time in columns and not there[time].may_be_time(unit is not None):
+            raise self._refused(
+                section, time, f"holds {there[time].source}, not times with a date; {self._remedy(section)}"
+            )
         reader = self.spark.read.format(PostgresSource.name())
-        if window:
+        if window and there[window.column].is_time:
             reader = reader.options(**window.options())
+        if self.snapshot:
+            reader = reader.option("snapshot", self.snapshot)
         return reader.options(
             url=url,
             schema=table.schema,
             table=table.name,
             columns=json.dumps(list(columns)),
+            ids=json.dumps(list(self._id_columns(section))),
+            lists=json.dumps([name for name in columns if there[name].is_list]),
             partitions=self.spark.sparkContext.defaultParallelism,
         ).load()
+
+    def _postgres_columns(self, section: Section, table: Table) -> list[PostgresColumn]:
+        """The table's columns; those of JSON are lists where a value is one."""
+        if section not in self._described:
+            self._described[section] = table.columns(self._id_columns(section), self._all_columns(section))
+        return self._described[section]
+
+    @cached_property
+    def _described(self) -> dict[Section, list[PostgresColumn]]:
+        return {}
+
+    @cached_property
+    def _read_files(self) -> dict[Section, DataFrame]:
+        return {}
+
+    def _all_columns(self, section: Section) -> list[str]:
+        spec = getattr(self.domain.source, section)
+        if isinstance(spec, EntityTable):
+            return [spec.id, spec.updated_at, *([spec.title] if spec.title else []), *spec.attributes]
+        return [spec.user, spec.item, spec.value, spec.time]
+
+    @staticmethod
+    def _remedy(section: Section) -> str:
+        return f'if it counts from 1970 on, set source.{section}.time_unit = "seconds" or "milliseconds"'
 
     def _load_jdbc(self, section: Section) -> DataFrame:
         source = self.domain.source
@@ -214,16 +303,21 @@ class SourceTables:
         source = self.domain.source
         if source.location is None:
             raise SourceError(f"domain {self.domain.name}: with format {suffix}, source.location must be a folder")
+        if section in self._read_files:  # listed once, so that all of a pull sees the same files
+            return self._read_files[section]
         base = f"{source.location.rstrip('/')}/{self._table(section)}"
-        reader = self.spark.read
-        if suffix == "csv":  # RFC 4180; every file's header is checked against the first one's
-            reader = reader.options(header=True, escape='"', multiLine=True, enforceSchema=False, mode="FAILFAST")
+        columns, ids = self._all_columns(section), list(self._id_columns(section))
         for path in (f"{base}.{suffix}", base):
             try:
-                return reader.format(suffix).load(path)
-            except AnalysisException as error:
-                if error.getCondition() != "PATH_NOT_FOUND":
-                    raise self.error(section, f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+                if suffix == "csv":
+                    frame = read_csv(self.spark, path, source.csv, columns, ids)
+                else:
+                    frame = read_parquet(self.spark, path, ids)
+                return self._read_files.setdefault(section, frame)
+            except (AnalysisException, Py4JJavaError) as error:
+                if not isinstance(error, AnalysisException) or error.getCondition() != "PATH_NOT_FOUND":
+                    cause = str(getattr(error, "java_exception", error)).splitlines()[0]
+                    raise self.error(section, f"{path} cannot be read: {cause}") from None
         raise self.error(section, f"there is neither {base}.{suffix} nor {base}/")
 
     def _split_lists(self, section: Section, frame: DataFrame) -> DataFrame:
@@ -252,27 +346,3 @@ class SourceTables:
 
     def _missing_column(self, section: Section, name: str, there: Sequence[str]) -> SourceError:
         return self.error(section, f"no column {name!r} ({self._key(section, name)}); there are: {', '.join(there)}")
-
-
-def _legible(kind: DataType, values: Column) -> Column:
-    """Values as PostgreSQL and Python can hold them.
-
-    Files and other databases can hold NUL characters, broken UTF-8 and times before the year 1 or after 9999.
-    """
-    if isinstance(kind, StringType):
-        return sf.translate(sf.make_valid_utf8(values), "\0", "")
-    if isinstance(kind, ArrayType) and isinstance(kind.elementType, StringType):
-        return sf.transform(values, lambda value: _legible(kind.elementType, value))
-    if isinstance(kind, DateType | TimestampType | TimestampNTZType):
-        return in_calendar(values)
-    return values
-
-
-def _is_plain(kind: DataType) -> bool:
-    of = kind.elementType if isinstance(kind, ArrayType) else kind
-    return isinstance(of, _PLAIN)
-
-
-def in_calendar(times: Column) -> Column:
-    """Dates or times of the years 1 to 9999; null where they are others, which neither Python nor JSON can hold."""
-    return sf.when(sf.year(times).between(1, 9999), times)

@@ -24,7 +24,8 @@ from pyspark.sql import functions as sf
 from dare_core.config.domains import ClusterGrouping
 from dare_core.grouping import CLUSTER_ASSIGNMENT, GroupModel, ItemFactors, UserClusters, moves, reassigned
 from dare_core.grouping.clusters import nearest
-from spark_jobs.source_tables import SourceTables, column
+from spark_jobs.column_values import column
+from spark_jobs.source_tables import SourceTables
 
 #: Blocks of the factorization, so that its results do not depend on how many cores there are.
 _BLOCKS: Final = 4

@@ -10,8 +10,8 @@ from pyspark.sql import functions as sf
 from pyspark.sql.types import TimestampType
 
 from dare_core.schemas import TIME
+from spark_jobs.column_values import column, in_calendar
 from spark_jobs.postgres_source import TimeWindow
-from spark_jobs.source_tables import column, in_calendar
 
 
 @dataclass(frozen=True)

@@ -191,5 +191,11 @@ def test_what_is_said_of_bad_input_is_what_the_page_quotes(
         assert row.tells(caplog.text), caplog.text
 
 
+@pytest.mark.parametrize("read", [prompts, settings_file, domain], ids=["prompts", "settings", "domain"])
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, read: Callable[[bytes], Callable[[Path], object]]) -> None:
+    content = {prompts: line(prompt="a"), settings_file: b"batch_size = 3", domain: SHIPPED.encode()}[read]
+    assert read(b"\xef\xbb\xbf" + content)(tmp_path) == read(content)(tmp_path)
+
+
 def test_the_page_tells_of_every_kind_that_is_tried_and_of_no_other() -> None:
     assert set(TABLE) == set(TRIED)

@@ -4,10 +4,11 @@ A domain is one file, ``config/<name>.toml``. Column names in it are the source'
 platform at its tables by writing this file and nothing else.
 """
 
+import codecs
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +18,13 @@ from dare_core.errors import SettingError
 
 #: How knowledge is asked for; see :mod:`dare_core.knowledge.prompts`.
 Framework = Literal["kar", "trawl", "rlmrec", "once"]
+
+#: What a column of numbers counts from 1970 on, to be read as times; how many of it make a second.
+TIME_UNITS: Final = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
+TimeUnit = Literal["seconds", "milliseconds", "microseconds", "nanoseconds"]
+
+#: By column: values that stand for none.
+NoneValues = dict[str, tuple[str | int | float, ...]]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _RULE = "a domain's file is called <name>.toml, its name of a-z, 0-9 and _, a letter first, 63 characters at most"
@@ -42,6 +50,13 @@ class EntityTable(_Section):
     title: str | None = Field(None, description="column with the name that prompts use; required for items")
     attributes: tuple[str, ...] = Field(description="columns that describe the entity, in the order prompts list them")
     group: str = Field(description="attribute that names the retrieval-pool group; see [grouping]")
+    time_unit: TimeUnit | None = Field(None, description="of updated_at, where it counts from 1970 on")
+    none_values: NoneValues = Field({}, description='by column: values that mean none, as "N/A"')
+
+    @model_validator(mode="after")
+    def _none_values_are_of_columns(self) -> "EntityTable":
+        _check_none_values(self.none_values, (self.title, *self.attributes))
+        return self
 
 
 class InteractionTable(_Section):
@@ -52,6 +67,41 @@ class InteractionTable(_Section):
     item: str
     value: str = Field(description="column with a rating or another measure of liking")
     time: str
+    time_unit: TimeUnit | None = Field(None, description="of the column time, where it counts from 1970 on")
+    none_values: NoneValues = Field({}, description="by column: values that mean none, as -1 of a rating")
+
+    @model_validator(mode="after")
+    def _none_values_are_of_columns(self) -> "InteractionTable":
+        _check_none_values(self.none_values, (self.value,))
+        return self
+
+
+def _check_none_values(given: NoneValues, columns: tuple[str | None, ...]) -> None:
+    if unknown := [name for name in given if name not in columns]:
+        there = ", ".join(filter(None, columns))
+        raise ValueError(f"none_values: {unknown[0]!r} is no column that may be none; there are: {there}")
+
+
+class CsvFormat(_Section):
+    """How the CSV files are written; by default as RFC 4180 says."""
+
+    encoding: str = "utf-8"
+    separator: str = Field(",", min_length=1, max_length=1, description="between fields")
+    quote: str = Field('"', min_length=1, max_length=1, description="around a field that holds a separator")
+    escape: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="before a quote in a field; a backslash as Spark writes; unset: the quote",
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name.removesuffix("-sig")
+        except LookupError:
+            raise ValueError(f"there is no encoding {encoding!r}") from None
 
 
 class Source(_Section):
@@ -63,6 +113,7 @@ class Source(_Section):
     )
     db_schema: str = Field("source", alias="schema", description="postgres, jdbc: the tables' schema")
     list_separator: str = Field("|", description="csv: what separates the values of a multi-valued column")
+    csv: CsvFormat = CsvFormat()
     overlap_minutes: int = Field(
         60,
         ge=0,
@@ -295,7 +346,7 @@ def load_domain(settings: Settings, name: str) -> Domain:
 def read_domain(path: Path) -> Domain:
     """The domain of one file; see :func:`load_domain`."""
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
         if "name" in content:  # it names folders, and what is stored
             raise SettingError(f"{path}: name: a domain is called what its file is; remove the line")
         return Domain.model_validate({"name": path.stem, **content})

@@ -8,9 +8,10 @@ not be in the environment.
 import difflib
 import os
 import re
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -194,7 +195,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("DARE_CONFIG", _CONFIG)))
+        toml = _TomlFile(settings_cls, Path(os.environ.get("DARE_CONFIG", _CONFIG)))
         return init_settings, env_settings, file_secret_settings, toml
 
     @property
@@ -219,6 +220,13 @@ class Settings(BaseSettings):
     def pool_dir(self, domain: str, kind: str) -> Path:
         """The pool store of one kind of entity in one domain."""
         return self.data_dir / "pools" / domain / kind
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """The settings' file; editors of Windows begin it with a byte order mark."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_text("utf-8-sig"))
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -59,4 +59,6 @@ def _integers(values: Any) -> Rows:
 
 
 def _microseconds(times: pa.ChunkedArray, where_null: int) -> Rows:
+    if pa.types.is_timestamp(times.type) and times.type.unit == "ns":  # which a cast refuses where digits are lost
+        times = pc.floor_temporal(times, unit="microsecond")
     return _integers(pc.fill_null(times.cast(TIME).cast(pa.int64()), where_null))

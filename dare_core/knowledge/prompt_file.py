@@ -45,7 +45,7 @@ def read_prompts(path: Path, encode: Callable[[str], list[int]]) -> list[PromptL
         InputError: the file is missing or empty, or a line is not such an object; names file and line.
     """
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:

@@ -20,6 +20,7 @@ from dare_core.errors import SourceError
 from dare_core.schemas import TIME
 from dare_core.sources.importer import described_stream
 from dare_core.sources.lines import FirstSeen, LeftOutError, LineFile, identifier, in_batches, legible, microseconds
+from dare_core.sources.titles import plain_title
 
 #: What a file's name ends with.
 SUFFIXES: Final = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -83,9 +84,12 @@ def read_amazon(folder: Path) -> tuple[dict[str, pa.RecordBatchReader], list[Lin
     def product(line: bytes) -> Sequence[Any]:
         row = _object(line)
         item = _id(row, "parent_asin", "asin")
-        title = _words(row.get("title"))
-        if title is None:
+        given = _words(row.get("title"))
+        if given is None:
             raise LeftOutError("no title")
+        title = plain_title(given)
+        if title is None:
+            raise LeftOutError("a page's code in place of a title")
         if item in products:
             raise LeftOutError("another line about the same product")
         products.add(item)

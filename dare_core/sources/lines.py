@@ -1,5 +1,6 @@
 """Large files of one row a line, plain or gzip, read in batches. Lines that cannot be read are counted and named."""
 
+import codecs
 import gzip
 import logging
 import zlib
@@ -76,9 +77,10 @@ class LineFile:
                 of its lines are bad; the last is known, and said, when the file was read to its end.
         """
         rows: list[Sequence[Any]] = []
-        for number, line in enumerate(self._read(), 1):
+        for number, read in enumerate(self._read(), 1):
+            line = read.removeprefix(codecs.BOM_UTF8) if number == 1 else read
             if number == 1 and header is not None:
-                if line.removeprefix(b"\xef\xbb\xbf") != header:
+                if line != header:
                     raise SourceError(f"{self.path}: its first line is not {header.decode()}")
                 continue
             self.lines += 1

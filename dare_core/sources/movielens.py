@@ -19,8 +19,10 @@ from dare_core.sources.importer import described
 
 _MISSING: Final = "unkonwn"
 _ARTICLES: Final = "The|An|A|Les|Le|La|L'|Il|El|Los|Las|Der|Die|Das|Det|Den|O"
-#: "Rock, The", at the end of a title or before or in its parentheses: "Blue Angel, The (Blaue Engel, Der)".
-_TRAILING_ARTICLE: Final = re.compile(rf"(^|\()([^()]+), ({_ARTICLES})(?=$|\)| \()")
+#: "Rock, The", at the end of a title or before or in its parentheses: "Blue Angel, The (a.k.a. Blaue Engel, Der)".
+_TRAILING_ARTICLE: Final = re.compile(
+    rf"(^|\((?:(?:[Aa]\.?[Kk]\.?[Aa]\.?|[Aa]lso known as):? )?)([^()]+), ({_ARTICLES})(?=$|\)| \()"
+)
 YEAR_IN_TITLE: Final = re.compile(r" \((\d{4})\)$")
 
 _Parser = Callable[[dict[str, str]], tuple[Any, ...]]
@@ -145,7 +147,7 @@ def _table(path: Path, columns: tuple[str, ...], schema: pa.Schema, parse: _Pars
 
 
 def _fields(line: bytes) -> list[str]:
-    return line.decode("utf-8").rstrip("\r\n").split("\t")
+    return line.decode("utf-8-sig").rstrip("\r\n").split("\t")
 
 
 def _with_updated_at(table: pa.Table, key: str, ratings: pa.Table) -> pa.Table:

@@ -1,6 +1,7 @@
 """Runs the programs of ``spark_jobs`` by ``spark-submit``, as a process group that never outlives the call."""
 
 import json
+import logging
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import ProgramMissingError, SourceError
+
+log = logging.getLogger(__name__)
 
 _OLDEST_JAVA: Final = 17
 
@@ -61,10 +64,13 @@ def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse
     require_java()
     command = [str(Path(sysconfig.get_path("scripts")) / "spark-submit"), *_options(settings)]
     command += [str(PROJECT_DIR / "spark_jobs" / f"{program}.py"), *arguments]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        status = _run(command, _environment(settings, warehouse_url), log.fileno())
-        log.seek(0)
-        logged = log.read()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        status = _run(command, _environment(settings, warehouse_url), output.fileno())
+        output.seek(0)
+        logged = output.read()
+    for line in _without_secrets(logged, warehouse_url).splitlines():
+        if line.startswith("warning: "):
+            log.warning("%s", line.removeprefix("warning: "))
     if status == 0:
         result: dict[str, Any] = json.loads([line for line in logged.splitlines() if line.startswith("{")][-1])
         return result

@@ -72,6 +72,15 @@ def test_every_interaction_sees_what_a_look_at_each_version_finds(count: int) ->
     assert found.tolist() == [_seen(listed, *asked) for asked in zip(entities, moments, strict=True)]
 
 
+def test_moments_finer_than_a_microsecond_are_cut_to_it() -> None:
+    versions = _versions(3, 150)
+    moments = pa.array([_DAY + timedelta(days=day) for day in range(20)], TIME)
+    finer = pa.array([int(_DAY.timestamp() + day * 86_400) * 1_000_000_000 + 999 for day in range(20)], pa.int64())
+    asked = pa.chunked_array([["3"] * 20])
+    found = versions_at(versions, "item", asked, pa.chunked_array([finer.cast(pa.timestamp("ns", "UTC"))]))
+    assert found.tolist() == versions_at(versions, "item", asked, pa.chunked_array([moments])).tolist()
+
+
 def test_a_dataset_gives_vectors_of_the_moment_and_zeros_before() -> None:
     items = pa.Table.from_pylist(
         [

@@ -10,7 +10,7 @@ import pytest
 
 from dare_core.errors import SourceError
 from dare_core.sources import movielens
-from dare_core.sources.movielens import read_movielens
+from dare_core.sources.movielens import in_reading_order, read_movielens
 
 _FILES = {
     "user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n1\t24\tM\ttechnician\t85711\n",
@@ -69,6 +69,12 @@ def test_titles_are_in_reading_order(tables: dict[str, pa.Table]) -> None:
         "Paris, Texas",
         "Bye Bye, Love",
     }
+
+
+def test_articles_behind_other_names_come_in_front_of_them() -> None:
+    assert in_reading_order("Dust, The (a.k.a. Gates of Dawn, The)") == "The Dust (a.k.a. The Gates of Dawn)"
+    assert in_reading_order("Ran (aka Chaos, A)") == "Ran (aka A Chaos)"
+    assert in_reading_order("Akas, The (Aka Lake, The)") == "The Akas (Aka The Lake)"
 
 
 def test_nothing_is_updated_after_its_first_rating(tables: dict[str, pa.Table]) -> None:

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dare_core.errors import SourceError
-from spark_jobs.postgres_source import BATCH_ROWS, PostgresReader, Table, TimeWindow
+from spark_jobs.postgres_source import BATCH_ROWS, PostgresReader, Table, TimeWindow, one_snapshot
 
 Load = Callable[..., DataFrame]
 
@@ -55,6 +55,18 @@ def test_rows_added_after_planning_belong_to_the_last_partition(shop: Any) -> No
     shop.execute("INSERT INTO shop.growing SELECT generate_series(2001, 4000)")
     read = [n for part in parts for batch in growing.read(part) for n in batch["n"].to_pylist()]
     assert sorted(read) == list(range(1, 4001))
+
+
+def test_rows_that_move_between_the_partitions_reads_are_read_once_as_they_were(shop: Any) -> None:
+    shop.execute("CREATE TABLE shop.moving AS SELECT n, 0 AS price FROM generate_series(1, 4000) n")
+    with one_snapshot(shop.url) as snapshot:
+        table = Table(shop.url, "shop", "moving", snapshot)
+        moving = PostgresReader(table, table.columns(), 3)
+        first, *rest = moving.partitions()
+        read = [row for batch in moving.read(first) for row in batch.to_pylist()]
+        shop.execute("UPDATE shop.moving SET price = 1 WHERE n <= 1000; DELETE FROM shop.moving WHERE n = 4000")
+        read += [row for part in rest for batch in moving.read(part) for row in batch.to_pylist()]
+    assert Counter((row["n"], row["price"]) for row in read) == Counter((n, 0) for n in range(1, 4001))
 
 
 def test_a_partitioned_table_is_read_in_ranges_of_its_leaves_blocks(shop: Any) -> None:

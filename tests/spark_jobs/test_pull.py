@@ -305,6 +305,16 @@ def test_jdbc_tables_are_sources(pulled: Pull, spark: SparkSession, shop: Any) -
     assert "hunter2" not in str(raised.value)
 
 
+def test_all_tables_of_a_pull_are_read_as_of_one_moment(
+    pulled: Pull, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete(*_: Any) -> None:
+        shop.execute("DELETE FROM shop.items WHERE item_id = 1")
+
+    monkeypatch.setattr("spark_jobs.pull._check_keys", delete)  # after the ids were read, and before the rows are
+    assert set(pulled("item")[1]["item"]) == {"1", "2", "3"}
+
+
 def test_forgotten_users_and_items_are_left_out_and_counted(pulled: Pull, shop: Any) -> None:
     for kind, entity_id in (("user", "4"), ("item", "2")):
         mark = tombstone("shop", kind, entity_id)
