@@ -30,6 +30,7 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What Spark was asked to pull."""
     asked: list[Any] = []
     monkeypatch.setattr(pull, "submit", lambda settings, program, arguments, url: asked.append(arguments) or {})
+    monkeypatch.setattr(pull, "require_tables", lambda domain, url: None)
     return asked
 
 
