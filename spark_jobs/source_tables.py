@@ -339,8 +339,8 @@ class SourceTables:
         return str(getattr(self.domain.source, section).table)
 
     def _key(self, section: Section, name: str) -> str:
-        for key, value in getattr(self.domain.source, section):
-            if value == name or (isinstance(value, tuple) and name in value):
+        for key, names in getattr(self.domain.source, section).columns.items():
+            if name in names:
                 return f"source.{section}.{key}"
         raise AssertionError(f"{name} is no column of source.{section}")
 

@@ -41,10 +41,19 @@ class _Section(BaseModel):
         return value
 
 
-class EntityTable(_Section):
+class _SourceTable(_Section):
+    table: str
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns that are read, by the key that names them."""
+        named = ((key, value) for key, value in self if key not in ("table", "group", "time_unit", "none_values"))
+        return {key: value if isinstance(value, tuple) else (value,) for key, value in named if value is not None}
+
+
+class EntityTable(_SourceTable):
     """The table of one kind of entity."""
 
-    table: str
     id: str
     updated_at: str = Field(description="column with the time of a row's last change, UTC")
     title: str | None = Field(None, description="column with the name that prompts use; required for items")
@@ -59,10 +68,9 @@ class EntityTable(_Section):
         return self
 
 
-class InteractionTable(_Section):
+class InteractionTable(_SourceTable):
     """The table of what users did with items."""
 
-    table: str
     user: str
     item: str
     value: str = Field(description="column with a rating or another measure of liking")

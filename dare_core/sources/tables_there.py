@@ -56,9 +56,9 @@ def _require_columns(domain: Domain, connection: "psycopg.Connection[tuple[objec
             said = error.diag.message_primary or type(error).__name__
             raise SourceError(f"{_about(domain, section, spec.table)} cannot be read: {said}") from None
         there = [column.name for column in found.description or ()]
-        for key, names in spec:
-            for name in names if isinstance(names, tuple) else (names,):
-                if key not in ("table", "group") and name is not None and name not in there:
+        for key, names in spec.columns.items():
+            for name in names:
+                if name not in there:
                     raise SourceError(
                         f"{_about(domain, section, spec.table)}: no column {name!r} (source.{section}.{key}); "
                         f"there are: {', '.join(there)}"
