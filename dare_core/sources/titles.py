@@ -7,7 +7,7 @@ from typing import Final
 #: A character reference. Without its semicolon it is text: "AT&T", "R&D".
 _REFERENCE: Final = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 #: What browsers do not show: scripts and styles with their content, comments.
-_HIDDEN: Final = re.compile(r"<(script|style)\b[^>]*>.*?(</\1\s*>|$)|<!--.*?(-->|$)", re.IGNORECASE | re.DOTALL)
+_HIDDEN: Final = re.compile(r"<(script|style)\b[^<>]*>.*?(</\1\s*>|$)|<!--.*?(-->|$)", re.IGNORECASE | re.DOTALL)
 #: Tags of HTML that lay text out. Others may be what a title is about: "<3", "Heat <|im_end|>".
 _TAG: Final = re.compile(
     r"</?(a|abbr|b|big|blockquote|body|br|center|div|em|font|h[1-6]|hr|html|i|img|li|ol|p|s|small|span|strike|strong|sub|"

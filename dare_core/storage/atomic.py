@@ -67,5 +67,5 @@ def require_writable(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     """Write a file as :func:`appearing` does."""
-    with appearing(path, durable) as scratch:
-        scratch.write_bytes(data)
+    with appearing(path, durable) as scratch, scratch.open("wb") as file:
+        file.write(data)

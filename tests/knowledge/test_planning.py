@@ -3,7 +3,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pyarrow as pa
-import pytest
 
 from dare_core.config.domains import Domain
 from dare_core.knowledge.chat import ChatEncoder
@@ -80,17 +79,14 @@ def test_valid_and_quarantined_requests_need_no_text_and_are_counted(movies: Dom
     assert {row["entity_id"]: row["request_id"] for row in choice.rendered} == ids
 
 
-@pytest.mark.parametrize("state", ["closed", "expired"])
-def test_knowledge_that_is_over_is_asked_for_again_in_a_new_epoch(
-    movies: Domain, encoder: ChatEncoder, state: str
-) -> None:
+def test_knowledge_that_is_too_old_is_asked_for_again_in_a_new_epoch(movies: Domain, encoder: ChatEncoder) -> None:
     [first] = choose(movies, encoder, {}, n=1).requests
-    choice = choose(movies, encoder, {first["request_id"]: state}, n=1)
+    choice = choose(movies, encoder, {first["request_id"]: "expired"}, n=1)
     [second] = choice.requests
     assert (first["epoch"], second["epoch"]) == (0, 1)
     assert second["request_id"] != first["request_id"]
     assert [row["request_id"] for row in choice.rendered] == [second["request_id"]]
-    assert choose(movies, encoder, {first["request_id"]: state, second["request_id"]: "valid"}, n=1).requests == []
+    assert choose(movies, encoder, {first["request_id"]: "expired", second["request_id"]: "valid"}, n=1).requests == []
 
 
 def test_an_entity_whose_prompt_cannot_fit_is_refused_with_the_reason(movies: Domain, encoder: ChatEncoder) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dare_core.errors import PoolError
 from dare_core.pools import GLOBAL_GROUP, Limits, Pool, PoolBuilder, PoolStore, builder
 from dare_core.pools.segments import MOST_SEGMENTS, Segment
+from dare_core.storage.atomic import is_scratch
 from tests.pools.built import OTHER, SOME, VOCABULARY, add, build, files, held, texts
 
 
@@ -173,8 +174,13 @@ def _total_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def _failing(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = os.fdopen
-    monkeypatch.setattr("dare_core.storage.files.os.fdopen", lambda *a, **k: _FailingWriter(original(*a, **k)))
+    original = Path.open
+
+    def open_failing(path: Path, mode: str = "r", **options: Any) -> Any:
+        opened = original(path, mode, **options)
+        return _FailingWriter(opened) if mode == "wb" and is_scratch(path.name) else opened
+
+    monkeypatch.setattr(Path, "open", open_failing)
 
 
 def test_a_publication_interrupted_at_any_byte_leaves_the_old_version_in_force(

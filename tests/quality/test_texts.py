@@ -292,7 +292,7 @@ def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, m
     results = sorted((tmp_path / "docs" / "results").rglob("*.json"))
     before = [path.read_bytes() for path in results]
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(StorageError, match="cannot be written: No space left on device"):
         check(staged(GOOD), tmp_path / "docs", "next")
     monkeypatch.undo()
