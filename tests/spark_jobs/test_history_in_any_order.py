@@ -103,6 +103,7 @@ def training_set(engine: Engine) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.full
 def test_runs_of_an_earlier_and_a_later_moment_make_one_training_set_in_either_order(
     settings: Settings, engine: Engine
 ) -> None:

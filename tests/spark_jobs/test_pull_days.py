@@ -71,7 +71,7 @@ def write_jdbc(rows: Rows, spark: SparkSession, url: str) -> None:
         spark.createDataFrame(rows[name], columns).write.jdbc(url, f"APP.{name.upper()}", mode="overwrite")
 
 
-@pytest.fixture(params=["csv", "parquet", "postgres", "jdbc"])
+@pytest.fixture(params=["csv", "parquet", "postgres", pytest.param("jdbc", marks=pytest.mark.full)])
 def write(request: pytest.FixtureRequest, spark: SparkSession, shop: Any, tmp_path: Path) -> Write:
     """Write the shop's tables where its domain finds them."""
     derby = "jdbc:derby:memory:days;create=true"  # Spark brings Derby along
