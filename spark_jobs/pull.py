@@ -30,8 +30,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dare_core.config.domains import Domain, EntityTable, read_domain
-from dare_core.errors import SettingError
 from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
+from dare_core.sources.tables_there import require_names
 from spark_jobs.attributes import json_objects
 from spark_jobs.column_values import column
 from spark_jobs.interactions import Interactions
@@ -42,9 +42,6 @@ from spark_jobs.window import Window, read_by_now, time_of
 
 #: The section of the domain file that each kind's table is in.
 SECTIONS: Final[Mapping[Kind, Section]] = {"item": "items", "user": "users"}
-
-#: Keys of an entity's JSON that the platform gives a meaning; an attribute may not take them.
-_RESERVED: Final = {"title", "history", "value", "time"}
 
 _FIRST_FEW: Final = 3
 #: Characters of a value that an error shows.
@@ -85,7 +82,7 @@ def pull(
         SourceError: a table or column is missing; an id is missing, there twice or too long; a time is missing or none;
             more of a kind is gone than ``max_deleted_share``; or interactions are of strangers alone.
     """
-    _check_names(domain)
+    require_names(domain)
     with SourceTables.opened(spark, domain, warehouse_url) as tables:
         return _pull(tables, kinds, since, Window(None, as_of, as_read), out, allow_deletions)
 
@@ -126,18 +123,6 @@ def _pull(
     for frame in (*keys.values(), *known.values()):
         frame.unpersist()
     return counts
-
-
-def _check_names(domain: Domain) -> None:
-    for section in SECTIONS.values():
-        spec: EntityTable = getattr(domain.source, section)
-        taken = [name for name in spec.attributes if name in _RESERVED and name != spec.title]
-        if taken:
-            raise SettingError(f"domain {domain.name}: source.{section}.attributes: {taken[0]!r} is a reserved name")
-        if spec.group not in spec.attributes:
-            raise SettingError(f"domain {domain.name}: source.{section}.group: {spec.group!r} is no attribute")
-    if domain.source.items.title is None:
-        raise SettingError(f"domain {domain.name}: source.items.title is missing")
 
 
 def _keys(tables: SourceTables, section: Section) -> DataFrame:

@@ -261,14 +261,7 @@ class Engine(TextEngine):
     def _forward(self, step: PackedStep) -> torch.Tensor:
         """Logits ``[emitting + nodes, vocabulary]``: per sequence its last token's, then its draft nodes'."""
         batch = PackedBatch(self._cache, step.slots, step.chains, step.emitting, step.forest, self._model.device)
-        with attention.serving(batch):
-            logits: torch.Tensor = self._model(
-                input_ids=batch.tokens[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                logits_to_keep=batch.logit_rows,
-            ).logits[0]
-        return logits
+        return attention.forward(self._model, batch)
 
     def _emit(self, step: PackedStep, outcome: Outcome, on_tokens: OnTokens | None) -> list[Result]:
         finished = []

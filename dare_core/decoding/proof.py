@@ -119,10 +119,10 @@ def _packed(model: PreTrainedModel, shape: CacheShape, tokens: NDArray[np.int32]
     cache.tokens[:] = tokens
     reads, feds = (np.array(column) for column in list(zip(*_SEQUENCES, strict=True))[:2])
     slots, whole = np.arange(len(_SEQUENCES)), np.ones(len(_SEQUENCES), np.bool_)
-    _forward(model, PackedBatch(cache, slots, reads, whole, Forest.empty(len(slots)), model.device))
+    attention.forward(model, PackedBatch(cache, slots, reads, whole, Forest.empty(len(slots)), model.device))
     cache.lengths[:] = reads
     batch = PackedBatch(cache, slots, feds, whole, _forest(tokens), model.device)
-    logits = _forward(model, batch)
+    logits = attention.forward(model, batch)
     return logits.float(), {layer: asked.window for layer, asked in batch.asked.items()}
 
 
@@ -146,17 +146,6 @@ def _forest(tokens: NDArray[np.int32]) -> Forest:
         np.ones(n, np.float32),
         np.zeros(n, np.int16),
     )
-
-
-def _forward(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    with attention.serving(batch):
-        logits: Tensor = model(
-            input_ids=batch.tokens[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            logits_to_keep=batch.logit_rows,
-        ).logits[0]
-    return logits
 
 
 def _check_windows(model: PreTrainedModel, asked: dict[int, int]) -> None:

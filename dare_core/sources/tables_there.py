@@ -2,12 +2,16 @@
 
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 import psycopg
 from psycopg import sql
 
 from dare_core.config.domains import Domain, EntityTable, InteractionTable
 from dare_core.errors import SettingError, SourceError
+
+#: Keys of an entity's JSON that the platform gives a meaning; an attribute may not take them.
+_RESERVED: Final = {"title", "history", "value", "time"}
 
 
 def require_tables(domain: Domain, warehouse_url: str) -> None:
@@ -16,15 +20,11 @@ def require_tables(domain: Domain, warehouse_url: str) -> None:
     Files are looked for and not opened. A server that does not answer, and one behind JDBC, is left to Spark.
 
     Raises:
-        SettingError: the group is no attribute, or items have no title.
+        SettingError: see :func:`require_names`.
         SourceError: a table or column is missing.
     """
+    require_names(domain)
     source = domain.source
-    if source.items.title is None:
-        raise SettingError(f"domain {domain.name}: source.items.title is missing")
-    for section, spec in (("items", source.items), ("users", source.users)):
-        if spec.group not in spec.attributes:
-            raise SettingError(f"domain {domain.name}: source.{section}.group: {spec.group!r} is no attribute")
     if source.format in ("parquet", "csv"):
         _require_files(domain)
     elif source.format == "postgres":
@@ -33,6 +33,22 @@ def require_tables(domain: Domain, warehouse_url: str) -> None:
                 _require_columns(domain, connection)
         except psycopg.OperationalError:
             return
+
+
+def require_names(domain: Domain) -> None:
+    """Check what a domain file calls things.
+
+    Raises:
+        SettingError: an attribute has a reserved name, the group is no attribute, or items have no title.
+    """
+    for section, spec in (("items", domain.source.items), ("users", domain.source.users)):
+        taken = [name for name in spec.attributes if name in _RESERVED and name != spec.title]
+        if taken:
+            raise SettingError(f"domain {domain.name}: source.{section}.attributes: {taken[0]!r} is a reserved name")
+        if spec.group not in spec.attributes:
+            raise SettingError(f"domain {domain.name}: source.{section}.group: {spec.group!r} is no attribute")
+    if domain.source.items.title is None:
+        raise SettingError(f"domain {domain.name}: source.items.title is missing")
 
 
 def _require_files(domain: Domain) -> None:

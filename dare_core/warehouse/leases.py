@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-import psycopg
 from sqlalchemy import Engine, text
 
 from dare_core.errors import InputError, RunInUseError
@@ -74,8 +73,11 @@ def take(engine: Engine, run_id: str, domain: str, params: Mapping[str, Any], ow
                 f"process {process} on {host} has been at run {run_id} since {since:%Y-%m-%d %H:%M:%S} UTC: "
                 "let it end, or give this run an id of its own"
             )
-        _set(cursor, run_id, owner, LEASE)
-        cursor.execute("UPDATE knowledge.run_lease SET params = %s WHERE run_id = %s", [json.dumps(params), run_id])
+        cursor.execute(
+            "UPDATE knowledge.run_lease SET owner = %s, since = clock_timestamp(), "
+            "expires_at = clock_timestamp() + %s, params = %s WHERE run_id = %s",
+            [owner, LEASE, json.dumps(params), run_id],
+        )
 
 
 def renew(engine: Engine, run_id: str, owner: str) -> bool:
@@ -146,11 +148,3 @@ def has_died(owner: str) -> bool:
     except PermissionError:
         pass
     return False
-
-
-def _set(cursor: psycopg.Cursor[Any], run_id: str, owner: str, lasts: timedelta) -> None:
-    cursor.execute(
-        "UPDATE knowledge.run_lease SET owner = %s, since = clock_timestamp(), expires_at = clock_timestamp() + %s "
-        "WHERE run_id = %s",
-        [owner, lasts, run_id],
-    )

@@ -3,6 +3,6 @@
 Models call it through transformers' attention interface (:mod:`.interface`) while a batch is :func:`served <serving>`.
 """
 
-from dare_core.decoding.attention.interface import NAME, NO_WINDOW, current, prepare, serving
+from dare_core.decoding.attention.interface import NAME, NO_WINDOW, current, forward, prepare, serving
 
-__all__ = ["NAME", "NO_WINDOW", "current", "prepare", "serving"]
+__all__ = ["NAME", "NO_WINDOW", "current", "forward", "prepare", "serving"]

@@ -40,6 +40,18 @@ def serving(batch: PackedBatch) -> Iterator[None]:
         _current.reset(token)
 
 
+def forward(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Logits ``[wanted rows, vocabulary]`` of a batch: see :attr:`PackedBatch.logit_rows`."""
+    with serving(batch):
+        logits: Tensor = model(
+            input_ids=batch.tokens[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+        ).logits[0]
+    return logits
+
+
 def current() -> PackedBatch:
     """The batch that is served."""
     return _current.get()
