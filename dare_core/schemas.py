@@ -264,6 +264,22 @@ EVALUATION: Final = pa.schema(
     ]
 )
 
+#: Where a domain's interactions are in the warehouse's database, and which are likes. ``per_second`` is what the time
+#: column counts from 1970 on, in a second; null where it holds times. Key: domain.
+INTERACTION_SOURCE: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("db_schema", pa.string()),
+        _required("table_name", pa.string()),
+        _required("user_column", pa.string()),
+        _required("item_column", pa.string()),
+        _required("value_column", pa.string()),
+        _required("time_column", pa.string()),
+        _optional("per_second", pa.int64()),
+        _required("positive_from", pa.float64()),
+    ]
+)
+
 #: An entity that was forgotten and is never pulled again. ``entity`` is its
 #: :func:`dare_core.warehouse.entities.tombstone`. Key: (domain, kind, entity).
 FORGOTTEN: Final = pa.schema(
@@ -286,11 +302,12 @@ EMBEDDING_WIDTH: Final = 384
 
 
 def knowledge_embedding(width: int) -> pa.Schema:
-    """Texts' vectors of an encoder. Key: (request_id, encoder)."""
+    """Texts' vectors of an encoder. Key: (request_id, encoder). ``form`` says what a vector is made of."""
     return pa.schema(
         [
             _required("request_id", pa.string()),
             _required("encoder", pa.string()),
+            _required("form", pa.string()),
             _required("embedding", pa.list_(pa.float32(), width)),
         ]
     )

@@ -97,7 +97,7 @@ def _make_bare(engine: Engine) -> None:
             DROP TABLE IF EXISTS bench.knowledge, bench.embedding;
             CREATE TABLE bench.knowledge AS SELECT {columns} FROM knowledge.knowledge LIMIT 0;
             CREATE TABLE bench.embedding AS
-                SELECT request_id, encoder, embedding FROM knowledge.knowledge_embedding LIMIT 0
+                SELECT request_id, encoder, form, embedding FROM knowledge.knowledge_embedding LIMIT 0
         """)  # noqa: S608 - names of ours
 
 

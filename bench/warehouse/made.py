@@ -76,5 +76,5 @@ class Made:
         values += self._random.standard_normal((rows, width), np.float32) * np.float32(_NOISE)
         values /= np.linalg.norm(values, axis=1, keepdims=True)
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
-        names = pa.repeat(self._encoder, rows)
-        return pa.table([texts["request_id"], names, embedding], schema=schemas.knowledge_embedding(width))
+        named = (pa.repeat(name, rows) for name in (self._encoder, "answer"))
+        return pa.table([texts["request_id"], *named, embedding], schema=schemas.knowledge_embedding(width))

@@ -67,5 +67,6 @@ def add_encoder(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def _encoded(encoder: Encoder, request_ids: Sequence[str], texts: Sequence[str]) -> pa.Table:
-    columns = [request_ids, pa.repeat(encoder.name, len(texts)), encoder.encode(texts)]
+    named = (pa.repeat(name, len(texts)) for name in (encoder.name, "answer"))
+    columns = [request_ids, *named, encoder.encode(texts)]
     return pa.table(columns, schema=knowledge_embedding(encoder.width))

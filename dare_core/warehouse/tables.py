@@ -123,6 +123,7 @@ KNOWLEDGE_EMBEDDING: Final = Table(
     Column("domain", Text, primary_key=True),
     Column("kind", Text, nullable=False),
     Column("is_valid", Boolean, nullable=False),
+    Column("form", Text, nullable=False),
     postgresql_partition_by="LIST (domain)",
 )
 
@@ -164,6 +165,10 @@ QUARANTINED_TEXT: Final = Table("quarantined_text", metadata, *_columns(schemas.
 
 EVALUATION: Final = Table(
     "evaluation", metadata, *_columns(schemas.EVALUATION, key=("domain", "evaluated_at"), json=("result",))
+)
+
+INTERACTION_SOURCE: Final = Table(
+    "interaction_source", metadata, *_columns(schemas.INTERACTION_SOURCE, key=("domain",))
 )
 
 FORGOTTEN: Final = Table("forgotten", metadata, *_columns(schemas.FORGOTTEN, key=("domain", "kind", "entity")))

@@ -50,8 +50,8 @@ def index_vectors(engine: Engine) -> int:
 def insert_vectors(texts: str, vectors: str, otherwise: str = "") -> str:
     """SQL: insert staged vectors of some texts; both are given by their tables' names or queries."""
     return f"""
-        INSERT INTO knowledge.knowledge_embedding (request_id, encoder, embedding, domain, kind, is_valid)
-        SELECT v.request_id, v.encoder, v.embedding, t.domain, t.kind, t.is_valid
+        INSERT INTO knowledge.knowledge_embedding (request_id, encoder, embedding, domain, kind, is_valid, form)
+        SELECT v.request_id, v.encoder, v.embedding, t.domain, t.kind, t.is_valid, v.form
         FROM {vectors} AS v JOIN {texts} AS t USING (request_id)
         {otherwise}
     """  # noqa: S608 - names of ours

@@ -27,7 +27,10 @@ def _wide(request_ids: list[str], encoder: str = "wide", width: int = 768) -> pa
         angle = {"r0": 0.0, "r3": 0.1}.get(request, 1.0 + row / 10)
         values[row, :2] = np.cos(angle), np.sin(angle)
     vectors = pa.FixedSizeListArray.from_arrays(values.ravel(), width)
-    return pa.table([request_ids, [encoder] * len(request_ids), vectors], schema=schemas.knowledge_embedding(width))
+    return pa.table(
+        [request_ids, [encoder] * len(request_ids), ["answer"] * len(request_ids), vectors],
+        schema=schemas.knowledge_embedding(width),
+    )
 
 
 @pytest.fixture
