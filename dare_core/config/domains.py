@@ -231,6 +231,12 @@ class Evaluation(_Section):
     """How interactions become examples of a click model; a domain without is not evaluated."""
 
     positive_from: float = Field(description="an interaction with this value or a larger one is a like")
+    first_events: int | None = Field(
+        None, ge=1, description="interactions at which a user gets the first text; default: knowledge.max_history"
+    )
+    min_new_events: int | None = Field(
+        None, ge=1, description="a user gets another after so many; default: knowledge.min_new_events"
+    )
 
 
 class Schedule(_Section):

@@ -1,7 +1,7 @@
 """Click models that take knowledge: DIN (arXiv 1706.06978) and DCN-v2 (arXiv 2008.13535), and the hybrid-expert adaptor
 of KAR (arXiv 2306.10933, section 3.4) in front of both.
 
-Shapes: b examples, f fields, h history entries, d the width of an embedding, w that of a text's vector.
+Shapes: b examples, f fields, h history entries, d the width of an embedding, w that of a text's vector, q numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from dare_core.evaluation.data import Examples
 from dare_core.schemas import KINDS, Kind
 
 ModelName = Literal["din", "dcnv2"]
@@ -22,31 +21,38 @@ WIDTH: Final = 16
 _DEEP: Final = (128, 64)
 _CROSS_LAYERS: Final = 2
 _ATTENTION: Final = 32
-_EXPERT: Final = 64
-_SHARED_EXPERTS: Final = 2
-_DEDICATED_EXPERTS: Final = 2
+_EXPERT: Final = 32
+_SHARED_EXPERTS: Final = 1
+_DEDICATED_EXPERTS: Final = 1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as tensors; see :class:`Examples`."""
+    """Examples as tensors.
+
+    Attributes:
+        fields: ``[b, f]`` codes; columns USER and ITEM of :mod:`~dare_core.evaluation.examples` come first.
+        history: ``[b, h]`` codes of the items liked before, the newest first; 0 where there are fewer.
+        item_texts, user_texts: ``[b]``, the text that is seen of item and user, from 1; 0 for none.
+        history_texts: ``[b, h]``, those of what was liked.
+        numbers: ``[b, q]`` float32, likeness as features.
+        labels: ``[b]`` float32.
+    """
 
     fields: Tensor
     history: Tensor
-    texts: Tensor
+    item_texts: Tensor
+    user_texts: Tensor
+    history_texts: Tensor
+    numbers: Tensor
     labels: Tensor
-
-    @classmethod
-    def of(cls, examples: Examples) -> "Batch":
-        """All examples."""
-        return cls(*(torch.from_numpy(array) for array in vars(examples).values()))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Tensor) -> "Batch":
+    def take(self, rows: Tensor | slice) -> "Batch":
         """Some of them."""
-        return Batch(self.fields[rows], self.history[rows], self.texts[rows], self.labels[rows])
+        return Batch(*(of_all[rows] for of_all in vars(self).values()))
 
 
 class KnowledgeAdaptor(nn.Module):
@@ -75,16 +81,19 @@ class KnowledgeAdaptor(nn.Module):
 
 
 class ClickModel(nn.Module):
-    """What both models share: embeddings, and the texts of item and user; subclasses make a logit of them.
+    """What both models share: embeddings, texts of item, user and history, and numbers; subclasses make a logit of them.
 
     Args:
         codes: of all fields together.
         fields: of an example.
-        knowledge: ``[m, w]`` float32 by kind, the vectors of the entities' texts. A learned vector stands
-            for the text that an entity does not have.
+        numbers: of an example.
+        knowledge: ``[m, w]`` float32 by kind, the vectors of texts. A learned vector stands for a text that is not there.
+        dropout: of what the deep layers read.
     """
 
-    def __init__(self, codes: int, fields: int, knowledge: Mapping[Kind, Tensor]) -> None:
+    def __init__(
+        self, codes: int, fields: int, numbers: int, knowledge: Mapping[Kind, Tensor], dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codes, WIDTH)
         nn.init.normal_(self.embedding.weight, std=0.05)
@@ -93,21 +102,26 @@ class ClickModel(nn.Module):
         self.no_text = nn.ParameterDict({kind: nn.Parameter(torch.zeros(1, width)) for kind in KINDS})
         for kind in KINDS:
             self.register_buffer(f"vectors_{kind}", knowledge[kind], persistent=False)
-        self.width = (fields + 1 + len(KINDS)) * WIDTH
+        self.dropout = nn.Dropout(dropout)
+        self.width = (fields + len(KINDS) + 2) * WIDTH + numbers  # the history is pooled: ids and texts
 
     def forward(self, batch: Batch) -> Tensor:
         """``[b]`` logits of a like."""
-        embedded, history = self.embedding(batch.fields), self.embedding(batch.history)
-        pooled = self.pool(embedded[:, 1], history, batch.history > 0)
-        parts = [embedded.flatten(1), pooled, *self._knowledge(batch)]
-        return self.score(torch.cat(parts, dim=1))
+        texts = {kind: self._adapted(kind) for kind in KINDS}
+        fields = self.embedding(batch.fields)
+        item = texts["item"][batch.item_texts]
+        target = torch.cat([fields[:, 1], item], dim=1)
+        history = torch.cat([self.embedding(batch.history), texts["item"][batch.history_texts]], dim=2)
+        pooled = self.pool(target, history, batch.history > 0)
+        parts = [fields.flatten(1), pooled, item, texts["user"][batch.user_texts], batch.numbers]
+        return self.score(self.dropout(torch.cat(parts, dim=1)))
 
     def pool(self, target: Tensor, history: Tensor, present: Tensor) -> Tensor:
         """The history as one vector.
 
         Args:
-            target: ``[b, d]``, the example's item.
-            history: ``[b, h, d]``.
+            target: ``[b, 2d]``, the example's item: its embedding, and its text.
+            history: ``[b, h, 2d]``, likewise.
             present: ``[b, h]`` bool.
         """
         raise NotImplementedError
@@ -116,27 +130,27 @@ class ClickModel(nn.Module):
         """``[b, width]`` to ``[b]`` logits."""
         raise NotImplementedError
 
-    def _knowledge(self, batch: Batch) -> list[Tensor]:
-        adapted = []
-        for column, kind in enumerate(KINDS):
-            vectors = torch.cat([self.no_text[kind], self.get_buffer(f"vectors_{kind}")])
-            adapted.append(self.adaptor(vectors, kind)[batch.texts[:, column]])  # few texts, many examples
+    def _adapted(self, kind: Kind) -> Tensor:
+        """``[1 + m, WIDTH]``: few texts, many examples."""
+        adapted: Tensor = self.adaptor(torch.cat([self.no_text[kind], self.get_buffer(f"vectors_{kind}")]), kind)
         return adapted
 
 
 class Din(ClickModel):
     """Deep Interest Network: history entries weigh as much as they matter to the item at hand."""
 
-    def __init__(self, codes: int, fields: int, knowledge: Mapping[Kind, Tensor]) -> None:
-        super().__init__(codes, fields, knowledge)
-        self.attention = nn.Sequential(nn.Linear(4 * WIDTH, _ATTENTION), nn.PReLU(), nn.Linear(_ATTENTION, 1))
+    def __init__(
+        self, codes: int, fields: int, numbers: int, knowledge: Mapping[Kind, Tensor], dropout: float = 0.0
+    ) -> None:
+        super().__init__(codes, fields, numbers, knowledge, dropout)
+        self.attention = nn.Sequential(nn.Linear(6 * WIDTH, _ATTENTION), nn.PReLU(), nn.Linear(_ATTENTION, 1))
         self.deep = _deep(self.width)
         self.out = nn.Linear(_DEEP[-1], 1)
 
     def pool(self, target: Tensor, history: Tensor, present: Tensor) -> Tensor:
         """Weighted sum; weights are not normalised (paper, section 4.3)."""
         wide = target.unsqueeze(1).expand_as(history)
-        weights = self.attention(torch.cat([history, wide, history - wide, history * wide], dim=2)).squeeze(2)
+        weights = self.attention(torch.cat([history, wide, history * wide], dim=2)).squeeze(2)
         return torch.einsum("bh,bhd->bd", weights * present, history)
 
     def score(self, joined: Tensor) -> Tensor:
@@ -148,8 +162,10 @@ class Din(ClickModel):
 class DcnV2(ClickModel):
     """Deep & Cross Network V2, cross and deep part side by side; the history is averaged."""
 
-    def __init__(self, codes: int, fields: int, knowledge: Mapping[Kind, Tensor]) -> None:
-        super().__init__(codes, fields, knowledge)
+    def __init__(
+        self, codes: int, fields: int, numbers: int, knowledge: Mapping[Kind, Tensor], dropout: float = 0.0
+    ) -> None:
+        super().__init__(codes, fields, numbers, knowledge, dropout)
         self.cross = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(_CROSS_LAYERS))
         self.deep = _deep(self.width)
         self.out = nn.Linear(self.width + _DEEP[-1], 1)
