@@ -6,7 +6,7 @@ The form is a setting of the domain (``[knowledge] embedded``) and is stored bes
 - ``attributes+answer``: the entity's attributes, and the text;
 - ``history+answer``: of a user the history, and the text; of an item, which has none, the attributes, and the text.
 
-LLM-Rec (arXiv 2307.15780, section 4) finds a description and what a model wrote of it better together than either. The
+LLM-Rec (arXiv 2307.15780) finds a description and what a model wrote of it better together than either. The
 parts are embedded apart (:func:`dare_core.embedding.combination.combined`), so that a long history cannot push the text
 out of what the encoder reads.
 """
@@ -18,10 +18,10 @@ from typing import Final
 
 from dare_core.config.descriptions import Attributes, described, history_line, is_titled, one_line
 from dare_core.config.domains import Domain, Form
-from dare_core.schemas import Kind
+from dare_core.config.kinds import Kind
 
-#: UTF-8 bytes of a history at most, the newest entries. The bundled encoder reads 256 word pieces; of titles and values
-#: that is about so much, in any script.
+#: UTF-8 bytes of a history at most, its newest entries: about what the bundled encoder reads in 256 word pieces, where
+#: titles are short. Of a longer one it would read the oldest entries.
 HISTORY_BYTES: Final = 600
 
 
