@@ -89,6 +89,16 @@ def warehouse_drop_encoder(name: EncoderName) -> None:
     print(f"the vectors of {name} are removed")
 
 
+@app.command("reembed")
+def warehouse_reembed(
+    domain: Annotated[str, typer.Option(help="whose valid texts; its file says what is embedded")],
+) -> None:
+    """Embed a domain's valid texts anew where their vectors are in another form than its file says."""
+    from dare_core.stages import embed
+
+    print(json.dumps(embed.reembed(settings_of(), domain)))
+
+
 @app.command("query")
 def warehouse_query(
     name: Annotated[str | None, typer.Argument(help="a query of sql/queries; none lists them")] = None,

@@ -19,6 +19,9 @@ from dare_core.errors import SettingError
 #: How knowledge is asked for; see :mod:`dare_core.knowledge.prompts`.
 Framework = Literal["kar", "trawl", "rlmrec", "once"]
 
+#: What a vector is made of; see :mod:`dare_core.embedding.forms`.
+Form = Literal["answer", "attributes+answer", "history+answer"]
+
 #: What a column of numbers counts from 1970 on, to be read as times; how many of it make a second.
 TIME_UNITS: Final = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 TimeUnit = Literal["seconds", "milliseconds", "microseconds", "nanoseconds"]
@@ -224,6 +227,10 @@ class Knowledge(_Section):
     )
     expires_after_days: float | None = Field(
         None, gt=0, le=36_500, description="texts are written anew after so long; unset: never"
+    )
+    embedded: Form = Field(
+        "answer",
+        description="what vectors are made of: the text alone, or also the attributes, or of users also the history",
     )
 
 

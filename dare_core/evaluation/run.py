@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
+from dare_core.embedding.forms import describe
 from dare_core.errors import InputError
 from dare_core.evaluation import data, texts
 from dare_core.evaluation.comparison import Compared, compare
@@ -111,7 +112,7 @@ def _scores(
 
 def _vectors(settings: Settings, domain: Domain, chosen: Sequence[Entity], written: Texts) -> dict[str, Any]:
     by_arm = {name: [row["text"] for row in rows] for name, rows in written.by_arm.items()}
-    by_arm["attributes"] = [texts.describe(domain, entity) for entity in chosen]
+    by_arm["attributes"] = [describe(domain, entity.kind, entity.attributes) for entity in chosen]
     kinds = np.array([entity.kind for entity in chosen])
     encoded = encode(settings, by_arm)
     return {arm: {kind: matrix[kinds == kind] for kind in KINDS} for arm, matrix in encoded.items()}

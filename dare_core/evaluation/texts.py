@@ -105,15 +105,6 @@ def kept_texts(settings: Settings, domain: Domain, entities: Sequence[Entity]) -
     return {name: texts for name, texts in found.items() if len(texts) == len(entities)}
 
 
-def describe(domain: Domain, entity: Entity) -> str:
-    """An entity's attributes as one line, for the arm that embeds them alone; of a user's history it shows nothing."""
-    spec = domain.source.items if entity.kind == "item" else domain.source.users
-    named = [(name.replace("_", " "), entity.attributes[name]) for name in spec.attributes]
-    described = "; ".join(f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in named)
-    title = entity.attributes.get("title")
-    return f"{title} ({described})" if title else described
-
-
 class _Desk:
     """Prompts of the entities, and the texts that are kept."""
 

@@ -24,7 +24,7 @@ def feature_schema(kind: Kind, width: int) -> pa.Schema:
     ``event_timestamp`` is the first moment at which a row may be joined: a microsecond after the newest event that its
     prompt could see, so that a join that takes rows of *its own moment or before*, as feature stores do, never shows a
     label its own event. ``created_timestamp`` is when the text was written, ``valid_to`` when it was replaced or its
-    entity was gone. Key: (<kind>_id, event_timestamp, created_timestamp).
+    entity was gone; ``form`` says what the vector is made of. Key: (<kind>_id, event_timestamp, created_timestamp).
     """
     return pa.schema(
         [
@@ -36,6 +36,7 @@ def feature_schema(kind: Kind, width: int) -> pa.Schema:
             pa.field("text", pa.string(), nullable=False),
             pa.field("embedding", pa.list_(pa.field("element", pa.float32()), width), nullable=False),
             pa.field("request_id", pa.string(), nullable=False),
+            pa.field("form", pa.string(), nullable=False),
         ],
         metadata={"entity_key": f"{kind}_id", "event_time": "event_timestamp"},
     )
@@ -75,7 +76,7 @@ def stream_features(engine: Engine, domain: str, kind: Kind, schema: pa.Schema) 
     """Versions with a vector by the encoder in force, replaced ones too, in no order; memory holds a batch."""
     query = f"""
         SELECT {kind}_id, data_as_of + interval '1 microsecond', available_at, valid_to, group_name, text,
-            vector_send(embedding), request_id
+            vector_send(embedding), request_id, form
         FROM features.{kind}_history WHERE domain = %s AND embedding IS NOT NULL
     """  # noqa: S608 - a kind of ours
     with engine.connect() as connection:

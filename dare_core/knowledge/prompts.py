@@ -8,16 +8,24 @@ described by topics and regions. docs/frameworks.md says where these prompts dif
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from dare_core.config.descriptions import (
+    Attributes,
+    described,
+    history_line,
+    is_titled,
+    one_line,
+    present,
+    tidy,
+    value_of,
+)
 from dare_core.config.domains import Domain, Framework
 from dare_core.errors import InputError
 from dare_core.knowledge.answers import answer_form
 from dare_core.schemas import Kind
-
-_Attributes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Question:
         return "\n\n".join(part for part in (self.system, self.message, self.opening) if part)
 
 
-def render(domain: Domain, kind: Kind, attributes: _Attributes, dropped_history: int = 0) -> Question:
+def render(domain: Domain, kind: Kind, attributes: Attributes, dropped_history: int = 0) -> Question:
     """What is asked about one entity.
 
     Args:
@@ -55,29 +63,24 @@ def render(domain: Domain, kind: Kind, attributes: _Attributes, dropped_history:
     """
     ask_item, ask_user = _FRAMEWORKS[domain.knowledge.framework]
     if kind == "item":
-        if not _is_titled(attributes):
+        if not is_titled(attributes):
             raise InputError("the item has no title to ask about")
         return ask_item(domain, attributes)
     history = attributes.get("history", [])[dropped_history:]
-    return ask_user(domain, attributes, [entry for entry in history if _is_titled(entry)])
-
-
-def _is_titled(attributes: _Attributes) -> bool:
-    title = attributes.get("title")
-    return title is not None and bool(_text(title))
+    return ask_user(domain, attributes, [entry for entry in history if is_titled(entry)])
 
 
 # ---- KAR
 
 
-def _kar_item(domain: Domain, attributes: _Attributes) -> Question:
+def _kar_item(domain: Domain, attributes: Attributes) -> Question:
     return Question(
         f"Introduce the {domain.knowledge.noun} {_item(domain, attributes)} and describe its attributes, "
         f"including but not limited to {_factors(domain)}."
     )
 
 
-def _kar_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+def _kar_user(domain: Domain, attributes: Attributes, history: Sequence[Attributes]) -> Question:
     words = domain.knowledge
     return Question(
         f"{_user(domain, attributes)} has this {words.noun} {words.history} history, oldest first:\n"
@@ -90,7 +93,7 @@ def _kar_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attrib
 # ---- TRAWL
 
 
-def _trawl_item(domain: Domain, attributes: _Attributes) -> Question:
+def _trawl_item(domain: Domain, attributes: Attributes) -> Question:
     noun = domain.knowledge.noun
     return Question(
         f"### Instruction\nGather what helps to recommend the {noun} below. First go through the factors, one line "
@@ -102,7 +105,7 @@ def _trawl_item(domain: Domain, attributes: _Attributes) -> Question:
     )
 
 
-def _trawl_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+def _trawl_user(domain: Domain, attributes: Attributes, history: Sequence[Attributes]) -> Question:
     words = domain.knowledge
     return Question(
         f"### Instruction\nGather what helps to recommend {words.plural} to the user below. First go through the "
@@ -119,7 +122,7 @@ def _trawl_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attr
 # ---- RLMRec
 
 
-def _rlmrec_item(domain: Domain, attributes: _Attributes) -> Question:
+def _rlmrec_item(domain: Domain, attributes: Attributes) -> Question:
     noun = domain.knowledge.noun
     system = (
         f"You help to find out which kinds of users would enjoy a certain {noun}. You are given what is known of the "
@@ -128,7 +131,7 @@ def _rlmrec_item(domain: Domain, attributes: _Attributes) -> Question:
     return Question(_as_json(domain, attributes), system, _opening("rlmrec", "item"))
 
 
-def _rlmrec_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+def _rlmrec_user(domain: Domain, attributes: Attributes, history: Sequence[Attributes]) -> Question:
     words = domain.knowledge
     system = (
         f"You help to find out which kinds of {words.plural} a certain user is likely to enjoy. You are given the "
@@ -136,7 +139,7 @@ def _rlmrec_user(domain: Domain, attributes: _Attributes, history: Sequence[_Att
         f'{words.noun}, and as "{words.value_unit}" what the user made of it.\n'
         + _profile_rules(f"which kinds of {words.plural} the user is likely to enjoy")
     )
-    lines = [_as_json(domain, entry, **_value(domain, entry)) for entry in history]
+    lines = [_as_json(domain, entry, **value_of(domain, entry)) for entry in history]
     message = f"{_user(domain, attributes)}\n" + ("\n".join(lines) or "(no entries)")
     return Question(message, system, _opening("rlmrec", "user"))
 
@@ -152,7 +155,7 @@ def _profile_rules(wanted: str) -> str:
 # ---- ONCE
 
 
-def _once_item(domain: Domain, attributes: _Attributes) -> Question:
+def _once_item(domain: Domain, attributes: Attributes) -> Question:
     noun = domain.knowledge.noun
     return Question(
         _as_lines(domain, attributes),
@@ -162,7 +165,7 @@ def _once_item(domain: Domain, attributes: _Attributes) -> Question:
     )
 
 
-def _once_user(domain: Domain, attributes: _Attributes, history: Sequence[_Attributes]) -> Question:
+def _once_user(domain: Domain, attributes: Attributes, history: Sequence[Attributes]) -> Question:
     words = domain.knowledge
     system = (
         f"You describe what a user is interested in, from the {words.history} history: a numbered list of "
@@ -193,64 +196,30 @@ def _opening(framework: Framework, kind: Kind) -> str:
 # ---- An entity in words
 
 
-def _user(domain: Domain, attributes: _Attributes) -> str:
-    described = _described(attributes, domain.source.users.attributes)
-    return "A user" + (f" ({described})" if described else "")
+def _user(domain: Domain, attributes: Attributes) -> str:
+    known = described(attributes, domain.source.users.attributes)
+    return "A user" + (f" ({known})" if known else "")
 
 
-def _item(domain: Domain, attributes: _Attributes) -> str:
-    described = _described(attributes, domain.source.items.attributes)
-    return f'"{_text(attributes["title"])}"' + (f" ({described})" if described else "")
+def _item(domain: Domain, attributes: Attributes) -> str:
+    known = described(attributes, domain.source.items.attributes)
+    return f'"{one_line(attributes["title"])}"' + (f" ({known})" if known else "")
 
 
-def _history(domain: Domain, history: Sequence[_Attributes]) -> str:
-    return "\n".join(_history_line(domain, entry) for entry in history) or "(no entries)"
+def _history(domain: Domain, history: Sequence[Attributes]) -> str:
+    return "\n".join(history_line(domain, entry) for entry in history) or "(no entries)"
 
 
-def _history_line(domain: Domain, entry: _Attributes) -> str:
-    shown = f'- "{_text(entry["title"])}"'
-    for unit, value in _value(domain, entry).items():
-        shown += f": {f'{value:g}' if isinstance(value, float) else _text(value)} {unit}"
-    return shown
-
-
-def _value(domain: Domain, entry: _Attributes) -> dict[str, Any]:
-    """What the user made of an item, by its unit; empty where the source does not say."""
-    return {} if entry.get("value") is None else {domain.knowledge.value_unit: _tidy(entry["value"])}
-
-
-def _as_json(domain: Domain, attributes: _Attributes, **more: object) -> str:
+def _as_json(domain: Domain, attributes: Attributes, **more: object) -> str:
     """One line: what is known of an item."""
-    known = {**dict(_present(attributes, ("title", *domain.source.items.attributes))), **more}
-    return json.dumps({name: _tidy(value) for name, value in known.items()}, ensure_ascii=False)
+    known = {**dict(present(attributes, ("title", *domain.source.items.attributes))), **more}
+    return json.dumps({name: tidy(value) for name, value in known.items()}, ensure_ascii=False)
 
 
-def _as_lines(domain: Domain, attributes: _Attributes) -> str:
-    known = _present(attributes, ("title", *domain.source.items.attributes))
-    return "\n".join(f"{name.replace('_', ' ')}: {_text(value)}" for name, value in known)
+def _as_lines(domain: Domain, attributes: Attributes) -> str:
+    known = present(attributes, ("title", *domain.source.items.attributes))
+    return "\n".join(f"{name.replace('_', ' ')}: {one_line(value)}" for name, value in known)
 
 
 def _factors(domain: Domain) -> str:
     return ", ".join(domain.knowledge.factors)
-
-
-def _described(attributes: _Attributes, names: tuple[str, ...]) -> str:
-    return "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in _present(attributes, names))
-
-
-def _present(attributes: _Attributes, names: tuple[str, ...]) -> list[tuple[str, Any]]:
-    found = ((name, attributes.get(name)) for name in names)
-    return [(name, value) for name, value in found if value not in (None, "", [])]
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(_text(part) for part in value)
-    return " ".join(str(value).split())  # a title must not lay out the prompt
-
-
-def _tidy(value: object) -> object:
-    """As :func:`_text`, of what JSON shows as more than text."""
-    if isinstance(value, list):
-        return [_tidy(part) for part in value]
-    return _text(value) if isinstance(value, str) else value

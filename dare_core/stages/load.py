@@ -1,6 +1,7 @@
 """Load texts and vectors into the warehouse."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     """
     run_dir = settings.run_dir(request.run_id)
     knowledge = run_files.read_table(run_dir / "validated.parquet", KNOWLEDGE)
-    embeddings = [run_files.read_parquet(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
+    embeddings = [_read_vectors(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
     served = embeddings[0] if embeddings else KNOWLEDGE_EMBEDDING.empty_table()
     bounds = load_domain(settings, request.domain).quality.features
     with open_warehouse(settings) as (_, engine):
@@ -47,6 +48,12 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         coverage, more = _check_coverage(settings, engine, request, knowledge, bounds)
     kinds = sorted(set(knowledge["kind"].to_pylist()))
     return vars(summary) | {"kinds": kinds, "coverage": coverage, "warnings": warnings + more}
+
+
+def _read_vectors(path: Path) -> pa.Table:
+    """Vectors that a run embedded; before they had forms, all were of the answer alone."""
+    table = run_files.read_parquet(path)
+    return table if "form" in table.column_names else table.append_column("form", pa.repeat("answer", len(table)))
 
 
 def _check_features(

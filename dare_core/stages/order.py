@@ -36,7 +36,8 @@ def run(
         for name, stage in {"validate": validate, "embed": embed, "load": load}.items():
             result = stage.run(settings, request)
             on_stage(name, result)
-            summary |= result
+            warnings = [*summary.get("warnings", []), *result.get("warnings", [])]
+            summary |= result | {"warnings": warnings}
         on_stage("rebuild_pools", pools.run(settings, request))
         summary["report"] = report.run(settings, request)["report"]
     return summary

@@ -4,7 +4,7 @@ To change the encoder, or the width of vectors: :func:`add` it, fill in its vect
 :func:`drop` the old one. Meanwhile runs embed with both, and the old one's vectors are served until the switch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,13 +12,12 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select
 
 from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.warehouse.connection import transaction
 from dare_core.warehouse.tables import ENCODER
 
-_TEXTS_PER_BATCH: Final = 1000
 _WIDEST: Final = 4000
 
 
@@ -104,26 +103,6 @@ def add(engine: Engine, name: str, width: int) -> None:
         if cursor.fetchone() != (width,):
             raise WarehouseError(f"the warehouse has vectors of {name} in another width than {width}")
         cursor.execute("SELECT knowledge.add_domain(domain) FROM (SELECT DISTINCT domain FROM knowledge.knowledge)")
-
-
-def texts_without(engine: Engine, name: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Batches of request ids and texts, replaced ones too, that an encoder has no vector of."""
-    query = text("""
-        SELECT k.request_id, k.text FROM knowledge.knowledge AS k
-        WHERE k.request_id > :after AND NOT EXISTS (
-            SELECT FROM knowledge.knowledge_embedding AS e
-            WHERE (e.request_id, e.domain, e.encoder) = (k.request_id, k.domain, :name)
-        )
-        ORDER BY k.request_id LIMIT :limit
-    """)
-    after = ""
-    while True:
-        with engine.connect() as connection:
-            rows = connection.execute(query, {"name": name, "after": after, "limit": _TEXTS_PER_BATCH}).all()
-        if not rows:
-            return
-        yield [row.request_id for row in rows], [row.text for row in rows]
-        after = rows[-1].request_id
 
 
 def switch(engine: Engine, name: str) -> None:

@@ -33,6 +33,30 @@ def load_vectors(engine: Engine, embeddings: pa.Table) -> int:
         return cursor.rowcount
 
 
+def replace_vectors(engine: Engine, domain: str, embeddings: pa.Table) -> int:
+    """Put vectors in the place of a domain's valid ones that are in another form; returns how many were replaced.
+
+    Vectors of texts that are there no more, or not valid any longer, are left out. Whoever replaces the same meanwhile
+    waits, and then finds nothing to replace.
+
+    Raises:
+        InputError: the rows do not fit the schema, or their encoder or its width is not known.
+    """
+    with transaction(engine) as cursor, staged_vectors(cursor, [embeddings]) as vectors:
+        for what in ("entity", "knowledge"):  # both end texts, and so change vectors
+            lock(cursor, what)
+        admit(cursor, [embeddings])
+        cursor.execute(
+            f"""
+            UPDATE knowledge.knowledge_embedding AS e SET embedding = v.embedding, form = v.form FROM {vectors} AS v
+            WHERE e.domain = %s AND (e.request_id, e.encoder) = (v.request_id, v.encoder)
+                AND e.is_valid AND e.form <> v.form
+            """,  # noqa: S608 - names of ours
+            [domain],
+        )
+        return cursor.rowcount
+
+
 def index_vectors(engine: Engine) -> int:
     """Build the indexes of vectors that are not there; returns how many. Vectors can be read meanwhile."""
     with transaction(engine) as cursor:

@@ -9,7 +9,8 @@ RETURNS TABLE (
     embedding vector,
     data_as_of timestamptz,
     available_at timestamptz,
-    request_id text
+    request_id text,
+    form text
 )
 LANGUAGE sql STABLE AS $$
     WITH seen AS (
@@ -23,7 +24,7 @@ LANGUAGE sql STABLE AS $$
         FROM seen ORDER BY kind, entity_id, data_as_of DESC, available_at DESC, request_id
     )
     SELECT newest.kind, newest.entity_id, h.group_name, h.text, h.encoder, h.embedding, h.data_as_of, h.available_at,
-        h.request_id
+        h.request_id, h.form
     FROM newest JOIN (
         SELECT * FROM features.item_history UNION ALL SELECT * FROM features.user_history
     ) AS h USING (request_id)

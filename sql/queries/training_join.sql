@@ -11,7 +11,7 @@
 -- Interactions before both sides' first knowledge are left out; so are, with knowledge of all that happened, a user's
 -- rows altogether: `as_of` on the runs that write knowledge keeps events back for training.
 --
--- similarity is one feature made of both vectors; select u.embedding and i.embedding to train on them.
+-- similarity is one feature made of both vectors, null where they are of different forms; select u.embedding and i.embedding to train on them.
 --
 -- :domain text = movies  the domain
 -- :limit int = 20  rows at most
@@ -25,7 +25,7 @@ SELECT
     i.group_name AS item_group,
     u.data_as_of AS user_data_as_of,
     i.data_as_of AS item_data_as_of,
-    1 - (u.embedding <=> i.embedding) AS similarity
+    CASE WHEN u.form = i.form THEN 1 - (u.embedding <=> i.embedding) END AS similarity
 FROM {table} AS r
 LEFT JOIN LATERAL (
     SELECT * FROM features.user_history

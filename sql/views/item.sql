@@ -12,7 +12,8 @@ SELECT
     k.pool_version,
     k.data_as_of,
     k.available_at,
-    k.request_id
+    k.request_id,
+    e.form
 FROM knowledge.knowledge AS k
 JOIN knowledge.entity AS n USING (domain, kind, entity_id)
 LEFT JOIN knowledge.encoder AS c ON c.in_force
@@ -25,3 +26,5 @@ COMMENT ON VIEW features.item IS
 COMMENT ON COLUMN features.item.attributes IS 'The item as the source last described it';
 COMMENT ON COLUMN features.item.data_as_of IS 'Newest source event that the prompt could see';
 COMMENT ON COLUMN features.item.available_at IS 'When the text was written: no model saw it before';
+COMMENT ON COLUMN features.item.form IS
+    'What the vector is made of: answer, attributes+answer or history+answer';

@@ -12,7 +12,8 @@ SELECT
     k.pool_version,
     k.data_as_of,
     k.available_at,
-    k.request_id
+    k.request_id,
+    e.form
 FROM knowledge.knowledge AS k
 JOIN knowledge.entity AS n USING (domain, kind, entity_id)
 LEFT JOIN knowledge.encoder AS c ON c.in_force
@@ -25,3 +26,5 @@ COMMENT ON VIEW features.user IS
 COMMENT ON COLUMN features.user.attributes IS 'The user as the source last described it';
 COMMENT ON COLUMN features.user.data_as_of IS 'Newest source event that the prompt could see';
 COMMENT ON COLUMN features.user.available_at IS 'When the text was written: no model saw it before';
+COMMENT ON COLUMN features.user.form IS
+    'What the vector is made of: answer, attributes+answer or history+answer';

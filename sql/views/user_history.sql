@@ -12,7 +12,8 @@ SELECT
     k.available_at,
     k.valid_from,
     k.valid_to,
-    k.request_id
+    k.request_id,
+    e.form
 FROM knowledge.knowledge AS k
 LEFT JOIN knowledge.encoder AS c ON c.in_force
 LEFT JOIN knowledge.knowledge_embedding AS e
@@ -25,3 +26,5 @@ COMMENT ON COLUMN features.user_history.group_name IS 'The user''s group when th
 COMMENT ON COLUMN features.user_history.data_as_of IS 'Newest source event that the prompt could see';
 COMMENT ON COLUMN features.user_history.available_at IS 'When the text was written: no model saw it before';
 COMMENT ON COLUMN features.user_history.valid_to IS 'When it was replaced, or its user was gone; null while valid';
+COMMENT ON COLUMN features.user_history.form IS
+    'What the vector is made of: answer, attributes+answer or history+answer';

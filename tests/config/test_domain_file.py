@@ -1,4 +1,4 @@
-"""The ``[grouping]`` section of a domain file."""
+"""The sections ``[grouping]`` and ``[knowledge]`` of a domain file."""
 
 from pathlib import Path
 
@@ -28,6 +28,11 @@ def test_a_domain_without_the_section_groups_by_attribute_and_merges_nothing(tmp
         ),
         ('rest = "rest"', 'rest = "*"', "grouping.items.rest: "),
         ('several = "first"', 'several = "some"', "grouping.items.several: "),
+        (
+            "min_new_events = 5",
+            'embedded = "history"',
+            r"knowledge.embedded: Input should be 'answer', 'attributes\+answer' or 'history\+answer'",
+        ),
         ("min_interactions = 5", "min_interaction = 5", "grouping.users.clusters.min_interaction: "),
     ],
 )

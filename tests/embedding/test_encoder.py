@@ -26,11 +26,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder.load(Settings(device="cpu"))
-
-
 def vectors(array: pa.FixedSizeListArray) -> np.ndarray:
     return array.flatten().to_numpy().reshape(len(array), -1)
 

@@ -9,7 +9,7 @@ from dare_core.config.domains import Domain
 from dare_core.config.settings import Settings
 from dare_core.evaluation import texts
 from dare_core.evaluation.data import Entity, SourceRows, choose_entities
-from dare_core.evaluation.texts import WRITTEN_ARMS, describe, kept_texts, write_texts
+from dare_core.evaluation.texts import WRITTEN_ARMS, kept_texts, write_texts
 from tests.support.tiny_model import save_tiny_model
 
 ENTITIES = 6
@@ -83,13 +83,3 @@ def test_a_refresh_drafts_from_what_the_arm_wrote_before(
     written = write_texts(settings.model_copy(update={"learned_tokens": 0}), movies, entities)
     steps = {name: sum(row["steps"] for row in rows) for name, rows in written.by_arm.items()}
     assert steps["refreshed"] < 0.8 * steps["relaxed"]
-
-
-def test_attributes_alone_name_a_film_by_its_title_and_say_nothing_of_a_user_s_history(
-    movies: Domain, entities: list[Entity]
-) -> None:
-    item, user = entities[0], entities[-1]
-    assert describe(movies, item) == (
-        f"{item.attributes['title']} (release year {item.attributes['release_year']}; genres Drama)"
-    )
-    assert describe(movies, user) == f"age {user.attributes['age']}; gender F; occupation writer"

@@ -29,6 +29,7 @@ def vectors(*rows: tuple[float, ...], ids: list[str] | None = None) -> pa.Table:
     columns = [
         ids or [f"r{row}" for row in range(len(rows))],
         ["minilm"] * len(rows),
+        ["answer"] * len(rows),
         pa.FixedSizeListArray.from_arrays(wide.ravel(), EMBEDDING_WIDTH),
     ]
     return pa.table(columns, schema=KNOWLEDGE_EMBEDDING)

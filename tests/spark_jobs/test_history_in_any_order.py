@@ -75,7 +75,8 @@ def refresh(settings: Settings, engine: Engine, run_id: str, as_of: datetime) ->
     values = pa.FixedSizeListArray.from_arrays(np.concatenate([*vectors, []]), EMBEDDING_WIDTH).cast(
         KNOWLEDGE_EMBEDDING.field("embedding").type
     )
-    embeddings = pa.table([ids, ["minilm"] * len(ids), values], schema=KNOWLEDGE_EMBEDDING)
+    named = [["minilm"] * len(ids), ["answer"] * len(ids)]
+    embeddings = pa.table([ids, *named, values], schema=KNOWLEDGE_EMBEDDING)
     load_knowledge(engine, pa.Table.from_pylist(rows, KNOWLEDGE), embeddings)
     return len(rows)
 

@@ -14,6 +14,7 @@ from dare_core.warehouse import encoders
 from dare_core.warehouse.encoders import StoredEncoder
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.knowledge import load_knowledge
+from dare_core.warehouse.texts_to_embed import texts_without
 from dare_core.warehouse.vectors import index_vectors, load_vectors
 
 Rows = Callable[..., pa.Table]
@@ -64,7 +65,7 @@ def test_both_encoders_are_kept_until_the_switch_and_what_is_served_changes_at_o
     assert encoders.to_embed_with(loaded, "minilm") == encoders.to_embed_with(loaded, "wide") == ["minilm", "wide"]
     with pytest.raises(WarehouseError, match=r"5 texts have no vector of wide; run `dare warehouse add-encoder wide`"):
         encoders.switch(loaded, "wide")
-    found = [request for requests, _ in encoders.texts_without(loaded, "wide") for request in requests]
+    found = [text.request_id for texts in texts_without(loaded, "wide") for text in texts]
     assert sorted(found) == ["old", *_IDS], "replaced texts are joined point in time, too"
     assert load_vectors(loaded, _wide(found)) == 5
     assert load_vectors(loaded, _wide(found)) == 0

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from dare_core import schemas
+from dare_core.features.history import read_features
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.entities import Pulled, upsert_entities
 from dare_core.warehouse.knowledge import LoadSummary, load_knowledge
@@ -66,8 +67,8 @@ def _vector(*values: float) -> str:
 
 def test_neighbours_come_from_the_index_of_their_domain_and_encoder(by_index: psycopg.Connection) -> None:
     [statement] = by_index.execute("SELECT knowledge.nearest_query('movies', false)").fetchone() or ()
-    by_index.execute(f"PREPARE nearest (vector, text[], text, integer) AS {statement}")
-    answer = by_index.execute(f"EXPLAIN EXECUTE nearest ('{_vector(1)}', '{{}}', NULL, 5)").fetchall()
+    by_index.execute(f"PREPARE nearest (vector, text[], text, integer, text) AS {statement}")
+    answer = by_index.execute(f"EXPLAIN EXECUTE nearest ('{_vector(1)}', '{{}}', NULL, 5, 'answer')").fetchall()
     plan = "\n".join(line for [line] in answer)
     assert "Index Scan using encoded_movies_1_nearest" in plan
     assert "Order By: ((embedding)::halfvec(384) <=> " in plan
@@ -88,6 +89,34 @@ def test_similar_items_and_matches_are_the_nearest(loaded: Engine) -> None:
     assert _all(loaded, "SELECT item FROM features.match('u', 3)") == [("000",), ("001",), ("002",)]
     assert _all(loaded, "SELECT * FROM features.similar_items('nobody', 3)") == []
     assert _all(loaded, "SELECT * FROM features.similar_items('010', 3, 'books')") == []
+
+
+def test_only_vectors_of_the_same_form_are_neighbours(by_index: psycopg.Connection) -> None:
+    """The index gives up before it has seen the far ones of the other form, and the rest is looked for."""
+    of_another = "UPDATE knowledge.knowledge_embedding SET form = 'attributes+answer' WHERE request_id = ANY(%s)"
+    by_index.execute(of_another, [["r000", "r058", "r059"]])
+    assert by_index.execute("SELECT item FROM features.similar_items('000', 10)").fetchall() == [("058",), ("059",)]
+    assert by_index.execute("SELECT item FROM features.similar_items('001', 2)").fetchall() == [("002",), ("003",)]
+    assert by_index.execute("SELECT item FROM features.match('u', 1)").fetchall() == [("001",)]
+
+
+def test_every_row_says_the_form_of_its_vector_and_none_without_one(
+    loaded: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    load_knowledge(loaded, knowledge_rows([{"request_id": "bare", "entity_id": "059", "epoch": 1}]), embedding_rows([]))
+    with loaded.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE knowledge.knowledge_embedding SET form = 'history+answer' WHERE request_id IN ('r059', 'ru')"
+        )
+    assert _all(loaded, "SELECT request_id, form FROM features.item WHERE item_id = '059'") == [("bare", None)]
+    history = "SELECT request_id, form FROM features.item_history WHERE item_id IN ('058', '059') ORDER BY 1"
+    assert _all(loaded, history) == [("bare", None), ("r058", "answer"), ("r059", "history+answer")]
+    for query in ("features.user", "features.user_history", "features.as_of(now()) WHERE kind = 'user'"):
+        assert _all(loaded, f"SELECT request_id, form FROM {query}") == [("ru", "history+answer")]
+    exported = read_features(loaded, "movies", "item")
+    assert exported.column_names[-1] == "form"
+    forms = dict(zip(exported["request_id"].to_pylist(), exported["form"].to_pylist(), strict=True))
+    assert forms == {f"r{item}": "answer" for item in _ITEMS} | {"r059": "history+answer"}
 
 
 def test_a_filter_does_not_shorten_the_answer(by_index: psycopg.Connection) -> None:

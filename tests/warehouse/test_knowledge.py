@@ -156,7 +156,7 @@ def test_vectors_of_another_width_or_a_stranger_are_refused(
 
     def vectors(encoder: str, width: int) -> pa.Table:
         values = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * width, pa.float32()), width)
-        return pa.table({"request_id": ["r1"], "encoder": [encoder], "embedding": values})
+        return pa.table({"request_id": ["r1"], "encoder": [encoder], "form": ["answer"], "embedding": values})
 
     rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}])
     with pytest.raises(InputError, match="have 768 dimensions, and those of 'minilm' have 384"):

@@ -15,6 +15,8 @@ def upgrade() -> None:
         "COMMENT ON COLUMN knowledge.knowledge_embedding.form IS "
         "'What the vector is made of: answer, attributes+answer or history+answer'"
     )
+    # The function returns another column now; the upgrade creates it again.
+    op.execute("DROP FUNCTION IF EXISTS features.as_of(timestamptz, text)")
     op.execute("""
         CREATE TABLE knowledge.interaction_source (
             domain text NOT NULL PRIMARY KEY,
