@@ -157,6 +157,7 @@ def _embeddings(request_ids: Sequence[str]) -> pa.Table:
         [
             list(request_ids),
             ["minilm"] * len(request_ids),
+            ["answer"] * len(request_ids),
             pa.FixedSizeListArray.from_arrays(vectors.ravel(), schemas.EMBEDDING_WIDTH),
         ],
         schema=schemas.KNOWLEDGE_EMBEDDING,

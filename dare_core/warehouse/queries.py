@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
-from dare_core.config.domains import Domain, load_domain
+from dare_core.config.domains import TIME_UNITS, Domain, load_domain
 from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.errors import InputError, WarehouseError
 from dare_core.warehouse.connection import reason
@@ -134,7 +134,7 @@ def run(engine: Engine, name: str, params: Mapping[str, str], settings: Settings
 def _of_domain(engine: Engine, query: str, domain: Domain, statement: str) -> str:
     """A statement about the domain's own interactions."""
     source = domain.source
-    if source.format != "postgres" or source.location is not None:
+    if not source.in_warehouse:
         where = source.format if source.format != "postgres" else "another database"
         raise InputError(
             f"query {query} reads tables of the warehouse's database, and the interactions of domain {domain.name} are "
@@ -143,6 +143,11 @@ def _of_domain(engine: Engine, query: str, domain: Domain, statement: str) -> st
     quote = engine.dialect.identifier_preparer.quote_identifier
     columns = source.interactions
     names = {name: quote(getattr(columns, name)) for name in ("user", "item", "value", "time")}
+    if columns.time_unit:
+        names["time"] = (
+            f"(timestamptz '1970-01-01 00:00+00' + floor(CAST({names['time']} AS numeric) * 1000000 / "
+            f"{TIME_UNITS[columns.time_unit]}) * interval '1 microsecond')"
+        )
     names["table"] = f"{quote(source.db_schema)}.{quote(columns.table)}"
     return _INTERACTIONS.sub(lambda found: names[found[1]].replace(":", "\\:"), statement)
 

@@ -156,18 +156,18 @@ def test_each_query_says_what_it_is_for_and_what_it_takes() -> None:
     for question in queries.questions():
         assert question.purpose.endswith(".")
         assert question.parameters["domain"] == "the domain (text, default movies)"
-    assert queries.questions()[1].parameters["k"] == "how many (int, default 10)"
+    assert queries.questions()[2].parameters["k"] == "how many (int, default 10)"
 
 
 def test_every_query_runs_without_parameters_on_an_empty_warehouse(engine: Engine) -> None:
     import_tables(engine, {"ratings": _ratings()["ratings"].slice(0, 0)})
-    assert len(queries.names()) == 5
+    assert len(queries.names()) == 6
     for name in queries.names():
         assert queries.run(engine, name, {}).rows == []
 
 
 def test_mistakes_are_answered_with_what_there_is(engine: Engine) -> None:
-    with pytest.raises(InputError, match="query 'oops' does not exist; there are: freshness, nearest_items"):
+    with pytest.raises(InputError, match="query 'oops' does not exist; there are: freshness, likeness, nearest_items"):
         queries.run(engine, "oops", {})
     with pytest.raises(InputError, match="has no parameter 'size'; there are: domain, item, k"):
         queries.run(engine, "nearest_items", {"size": "3"})
