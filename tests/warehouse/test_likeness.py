@@ -18,7 +18,6 @@ from dare_core import schemas
 from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError, SourceError
-from dare_core.features import examples
 from dare_core.features.examples import EXAMPLE, export_likeness
 from dare_core.features.history import export_features
 from dare_core.features.likeness import LIKES, TIERS, likeness
@@ -92,10 +91,13 @@ def loaded(engine: Engine, movies: Domain, knowledge_rows: Rows, embedding_rows:
         embedding = pa.FixedSizeListArray.from_arrays(vectors.ravel(), schemas.EMBEDDING_WIDTH)
         table = table.set_column(table.schema.get_field_index("embedding"), table.schema.field("embedding"), embedding)
         load_knowledge(engine, knowledge_rows(rows), table)
-    _do(engine, f"""
+    _do(
+        engine,
+        f"""
         UPDATE knowledge.knowledge SET valid_to = '{_DAY}'::timestamptz + hashtext(request_id) %% 35 * interval '1 day'
         WHERE valid_to IS NOT NULL
-    """)  # noqa: S608
+    """,
+    )
     import_tables(engine, _source(_ratings()))
     assert register(engine, movies)
     return engine
@@ -212,7 +214,9 @@ def test_a_reader_calls_it_and_sees_no_interaction(loaded: Engine, warehouse_url
 def test_a_domain_whose_interactions_are_not_known_is_told_what_to_do(
     loaded: Engine, movies: Domain, tmp_path: Path
 ) -> None:
-    with pytest.raises(DBAPIError, match=r"no interactions of domain 'films'.*\[evaluation\].*`dare warehouse upgrade`"):
+    with pytest.raises(
+        DBAPIError, match=r"no interactions of domain 'films'.*\[evaluation\].*`dare warehouse upgrade`"
+    ):
         _all(loaded, f"{_LIKENESS}('u0', '1', domain => 'films')")
     elsewhere = movies.source.model_copy(update={"location": "postgresql://elsewhere/db"})
     for stopped in ({"source": elsewhere}, {"evaluation": None}):
@@ -233,22 +237,26 @@ def test_a_table_or_column_that_is_not_there_is_named(loaded: Engine) -> None:
     with pytest.raises(DBAPIError, match=r"interactions source.ratings has no column rating; .*config/movies.toml"):
         _all(loaded, f"{_LIKENESS}('u0', '1')")
     _do(loaded, "DROP TABLE source.ratings")
-    with pytest.raises(DBAPIError, match="source.ratings.* not there; run `dare source import`"):
+    with pytest.raises(DBAPIError, match=r"source.ratings.* not there; run `dare source import`"):
         _all(loaded, f"{_LIKENESS}('u0', '1')")
-    with pytest.raises(SourceError, match="domain movies: .*`dare source import`"):
+    with pytest.raises(SourceError, match=r"domain movies: .*`dare source import`"):
         list(stream_interactions(loaded, "movies"))
 
 
 def test_interactions_are_read_by_what_the_domains_file_says_of_them(loaded: Engine, movies: Domain) -> None:
     """Numbers as ids and as times, a value that means none, and names that need quotes."""
-    _do(loaded, """
+    _do(
+        loaded,
+        """
         CREATE TABLE source."what ""they"" did" AS
-        SELECT 7::bigint AS who, item_id::numeric AS "what%%s", CASE item_id WHEN '4' THEN 99 ELSE 5.0::float8 END AS value,
+        SELECT 7::bigint AS who, item_id::numeric AS "what%%s",
+            CASE item_id WHEN '4' THEN 99 ELSE 5.0::float8 END AS value,
             extract(epoch FROM timestamptz '2021-01-01') * 1000 + item_id::int + 0.0009 AS "when"
         FROM (SELECT DISTINCT item_id FROM source.ratings) AS r
         UNION ALL SELECT 7, 1, NULL, 5 UNION ALL SELECT 7, NULL, 5, 5 UNION ALL SELECT 7, 1, 5, NULL
         UNION ALL SELECT 7, 1, 'NaN', 5 UNION ALL SELECT 7, 1, 5, 'NaN'::numeric UNION ALL SELECT 7, 1, 5, 1e18;
-    """)
+    """,
+    )
     columns = {
         "table": 'what "they" did', "user": "who", "item": "what%s", "value": "value", "time": "when",
         "time_unit": "milliseconds", "none_values": {"value": [99, "N/A"]},
@@ -271,7 +279,7 @@ def test_rows_that_run_code_of_others_are_not_read_with_the_owners_rights(loaded
     """A loader may make tables in `source`; what it puts there must not run as the warehouse's owner."""
     loader = connect(f"{warehouse_url}&options=-c%20role%3Ddare_loader")
     for make in (
-        "CREATE VIEW source.theirs AS SELECT 'u'::text AS user_id, '1'::text AS item_id, 5 AS rating, now() AS rated_at",
+        "CREATE VIEW source.theirs AS SELECT 'u'::text AS user_id, '1'::text AS item_id, 5 AS rating, now() rated_at",
         "CREATE TABLE source.theirs (user_id text, item_id text, rating int, rated_at timestamptz); "
         "ALTER TABLE source.theirs ENABLE ROW LEVEL SECURITY",
         "CREATE TYPE source.their_id AS ENUM ('u'); "
