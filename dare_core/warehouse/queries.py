@@ -3,7 +3,8 @@
 A parameter's line is ``-- :name type = default  description``; types are ``text``, ``int``, ``float`` and ``time``, and
 a default may be ``null``. The body binds them as ``:name``. Statements before the last one set what the last one needs.
 What comes before the parameters says what the query is for. ``{table}``, ``{user}``, ``{item}``, ``{value}`` and
-``{time}`` stand for the interactions of the parameter ``domain``, as its file names them.
+``{time}`` stand for the interactions of the parameter ``domain``, as its file names them; ``{moment}`` is an expression
+of the time, also where the column counts from 1970 on.
 """
 
 import re
@@ -27,7 +28,7 @@ from dare_core.warehouse.known_domains import require_domain
 
 _FOLDER: Final = PROJECT_DIR / "sql" / "queries"
 _PARAMETER: Final = re.compile(r"^-- :(?P<name>\w+) (?P<type>\w+) = (?P<default>\S+)  (?P<words>.+)$", re.MULTILINE)
-_INTERACTIONS: Final = re.compile(r"\{(table|user|item|value|time)\}")
+_INTERACTIONS: Final = re.compile(r"\{(table|user|item|value|time|moment)\}")
 
 
 def _time(value: str) -> datetime:
@@ -143,8 +144,9 @@ def _of_domain(engine: Engine, query: str, domain: Domain, statement: str) -> st
     quote = engine.dialect.identifier_preparer.quote_identifier
     columns = source.interactions
     names = {name: quote(getattr(columns, name)) for name in ("user", "item", "value", "time")}
+    names["moment"] = f"CAST({names['time']} AS timestamptz)"
     if columns.time_unit:
-        names["time"] = (
+        names["moment"] = (
             f"(timestamptz '1970-01-01 00:00+00' + floor(CAST({names['time']} AS numeric) * 1000000 / "
             f"{TIME_UNITS[columns.time_unit]}) * interval '1 microsecond')"
         )

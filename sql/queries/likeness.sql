@@ -1,4 +1,5 @@
--- Interactions with how alike their item is to what their user had liked before: rows to train a ranking model on, the newest first.
+-- Interactions with how alike their item is to what their user had liked before: rows to train a ranking model on, the
+-- newest first.
 --
 -- Point in time, as the query training_join: of the item and of what was liked counts the knowledge with the newest
 -- data_as_of before the interaction, and of likes the newest 50 strictly before it.
@@ -23,10 +24,10 @@ FROM (
         CAST({user} AS text) AS user_id,
         CAST({item} AS text) AS item_id,
         {value} AS value,
-        CAST({time} AS timestamptz) AS moment
+        {moment} AS moment
     FROM {table}
     WHERE {user} IS NOT NULL AND {item} IS NOT NULL AND {time} IS NOT NULL
-    ORDER BY {time} DESC, 1, 2
+    ORDER BY {moment} DESC, 1, 2
     LIMIT :limit
 ) AS r
 CROSS JOIN LATERAL features.likeness(r.user_id, r.item_id, r.moment, :domain) AS l

@@ -13,6 +13,7 @@ from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.sources.importer import described, import_tables
 from dare_core.warehouse import queries
 from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.interactions import register_all
 from dare_core.warehouse.knowledge import load_knowledge
 
 Rows = Callable[..., pa.Table]
@@ -144,6 +145,19 @@ def test_the_training_join_reads_the_tables_that_the_domains_file_names(loaded: 
     assert (row[1], row[5]) == ("3", "Drama")
     with pytest.raises(InputError, match=r"the interactions of domain files are not there \(csv\)"):
         queries.run(loaded, "training_join", {"domain": "files"}, settings)
+
+
+def test_likeness_reads_times_that_count_from_1970(loaded: Engine, tmp_path: Path) -> None:
+    shipped = (PROJECT_DIR / "config" / "movies.toml").read_text()
+    (tmp_path / "movies.toml").write_text(shipped.replace('"rated_at"', '"at"\ntime_unit = "milliseconds"'))
+    settings = Settings(config_dir=tmp_path)
+    register_all(loaded, settings)
+    at = int(datetime(1999, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    rows = pa.table({"user_id": ["u", "u"], "item_id": ["01", "03"], "rating": [5.0, 5.0], "at": [at, at + 1]})
+    import_tables(loaded, {"ratings": described(rows, "test", ["user_id", "item_id"])})
+    later, first = queries.run(loaded, "likeness", {}, settings).rows
+    assert (later[1], later[3], later[4]) == ("03", datetime(1999, 1, 1, 0, 0, 0, 1000, tzinfo=UTC), 1)
+    assert (first[1], first[4]) == ("01", 0)
 
 
 def test_an_unknown_domain_is_no_empty_answer(engine: Engine) -> None:
