@@ -265,7 +265,8 @@ EVALUATION: Final = pa.schema(
 )
 
 #: Where a domain's interactions are in the warehouse's database, and which are likes. ``per_second`` is what the time
-#: column counts from 1970 on, in a second; null where it holds times. Key: domain.
+#: column counts from 1970 on, in a second; null where it holds times. ``none_values`` are values that mean none.
+#: Key: domain.
 INTERACTION_SOURCE: Final = pa.schema(
     [
         _required("domain", pa.string()),
@@ -277,6 +278,7 @@ INTERACTION_SOURCE: Final = pa.schema(
         _required("time_column", pa.string()),
         _optional("per_second", pa.int64()),
         _required("positive_from", pa.float64()),
+        _required("none_values", pa.list_(pa.float64())),
     ]
 )
 

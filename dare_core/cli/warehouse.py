@@ -1,6 +1,7 @@
 """``dare warehouse …``."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from dare_core.cli.options import (
     Json,
     settings_of,
 )
-from dare_core.cli.terminal import console, result_table
+from dare_core.cli.terminal import console, harmless, result_table
 from dare_core.errors import InputError
 
 app = typer.Typer(help="The PostgreSQL that holds knowledge and features.", no_args_is_help=True)
@@ -46,13 +47,18 @@ def warehouse_stop() -> None:
 
 @app.command("upgrade")
 def warehouse_upgrade() -> None:
-    """Bring an empty or older database to the current schema."""
+    """Bring an empty or older database to the current schema, and tell it where the domains' interactions are."""
     from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.interactions import register_all
     from dare_core.warehouse.migrate import upgrade
     from dare_core.warehouse.server import serving
 
-    with serving(settings_of()) as url:
-        upgrade(connect(url))
+    settings = settings_of()
+    with serving(settings) as url:
+        engine = connect(url)
+        upgrade(engine)
+        for error in register_all(engine, settings):
+            print(f"dare: warning: {harmless(str(error))}", file=sys.stderr)
     print("the warehouse is at the current schema")
 
 

@@ -141,6 +141,11 @@ class Source(_Section):
     users: EntityTable
     interactions: InteractionTable
 
+    @property
+    def in_warehouse(self) -> bool:
+        """Whether the tables are in the warehouse's own database, so that its SQL can read them."""
+        return self.format == "postgres" and self.location is None
+
     def may_lose(self, gone: int, there: int) -> bool:
         """Whether ``gone`` of ``there`` entities may be gone at once.
 

@@ -1,13 +1,15 @@
 """The texts that a domain's entities would have had in service, and which of them an example may see.
 
-An item is written about from its row. A user is written about when ``first_events`` interactions are known, and again
-after every ``min_new_events`` more. What a prompt shows was known at that moment; ties in time are known together.
+The service begins at some moment. An item is written about from its row. A user is written about when ``first_events``
+interactions are known, or at the beginning where they were known before, and again after every ``min_new_events`` more.
+What a prompt shows was known at that moment; what shares a moment is known together.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -38,13 +40,13 @@ class Entity:
     data_as_of: datetime
 
 
-def entities_in_service(domain: Domain, rows: SourceRows, groups_until: datetime) -> list[Entity]:
-    """All items, then all users' versions, each kind by id and ``data_as_of``.
+def entities_in_service(domain: Domain, rows: SourceRows, since: datetime) -> list[Entity]:
+    """All items, then the users' versions that an interaction can see, each kind by id and ``data_as_of``.
 
     Args:
         domain: says when a user is written about.
         rows: the source.
-        groups_until: the groups' names are fitted to the entities that were there by then.
+        since: when the service began. The groups are named by who was there then.
     """
     spec = domain.source.items
     items = [
@@ -56,11 +58,13 @@ def entities_in_service(domain: Domain, rows: SourceRows, groups_until: datetime
     for one in rows.interactions:
         if one.item in rows.items:
             met[one.user].append(one)
-    users = [version for name in sorted(met) if name in rows.users for version in _versions(domain, rows, met[name])]
-    return _grouped(domain, rows, [*items, *users], groups_until)
+    users = [
+        version for name in sorted(met) if name in rows.users for version in _versions(domain, rows, met[name], since)
+    ]
+    return _grouped(domain, rows, [*items, *users], since)
 
 
-def _versions(domain: Domain, rows: SourceRows, met: Sequence[Interaction]) -> list[Entity]:
+def _versions(domain: Domain, rows: SourceRows, met: Sequence[Interaction], since: datetime) -> list[Entity]:
     """A user's versions, by ``data_as_of``."""
     spec, evaluation = domain.source.users, domain.evaluation
     assert evaluation is not None
@@ -71,8 +75,8 @@ def _versions(domain: Domain, rows: SourceRows, met: Sequence[Interaction]) -> l
         return []
     versions: dict[datetime, Entity] = {}
     due = first
-    for known, one in enumerate(met, 1):
-        if known < due or (known < len(met) and met[known].time == one.time):
+    for known, (one, following) in enumerate(pairwise(met), 1):  # nobody sees what follows the last
+        if known < due or following.time == one.time or following.time <= since:
             continue
         due = known + again
         if history := _history(domain, rows, met[:known]):

@@ -4,11 +4,9 @@
 """
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,11 +16,10 @@ from dare_core import models
 from dare_core.config.domains import Domain
 from dare_core.config.settings import Settings, Verification
 from dare_core.errors import ModelError
-from dare_core.evaluation.data import Entity
+from dare_core.evaluation.service import Entity
 from dare_core.knowledge.chat import ChatEncoder
-from dare_core.knowledge.requests import Decoding, fit_prompt, request_id
-from dare_core.knowledge.writer import Throughput, Writer, open_pool
-from dare_core.pools import PoolBuilder, PoolStore
+from dare_core.knowledge.requests import Decoding, Prompt, fit_prompt, request_id
+from dare_core.knowledge.writer import Throughput, Writer
 from dare_core.schemas import KINDS, STATISTICS, TOKENS, Kind
 from dare_core.storage.run_files import write_table
 
@@ -43,29 +40,19 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to write the texts.
-
-    Attributes:
-        label: for the reader.
-        refreshes: times that all texts are written anew, each time drafting from a pool of all that this arm wrote
-            before, the entity's own texts among them.
-    """
+    """One way to write the texts; ``label`` is for the reader."""
 
     name: str
     label: str
     verification: Verification
     top_k: int = 2
     min_prob: float = 0.1
-    refreshes: int = 0
 
 
-#: What texts are compared of. ``relaxed`` is decided upon by the gate, so it has the defaults of the paper.
-WRITTEN_ARMS: Final = (
-    Arm("strict", "strict", "strict"),
-    Arm("relaxed", "relaxed (2, 0.1)", "relaxed"),
-    Arm("looser", "relaxed (5, 0.05)", "relaxed", top_k=5, min_prob=0.05),
-    Arm("refreshed", "relaxed (2, 0.1), refreshed 3 times", "relaxed", refreshes=3),
-)
+STRICT: Final = Arm("strict", "strict", "strict")
+#: What the gate decides upon, so it has the defaults of the paper.
+RELAXED: Final = Arm("relaxed", "relaxed (2, 0.1)", "relaxed")
+WRITTEN_ARMS: Final = (STRICT, RELAXED)
 
 
 @dataclass(frozen=True)
@@ -84,6 +71,7 @@ def write_texts(
     settings: Settings,
     domain: Domain,
     entities: Sequence[Entity],
+    arms: Sequence[Arm] = WRITTEN_ARMS,
     on_progress: OnProgress = lambda arm, done, wanted: None,
 ) -> Texts:
     """Every arm's text of every entity; those that are kept are read, the others written.
@@ -94,14 +82,14 @@ def write_texts(
     """
     desk = _Desk(settings, domain, entities)
     generated = Throughput()
-    by_arm = {arm.name: desk.texts_of(arm, generated, on_progress) for arm in WRITTEN_ARMS}
+    by_arm = {arm.name: desk.texts_of(arm, generated, on_progress) for arm in arms}
     return Texts(by_arm, generated)
 
 
 def kept_texts(settings: Settings, domain: Domain, entities: Sequence[Entity]) -> Mapping[str, list[dict[str, Any]]]:
     """The texts of the arms that are kept whole, by the arm's name; nothing is written."""
     desk = _Desk(settings, domain, entities)
-    found = {arm.name: desk.kept(arm, arm.refreshes) for arm in WRITTEN_ARMS}
+    found = {arm.name: desk.kept(arm) for arm in WRITTEN_ARMS}
     return {name: texts for name, texts in found.items() if len(texts) == len(entities)}
 
 
@@ -123,19 +111,16 @@ class _Desk:
             self._kept |= {row["request_id"]: row for row in pq.read_table(part, schema=_TEXT).to_pylist()}
 
     def texts_of(self, arm: Arm, generated: Throughput, on_progress: OnProgress) -> list[dict[str, Any]]:
-        """An arm's texts, those of its last refresh."""
-        before: list[dict[str, Any]] = []
-        for epoch in range(arm.refreshes + 1):
-            if len(self.kept(arm, epoch)) < len(self._entities):
-                self._write(arm, epoch, before, generated, on_progress)
-            before += self.kept(arm, epoch)
-        return self.kept(arm, arm.refreshes)
+        """An arm's texts, in the order of the entities."""
+        if len(self.kept(arm)) < len(self._entities):
+            self._write(arm, generated, on_progress)
+        return self.kept(arm)
 
-    def kept(self, arm: Arm, epoch: int) -> list[dict[str, Any]]:
-        """Of an arm's texts of one epoch, those that are there."""
-        return [self._kept[name] for name in self._request_ids(arm, epoch) if name in self._kept]
+    def kept(self, arm: Arm) -> list[dict[str, Any]]:
+        """Of an arm's texts, those that are there."""
+        return [self._kept[name] for name in self._request_ids(arm) if name in self._kept]
 
-    def _request_ids(self, arm: Arm, epoch: int) -> list[str]:
+    def _request_ids(self, arm: Arm) -> list[str]:
         decoding = Decoding(
             self._settings.model,
             self._format.tokenizer_hash,
@@ -145,38 +130,26 @@ class _Desk:
             MAX_NEW_TOKENS,
         )
         return [
-            request_id(self._domain.name, one.kind, one.entity_id, prompt.token_ids, decoding, epoch)
+            request_id(self._domain.name, one.kind, one.entity_id, prompt.token_ids, decoding, epoch=0)
             for one, prompt in zip(self._entities, self._prompts, strict=True)
         ]
 
-    def _write(
-        self,
-        arm: Arm,
-        epoch: int,
-        before: Sequence[Mapping[str, Any]],
-        generated: Throughput,
-        on_progress: OnProgress,
-    ) -> None:
+    def _write(self, arm: Arm, generated: Throughput, on_progress: OnProgress) -> None:
         decided = {"verification": arm.verification, "top_k": arm.top_k, "min_prob": arm.min_prob}
         writer = Writer(self._settings.model_copy(update=decided), self._tokenizer)
-        wanted = list(zip(self._request_ids(arm, epoch), self._entities, self._prompts, strict=True))
+        wanted = list(zip(self._request_ids(arm), self._entities, self._prompts, strict=True))
         missing = {name: (one, prompt) for name, one, prompt in wanted if name not in self._kept}
-        label = f"{arm.label}, epoch {epoch}" if arm.refreshes else arm.label
         for kind in KINDS:
             of_kind = {name: pair for name, pair in missing.items() if pair[0].kind == kind}
             if of_kind:
-                self._write_kind(
-                    writer, kind, of_kind, before, generated, lambda done: on_progress(label, done, len(missing))
-                )
+                self._write_kind(writer, of_kind, generated, lambda done: on_progress(arm.label, done, len(missing)))
         generated.seconds += writer.seconds
         generated.load_seconds += writer.load_seconds
 
     def _write_kind(
         self,
         writer: Writer,
-        kind: Kind,
-        missing: Mapping[str, Any],
-        before: Sequence[Mapping[str, Any]],
+        missing: Mapping[str, tuple[Entity, Prompt]],
         generated: Throughput,
         on_progress: Callable[[int], None],
     ) -> None:
@@ -188,45 +161,29 @@ class _Desk:
         longest = max(len(request.prompt_token_ids) for request in requests) + MAX_NEW_TOKENS
         unsaved: list[dict[str, Any]] = []
         due = time.monotonic() + self._settings.checkpoint_seconds
-        with tempfile.TemporaryDirectory(prefix="dare-evaluation-") as folder:
-            pool = self._pool(Path(folder), [row for row in before if row["kind"] == kind])
-            for result in writer.write(requests, pool, longest, len(requests)):
-                entity, prompt = missing[result.id]
-                if result.error is not None:
-                    raise ModelError(f"the text of {kind} {entity.entity_id} could not be written: {result.error}")
-                generated.add(result, entity.group)
-                unsaved.append(
-                    {
-                        "request_id": result.id,
-                        "kind": kind,
-                        "entity_id": entity.entity_id,
-                        "group_name": entity.group,
-                        "prompt": prompt.text,
-                        "text": writer.text(result),
-                        "token_ids": result.token_ids,
-                        **vars(result.statistics),
-                    }
-                )
-                if time.monotonic() >= due:
-                    self._save(unsaved)
-                    unsaved = []
-                    due = time.monotonic() + self._settings.checkpoint_seconds
-                    on_progress(sum(name in self._kept for name in missing))
+        for result in writer.write(requests, None, longest, len(requests)):
+            entity, prompt = missing[result.id]
+            if result.error is not None:
+                raise ModelError(f"the text of {entity.kind} {entity.entity_id} could not be written: {result.error}")
+            generated.add(result, entity.group)
+            unsaved.append(
+                {
+                    "request_id": result.id,
+                    "kind": entity.kind,
+                    "entity_id": entity.entity_id,
+                    "group_name": entity.group,
+                    "prompt": prompt.text,
+                    "text": writer.text(result),
+                    "token_ids": result.token_ids,
+                    **vars(result.statistics),
+                }
+            )
+            if time.monotonic() >= due:
+                self._save(unsaved)
+                unsaved = []
+                due = time.monotonic() + self._settings.checkpoint_seconds
+                on_progress(sum(name in self._kept for name in missing))
         self._save(unsaved)
-
-    def _pool(self, folder: Path, before: Sequence[Mapping[str, Any]]) -> Any:
-        if not before:
-            return None
-        texts = pa.table(
-            {
-                "group": [row["group_name"] for row in before],
-                "token_ids": pa.array([row["token_ids"] for row in before], TOKENS),
-            }
-        )
-        PoolBuilder(PoolStore(folder), self._settings.model, self._format.tokenizer_hash, len(self._tokenizer)).build(
-            texts
-        )
-        return open_pool(folder, self._tokenizer)
 
     def _save(self, rows: Iterable[dict[str, Any]]) -> None:
         found = {row["request_id"]: row for row in rows}

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dare_core.errors import InputError
-from dare_core.features.join import versions_at
+from dare_core.features.join import microseconds, vectors_of, versions_at
+from dare_core.features.likes import ItemLikeness
 from dare_core.schemas import KINDS, Kind
 
 _COLUMNS: Final = ("user_id", "item_id", "event_timestamp", "label")
@@ -19,7 +20,9 @@ class InteractionDataset(Dataset[dict[str, Tensor]]):
     """One example per interaction, joined point in time (:mod:`dare_core.features.join`).
 
     An example holds ``item`` and ``user``, float32 vectors, zero where nothing was known at the moment; ``has_item``
-    and ``has_user``, which tell; and ``label``, float32. Every version's vector is in memory once.
+    and ``has_user``, which tell; ``label``, float32; and ``likeness``, float32 ``[3 + TIERS]``: how alike the item is
+    to what the user had liked before, of the interactions given those with a label above 0
+    (:func:`dare_core.features.likeness.likeness`). Every version's vector is in memory once.
 
     Attributes:
         rows: by kind, the feature row of each interaction, -1 where there is none.
@@ -43,8 +46,12 @@ class InteractionDataset(Dataset[dict[str, Tensor]]):
             kind: versions_at(features[kind], kind, interactions[f"{kind}_id"], interactions["event_timestamp"])
             for kind in KINDS
         }
-        self._vectors = {kind: _vectors(features[kind]) for kind in KINDS}
-        self._labels = torch.from_numpy(interactions["label"].to_numpy().astype(np.float32))
+        self._vectors = {kind: torch.from_numpy(vectors_of(features[kind])) for kind in KINDS}
+        labels = interactions["label"].to_numpy().astype(np.float32)
+        self._labels = torch.from_numpy(labels)
+        moments = microseconds(interactions["event_timestamp"], 0)
+        before = ItemLikeness(items).before(interactions["user_id"], interactions["item_id"], moments, labels > 0)
+        self._likeness = torch.from_numpy(before)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -59,18 +66,10 @@ class InteractionDataset(Dataset[dict[str, Tensor]]):
 
     def batch(self, indices: Any) -> dict[str, Tensor]:
         """Examples stacked: each value gets a leading dimension."""
-        examples: dict[str, Tensor] = {"label": self._labels[indices]}
+        examples: dict[str, Tensor] = {"label": self._labels[indices], "likeness": self._likeness[indices]}
         for kind in KINDS:
             rows = torch.from_numpy(self.rows[kind][indices])
             known = rows >= 0
             examples[kind] = self._vectors[kind][rows.clamp(min=0)] * known[:, None]
             examples[f"has_{kind}"] = known
         return examples
-
-
-def _vectors(features: pa.Table) -> Tensor:
-    """float32 [versions, width]; one row of zeros where there is no version."""
-    column = features["embedding"].combine_chunks()
-    width = column.type.list_size
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
-    return torch.from_numpy(np.array(vectors if len(vectors) else np.zeros((1, width)), np.float32))

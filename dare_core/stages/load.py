@@ -19,6 +19,7 @@ from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
 from dare_core.warehouse.features import coverage
+from dare_core.warehouse.interactions import register
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import feature_profiles, generation_runs, record_run
 from dare_core.warehouse.session import open_warehouse
@@ -38,10 +39,12 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     knowledge = run_files.read_table(run_dir / "validated.parquet", KNOWLEDGE)
     embeddings = [_read_vectors(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
     served = embeddings[0] if embeddings else KNOWLEDGE_EMBEDDING.empty_table()
-    bounds = load_domain(settings, request.domain).quality.features
+    domain = load_domain(settings, request.domain)
+    bounds = domain.quality.features
     with open_warehouse(settings) as (_, engine):
         warnings = _check_features(settings, engine, request, knowledge, served, bounds)
         summary = load_knowledge(engine, knowledge, *embeddings)
+        register(engine, domain)
         loaded = summary.loaded + summary.already_there
         record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
         release_pools(settings, engine, request)

@@ -36,7 +36,7 @@ class SourceCopy:
 
 def source_copies(engine: Engine, source: Source, kind: Kind) -> list[SourceCopy]:
     """Where the platform keeps source rows of a kind of entity: its imports; a team's own tables are not among them."""
-    if source.format != "postgres" or source.location is not None:
+    if not source.in_warehouse:
         return []
     entities, met = (
         (source.items, source.interactions.item) if kind == "item" else (source.users, source.interactions.user)

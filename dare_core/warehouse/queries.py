@@ -3,7 +3,8 @@
 A parameter's line is ``-- :name type = default  description``; types are ``text``, ``int``, ``float`` and ``time``, and
 a default may be ``null``. The body binds them as ``:name``. Statements before the last one set what the last one needs.
 What comes before the parameters says what the query is for. ``{table}``, ``{user}``, ``{item}``, ``{value}`` and
-``{time}`` stand for the interactions of the parameter ``domain``, as its file names them.
+``{time}`` stand for the interactions of the parameter ``domain``, as its file names them; ``{moment}`` is an expression
+of the time, also where the column counts from 1970 on.
 """
 
 import re
@@ -19,7 +20,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
-from dare_core.config.domains import Domain, load_domain
+from dare_core.config.domains import TIME_UNITS, Domain, load_domain
 from dare_core.config.settings import PROJECT_DIR, Settings, load_settings
 from dare_core.errors import InputError, WarehouseError
 from dare_core.warehouse.connection import reason
@@ -27,7 +28,7 @@ from dare_core.warehouse.known_domains import require_domain
 
 _FOLDER: Final = PROJECT_DIR / "sql" / "queries"
 _PARAMETER: Final = re.compile(r"^-- :(?P<name>\w+) (?P<type>\w+) = (?P<default>\S+)  (?P<words>.+)$", re.MULTILINE)
-_INTERACTIONS: Final = re.compile(r"\{(table|user|item|value|time)\}")
+_INTERACTIONS: Final = re.compile(r"\{(table|user|item|value|time|moment)\}")
 
 
 def _time(value: str) -> datetime:
@@ -134,7 +135,7 @@ def run(engine: Engine, name: str, params: Mapping[str, str], settings: Settings
 def _of_domain(engine: Engine, query: str, domain: Domain, statement: str) -> str:
     """A statement about the domain's own interactions."""
     source = domain.source
-    if source.format != "postgres" or source.location is not None:
+    if not source.in_warehouse:
         where = source.format if source.format != "postgres" else "another database"
         raise InputError(
             f"query {query} reads tables of the warehouse's database, and the interactions of domain {domain.name} are "
@@ -143,6 +144,12 @@ def _of_domain(engine: Engine, query: str, domain: Domain, statement: str) -> st
     quote = engine.dialect.identifier_preparer.quote_identifier
     columns = source.interactions
     names = {name: quote(getattr(columns, name)) for name in ("user", "item", "value", "time")}
+    names["moment"] = f"CAST({names['time']} AS timestamptz)"
+    if columns.time_unit:
+        names["moment"] = (
+            f"(timestamptz '1970-01-01 00:00+00' + floor(CAST({names['time']} AS numeric) * 1000000 / "
+            f"{TIME_UNITS[columns.time_unit]}) * interval '1 microsecond')"
+        )
     names["table"] = f"{quote(source.db_schema)}.{quote(columns.table)}"
     return _INTERACTIONS.sub(lambda found: names[found[1]].replace(":", "\\:"), statement)
 

@@ -13,6 +13,7 @@ from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.sources.importer import described, import_tables
 from dare_core.warehouse import queries
 from dare_core.warehouse.entities import upsert_entities
+from dare_core.warehouse.interactions import register_all
 from dare_core.warehouse.knowledge import load_knowledge
 
 Rows = Callable[..., pa.Table]
@@ -146,6 +147,19 @@ def test_the_training_join_reads_the_tables_that_the_domains_file_names(loaded: 
         queries.run(loaded, "training_join", {"domain": "files"}, settings)
 
 
+def test_likeness_reads_times_that_count_from_1970(loaded: Engine, tmp_path: Path) -> None:
+    shipped = (PROJECT_DIR / "config" / "movies.toml").read_text()
+    (tmp_path / "movies.toml").write_text(shipped.replace('"rated_at"', '"at"\ntime_unit = "milliseconds"'))
+    settings = Settings(config_dir=tmp_path)
+    register_all(loaded, settings)
+    at = int(datetime(1999, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    rows = pa.table({"user_id": ["u", "u"], "item_id": ["01", "03"], "rating": [5.0, 5.0], "at": [at, at + 1]})
+    import_tables(loaded, {"ratings": described(rows, "test", ["user_id", "item_id"])})
+    later, first = queries.run(loaded, "likeness", {}, settings).rows
+    assert (later[1], later[3], later[4]) == ("03", datetime(1999, 1, 1, 0, 0, 0, 1000, tzinfo=UTC), 1)
+    assert (first[1], first[4]) == ("01", 0)
+
+
 def test_an_unknown_domain_is_no_empty_answer(engine: Engine) -> None:
     for name in queries.names():
         with pytest.raises(SettingError, match=r"'films'.* there are: movies, shop"):
@@ -156,18 +170,18 @@ def test_each_query_says_what_it_is_for_and_what_it_takes() -> None:
     for question in queries.questions():
         assert question.purpose.endswith(".")
         assert question.parameters["domain"] == "the domain (text, default movies)"
-    assert queries.questions()[1].parameters["k"] == "how many (int, default 10)"
+    assert queries.questions()[2].parameters["k"] == "how many (int, default 10)"
 
 
 def test_every_query_runs_without_parameters_on_an_empty_warehouse(engine: Engine) -> None:
     import_tables(engine, {"ratings": _ratings()["ratings"].slice(0, 0)})
-    assert len(queries.names()) == 5
+    assert len(queries.names()) == 6
     for name in queries.names():
         assert queries.run(engine, name, {}).rows == []
 
 
 def test_mistakes_are_answered_with_what_there_is(engine: Engine) -> None:
-    with pytest.raises(InputError, match="query 'oops' does not exist; there are: freshness, nearest_items"):
+    with pytest.raises(InputError, match="query 'oops' does not exist; there are: freshness, likeness, nearest_items"):
         queries.run(engine, "oops", {})
     with pytest.raises(InputError, match="has no parameter 'size'; there are: domain, item, k"):
         queries.run(engine, "nearest_items", {"size": "3"})

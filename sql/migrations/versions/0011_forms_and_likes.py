@@ -27,7 +27,8 @@ def upgrade() -> None:
             value_column text NOT NULL,
             time_column text NOT NULL,
             per_second bigint,
-            positive_from double precision NOT NULL
+            positive_from double precision NOT NULL,
+            none_values double precision[] NOT NULL
         )
     """)
     op.execute(
@@ -36,5 +37,6 @@ def upgrade() -> None:
     for column, comment in (
         ("per_second", "What the time column counts from 1970 on, in a second; null where it holds times"),
         ("positive_from", "An interaction with this value or a larger one is a like"),
+        ("none_values", "Values that mean none: such an interaction is left out"),
     ):
         op.execute(f"COMMENT ON COLUMN knowledge.interaction_source.{column} IS '{comment}'")
