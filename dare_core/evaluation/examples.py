@@ -15,7 +15,8 @@ from dare_core.config.domains import Domain
 from dare_core.errors import InputError, SettingError
 from dare_core.evaluation.service import Entity, microseconds, newest_seen, seen_from
 from dare_core.evaluation.source import SourceRows
-from dare_core.features.likes import newest_likes
+from dare_core.features.likeness import INTERACTIONS
+from dare_core.features.likes import newest_before
 from dare_core.schemas import KINDS
 
 #: Of the interactions in the order of time, where each split's tests begin and end; all before is trained on.
@@ -23,7 +24,7 @@ SPLITS: Final = ((0.7, 0.8), (0.8, 0.9), (0.9, 1.0))
 #: Of what is trained on, the newest share validates: it says when to stop.
 VALIDATION_SHARE: Final = 0.1
 #: Liked items that a click model attends over, the newest.
-HISTORY: Final = 20
+HISTORY: Final = 10
 
 #: Columns of ``Examples.fields``.
 USER: Final = 0
@@ -37,13 +38,15 @@ class Examples:
     Attributes:
         times: ``[n]`` int64, microseconds from 1970 on.
         fields: ``[n, f]`` int64, codes of user, item and their attributes from 1, each field with codes of its own.
-        liked: ``[n, LIKES]`` int64, the examples that the user liked before, the newest first; -1 where there are fewer.
+        met: ``[n, INTERACTIONS]`` int64, the user's examples before, the newest first; -1 where there are fewer.
+        likes: ``[n, HISTORY]`` int64, those of them that were liked, likewise.
         labels: ``[n]`` float32, 1 for liked.
     """
 
     times: NDArray[np.int64]
     fields: NDArray[np.int64]
-    liked: NDArray[np.int64]
+    met: NDArray[np.int64]
+    likes: NDArray[np.int64]
     labels: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -57,12 +60,14 @@ class Sight:
     Attributes:
         item: ``[n]`` int64, the text of the example's item.
         user: ``[n]`` int64, that of its user.
-        liked: ``[n, LIKES]`` int64, those of what the user liked before.
+        met: ``[n, INTERACTIONS]`` int64, those of the items that the user met before.
+        likes: ``[n, HISTORY]`` int64, those of the items that the user liked before.
     """
 
     item: NDArray[np.int64]
     user: NDArray[np.int64]
-    liked: NDArray[np.int64]
+    met: NDArray[np.int64]
+    likes: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,8 @@ class Split:
     test: slice
 
 
-def make_examples(domain: Domain, rows: SourceRows, likes: int) -> Examples:
+def make_examples(domain: Domain, rows: SourceRows) -> Examples:
     """Examples of all interactions.
-
-    Args:
-        domain: says which interaction is a like.
-        rows: the source.
-        likes: columns of ``Examples.liked``.
 
     Raises:
         SettingError: the domain file does not say from which value on an interaction is a like.
@@ -92,8 +92,9 @@ def make_examples(domain: Domain, rows: SourceRows, likes: int) -> Examples:
     fields = np.array([_codes(column) for column in zip(*_field_rows(domain, rows), strict=True)], np.int64).T
     times = microseconds([one.time for one in rows.interactions])
     positive = np.array([one.value >= domain.evaluation.positive_from for one in rows.interactions])
-    liked = newest_likes(fields[:, USER], times, positive, likes)
-    return Examples(times, fields, liked, positive.astype(np.float32))
+    met = newest_before(fields[:, USER], times, INTERACTIONS)
+    likes = newest_before(fields[:, USER], times, HISTORY, among=positive)
+    return Examples(times, fields, met, likes, positive.astype(np.float32))
 
 
 def make_sight(rows: SourceRows, examples: Examples, entities: Sequence[Entity], nightly: bool) -> Sight:
@@ -104,12 +105,16 @@ def make_sight(rows: SourceRows, examples: Examples, entities: Sequence[Entity],
         newest_seen(of_kind[kind], seen[kind], [getattr(one, kind) for one in rows.interactions], examples.times)
         for kind in ("item", "user")
     )
-    # An item has one text. It may be there for the example, and not yet for what was liked earlier.
+    # An item has one text. That of what was met earlier may be there by now.
     places = {entity.entity_id: place for place, entity in enumerate(of_kind["item"], 1)}
     place = np.array([places.get(one.item, 0) for one in rows.interactions], np.int64)
     begins = np.append(np.int64(0), seen["item"])
-    liked = np.where(examples.liked >= 0, place[examples.liked], 0)
-    return Sight(item, user, np.where(begins[liked] <= examples.times[:, None], liked, 0))
+
+    def of_earlier(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        texts = np.where(rows >= 0, place[rows], 0)
+        return np.where(begins[texts] <= examples.times[:, None], texts, 0)
+
+    return Sight(item, user, of_earlier(examples.met), of_earlier(examples.likes))
 
 
 def make_splits(domain: Domain, examples: Examples) -> list[Split]:

@@ -1,7 +1,7 @@
-"""One click model, trained on one arm's texts from one seed, and its logits of the test examples."""
+"""One click model, trained on one arm's texts from one seed, and its logits of what it was not trained on."""
 
-from dataclasses import dataclass
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dare_core.evaluation.inputs import Inputs
 from dare_core.evaluation.models import MODELS, Batch, ClickModel, ModelName
 from dare_core.evaluation.statistics import auc
 from dare_core.schemas import Kind
@@ -33,22 +34,35 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What one arm's models read in one split.
+class Trial:
+    """What a trained model makes of the examples that it was not trained on: logits ``[n]`` of validation and test."""
 
-    Attributes:
-        codes: of all fields together.
-        vectors: ``[m, w]`` of the texts by kind, in the order of their places.
-    """
-
-    codes: int
-    vectors: Mapping[Kind, Tensor]
-    train: Batch
-    validation: Batch
-    test: Batch
+    validation: NDArray[np.float32]
+    test: NDArray[np.float32]
 
 
-def train(inputs: Inputs, model_name: ModelName, seed: int, how: Training) -> ClickModel:
+def run_trial(inputs: Inputs, model_name: ModelName, seed: int, how: Training) -> Trial:
+    """Train a model on one thread, so that it is the same whatever the machine; see :func:`train`."""
+    torch.set_num_threads(1)
+    parts = {name: _batch(inputs, rows) for name, rows in vars(inputs.split).items()}
+    vectors = {kind: torch.from_numpy(of_kind) for kind, of_kind in inputs.vectors.items()}
+    model = train(inputs.codes, vectors, parts["train"], parts["validation"], model_name, seed, how)
+    return Trial(predict(model, parts["validation"]), predict(model, parts["test"]))
+
+
+def _batch(inputs: Inputs, rows: slice) -> Batch:
+    return Batch(**{field.name: torch.from_numpy(getattr(inputs, field.name)[rows].copy()) for field in fields(Batch)})
+
+
+def train(
+    codes: int,
+    vectors: Mapping[Kind, Tensor],
+    examples: Batch,
+    validation: Batch,
+    model_name: ModelName,
+    seed: int,
+    how: Training,
+) -> ClickModel:
     """Train a model; the weights of its best epoch are kept.
 
     One seed begins with the same weights and meets the same batches whatever the texts, so arms are compared in pairs.
@@ -56,14 +70,13 @@ def train(inputs: Inputs, model_name: ModelName, seed: int, how: Training) -> Cl
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fields, numbers = inputs.train.fields.shape[1], inputs.train.numbers.shape[1]
-        model = MODELS[model_name](inputs.codes, fields, numbers, inputs.vectors, how.dropout)
+        model = MODELS[model_name](codes, examples.fields.shape[1], examples.numbers.shape[1], vectors, how.dropout)
         optimizer = torch.optim.AdamW(model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
-        labels = inputs.validation.labels.numpy()
+        labels = validation.labels.numpy()
         best, kept, since = -1.0, model.state_dict(), 0
         for _ in range(how.epochs):
-            _epoch(model, inputs.train, optimizer, generator)
-            found = auc(labels, predict(model, inputs.validation))
+            _epoch(model, examples, optimizer, generator)
+            found = auc(labels, predict(model, validation))
             if found > best:
                 best, since = found, 0
                 kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -125,6 +125,12 @@ def make_shop(products: int, customers: int, seed: int, until: datetime) -> dict
     }
 
 
+def tastes(customers: npt.NDArray[np.int64], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The main and the second taste of customers (numbers as in their ids): what no table of the shop says."""
+    main, second = (np.floor(_uniform(customers, seed, salt) * _TASTES).astype(np.int64) for salt in (9, 10))
+    return main, second
+
+
 def advance(engine: Engine, days: int, now: datetime | None = None, schema: str = "source") -> dict[str, int]:
     """Let days pass in an imported shop: purchases, new, changed and withdrawn products, new and leaving customers.
 
@@ -281,7 +287,7 @@ def _purchases(
     random: np.random.Generator, who: _Numbers, products: _Numbers, when: pa.Array, seed: int, first: int
 ) -> pa.Table:
     """One purchase for each of ``who``, of a product that their taste favours."""
-    main, second = (np.floor(_uniform(who, seed, salt) * _TASTES).astype(np.int64) for salt in (9, 10))
+    main, second = tastes(who, seed)
     faithful = random.uniform(size=len(who)) < 0.65 + 0.3 * _uniform(who, seed, 11)
     taste = np.where(faithful, main, second)
     popularity = 1 / (1 + 20 * _uniform(products, seed, 12)) ** 1.5  # a few things sell much

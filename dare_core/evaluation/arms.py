@@ -1,0 +1,84 @@
+"""The arms of an evaluation: what a click model is told of items and users."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dare_core.config.domains import Domain, Form
+from dare_core.config.settings import Settings
+from dare_core.embedding.forms import describe, describe_history, passage
+from dare_core.evaluation.inputs import Vectors
+from dare_core.evaluation.service import Entity
+from dare_core.schemas import KINDS
+
+#: Arms by name, with what they are called. All but the first read vectors, in the same way.
+LABELS: Final[Mapping[str, str]] = {
+    "none": "no knowledge",
+    "attributes": "attributes alone",
+    "shuffled": "texts of others (strict, shuffled)",
+    "strict": "strict",
+    "relaxed": "relaxed (2, 0.1)",
+    "nightly": "strict, seen from the next midnight on",
+}
+
+
+def arm_vectors(
+    settings: Settings,
+    domain: Domain,
+    form: Form,
+    entities: Sequence[Entity],
+    texts: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, Vectors]:
+    """Vectors by arm, of texts in some form; those of ``none`` are never looked at.
+
+    ``attributes`` is the form without the answer; without one, attributes. ``shuffled`` has its own attributes or history
+    as the form says, and the answer about another entity of its kind.
+
+    Args:
+        settings: name the encoder.
+        domain: gives attributes and values.
+        form: of the vectors.
+        entities: items, then users.
+        texts: of ``strict`` and ``relaxed``, in the order of the entities.
+    """
+    from dare_core.embedding.combination import combined
+    from dare_core.embedding.encoder import Encoder
+
+    answers = {name: [row["text"] for row in rows] for name, rows in texts.items()}
+    answers["shuffled"] = [answers["strict"][place] for place in _shuffled(entities)]
+    parts = {
+        name: [
+            passage(domain, entity.kind, form, entity.attributes, text).parts
+            for entity, text in zip(entities, of_arm, strict=True)
+        ]
+        for name, of_arm in answers.items()
+    }
+    parts["attributes"] = [(_described(domain, form, entity),) for entity in entities]
+    every = [part for of_arm in parts.values() for part in of_arm]  # together: a text that arms share is embedded once
+    found = combined(Encoder.load(settings), every)
+    width = found.type.list_size
+    matrices = dict(zip(parts, found.flatten().to_numpy().reshape(len(parts), len(entities), width), strict=True))
+    kinds = np.array([entity.kind for entity in entities])
+    by_arm: dict[str, Vectors] = {
+        name: {kind: matrix[kinds == kind] for kind in KINDS} for name, matrix in matrices.items()
+    }
+    return by_arm | {"none": by_arm["attributes"], "nightly": by_arm["strict"]}
+
+
+def _described(domain: Domain, form: Form, entity: Entity) -> str:
+    if form == "history+answer" and entity.kind == "user":
+        return describe_history(domain, entity.attributes)
+    return describe(domain, entity.kind, entity.attributes)
+
+
+def _shuffled(entities: Sequence[Entity]) -> NDArray[np.int64]:
+    """For each entity the place of another one of its kind."""
+    random = np.random.default_rng(0)
+    kinds = np.array([entity.kind for entity in entities])
+    places = np.arange(len(entities))
+    for kind in KINDS:
+        of_kind = random.permutation(np.flatnonzero(kinds == kind))
+        places[of_kind] = np.roll(of_kind, 1)
+    return places

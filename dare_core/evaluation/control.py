@@ -1,0 +1,129 @@
+"""A positive control: the made-up shop, whose customers' tastes are known.
+
+A click model tells what a customer buys from what was drawn at random at the same moment. The *oracle* is the same model
+that is given the customers' true tastes. Where knowledge gains nothing though tastes decide, the evaluation is blind.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+
+from dare_core.config.domains import Domain, Evaluation
+from dare_core.config.settings import Settings
+from dare_core.evaluation.arms import arm_vectors
+from dare_core.evaluation.examples import make_examples, make_sight, make_splits
+from dare_core.evaluation.inputs import make_inputs, numbers_of_all, numbers_of_vectors
+from dare_core.evaluation.models import ModelName
+from dare_core.evaluation.service import Entity, entities_in_service
+from dare_core.evaluation.source import Interaction, SourceRows
+from dare_core.evaluation.statistics import auc
+from dare_core.evaluation.texts import STRICT, OnProgress, Texts, write_texts
+from dare_core.evaluation.training import Training
+from dare_core.evaluation.trials import OnTrial, run_trials, test_logits
+from dare_core.sources.shop import make_shop, tastes
+
+_PRODUCTS: Final = 400
+_CUSTOMERS: Final = 800
+_SEED: Final = 18
+_UNTIL: Final = datetime(2026, 1, 1, tzinfo=UTC)
+#: Of the purchases, the share before which no customer is written about.
+_SERVICE_SHARE: Final = 0.5
+#: A customer is written about after so many purchases, and again after so many more.
+_FIRST, _AGAIN = 5, 20
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The control's shop: what was bought, beside what was not, and what the oracle knows.
+
+    Attributes:
+        domain: the shop's, with an evaluation of its own.
+        rows: with an interaction of value 0 for each purchase: a product at random.
+        entities: whom texts are written about.
+    """
+
+    domain: Domain
+    rows: SourceRows
+    entities: list[Entity]
+
+
+def make_control(shop: Domain) -> Shop:
+    """The same shop each time.
+
+    Args:
+        shop: the domain ``shop``.
+    """
+    evaluation = Evaluation(positive_from=1, first_events=_FIRST, min_new_events=_AGAIN)
+    domain = shop.model_copy(update={"evaluation": evaluation})
+    tables = make_shop(_PRODUCTS, _CUSTOMERS, _SEED, _UNTIL)
+    items = {row["product_id"]: row for row in tables["shop_products"].to_pylist()}
+    users = {row["customer_id"]: row for row in tables["shop_customers"].to_pylist()}
+    bought = sorted(
+        Interaction(row["purchased_at"], row["customer_id"], row["product_id"], float(row["quantity"]))
+        for row in tables["shop_purchases"].to_pylist()
+    )
+    since = bought[int(_SERVICE_SHARE * len(bought))].time
+    entities = entities_in_service(domain, SourceRows(items, users, bought), since)
+    products = sorted(items)
+    drawn = np.random.default_rng(_SEED).integers(len(products), size=len(bought))
+    left = [one._replace(item=products[place], value=0.0) for one, place in zip(bought, drawn, strict=True)]
+    return Shop(domain, SourceRows(items, users, sorted([*bought, *left])), entities)
+
+
+def write_control(settings: Settings, shop: Domain, on_progress: OnProgress) -> Texts:
+    """Write the strict texts that the control needs, as far as they are not kept."""
+    made = make_control(shop)
+    return write_texts(settings, made.domain, made.entities, (STRICT,), on_progress)
+
+
+def run_control(
+    settings: Settings,
+    shop: Domain,
+    model_name: ModelName,
+    seeds: int,
+    how: Training,
+    on_progress: OnProgress,
+    on_trial: OnTrial,
+) -> dict[str, Any]:
+    """Which share of the oracle's gain over no knowledge the knowledge reaches.
+
+    Returns:
+        ``auc`` by arm, ``oracle_gain``, ``knowledge_gain`` and ``share``.
+    """
+    made = make_control(shop)
+    texts = write_texts(settings, made.domain, made.entities, (STRICT,), on_progress)
+    vectors = arm_vectors(settings, made.domain, made.domain.knowledge.embedded, made.entities, texts.by_arm)["strict"]
+    examples = make_examples(made.domain, made.rows)
+    sight = make_sight(made.rows, examples, made.entities, nightly=False)
+    buyers = np.array([int(one.user[1:]) for one in made.rows.interactions])
+    known = [1 + taste for taste in tastes(buyers, _SEED)]
+    told = replace(examples, fields=np.column_stack([examples.fields, *known]))
+    of_all, of_vectors = numbers_of_all(examples), numbers_of_vectors(examples, sight, vectors)
+    splits = make_splits(made.domain, examples)
+    inputs: dict[str, list[Any]] = {"none": [], "strict": [], "oracle": []}
+    for split in splits:
+        strict, oracle = (make_inputs(one, split, of_all, sight, vectors, of_vectors) for one in (examples, told))
+        inputs["strict"].append(strict)
+        inputs["none"].append(strict.without_knowledge(of_all.shape[1]))
+        inputs["oracle"].append(oracle.without_knowledge(of_all.shape[1]))
+    logits = test_logits(run_trials(inputs, model_name, seeds, how, on_trial))
+    aucs = {
+        arm: float(
+            np.mean([auc(examples.labels[split.test], one) for split, of in zip(splits, by_split, strict=True) for one in of])
+        )
+        for arm, by_split in logits.items()
+    }
+    return _shares(aucs)
+
+
+def _shares(aucs: Mapping[str, float]) -> dict[str, Any]:
+    oracle, knowledge = (aucs[arm] - aucs["none"] for arm in ("oracle", "strict"))
+    return {
+        "auc": {arm: round(value, 6) for arm, value in aucs.items()},
+        "oracle_gain": round(oracle, 6),
+        "knowledge_gain": round(knowledge, 6),
+        "share": round(knowledge / oracle, 4) if oracle > 0 else None,
+    }

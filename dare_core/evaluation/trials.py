@@ -1,0 +1,54 @@
+"""All arms' click models, on all splits and seeds, as many at once as there are cores."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dare_core.evaluation.inputs import Inputs
+from dare_core.evaluation.models import ModelName
+from dare_core.evaluation.training import Trial, Training, run_trial
+
+#: Logits of the test examples by arm, and of each split: ``[seeds, n]``.
+Logits = Mapping[str, Sequence[NDArray[np.float32]]]
+
+OnTrial = Callable[[int, int], None]
+
+
+def run_trials(
+    inputs: Mapping[str, Sequence[Inputs]],
+    model_name: ModelName,
+    seeds: int,
+    how: Training,
+    on_trial: OnTrial = lambda done, wanted: None,
+) -> dict[str, list[list[Trial]]]:
+    """Train every arm's model on every split from every seed.
+
+    Args:
+        inputs: of each arm, by split.
+        model_name: which click model.
+        seeds: how many.
+        how: the same for all.
+        on_trial: told how many are done, of how many.
+
+    Returns:
+        By arm and split, a trial a seed.
+    """
+    from joblib import Parallel, delayed
+
+    jobs = [
+        (arm, split, seed) for seed in range(seeds) for arm, of_arm in inputs.items() for split in range(len(of_arm))
+    ]
+    found: dict[str, list[list[Trial]]] = {arm: [[] for _ in of_arm] for arm, of_arm in inputs.items()}
+    parallel = Parallel(n_jobs=len(os.sched_getaffinity(0)), return_as="generator", inner_max_num_threads=1)
+    trials = parallel(delayed(run_trial)(inputs[arm][split], model_name, seed, how) for arm, split, seed in jobs)
+    for done, ((arm, split, _), trial) in enumerate(zip(jobs, trials, strict=True), 1):
+        found[arm][split].append(trial)
+        on_trial(done, len(jobs))
+    return found
+
+
+def test_logits(trials: Mapping[str, Sequence[Sequence[Trial]]]) -> Logits:
+    """Of each arm and split ``[seeds, n]``."""
+    return {arm: [np.stack([trial.test for trial in of_split]) for of_split in splits] for arm, splits in trials.items()}
