@@ -1,6 +1,7 @@
 """Which domains' interactions the warehouse is told of, and by which commands."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def config(settings: Settings, warehouse_url: str, tmp_path: Path, monkeypatch: 
     folder = tmp_path / "config"
     folder.mkdir()
     (folder / "films.toml").write_text(_SHIPPED, "utf-8")
-    (folder / "mute.toml").write_text(_SHIPPED.replace("[evaluation]", "[schedule]").replace("positive_from", "#"))
+    (folder / "mute.toml").write_text(re.sub(r"\[evaluation\][^\[]*", "", _SHIPPED))
     (folder / "files.toml").write_text(_SHIPPED.replace('"postgres"', '"csv"\nlocation = "/tables"'))
     (folder / "far.toml").write_text(_SHIPPED.replace('"postgres"', '"postgres"\nlocation = "postgresql://far/db"'))
     (folder / "broken.toml").write_text("[source")
