@@ -27,4 +27,4 @@ def evaluate(domain: str) -> dict[str, Any]:
     """Train the click models with and without them, and store what they reach."""
     from dare_core.evaluation import run
 
-    return run.evaluate(settings(), domain)
+    return run.evaluate(settings(), domain, control=False)

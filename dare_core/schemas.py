@@ -245,8 +245,8 @@ RUN_LEASE: Final = pa.schema(
     ]
 )
 
-#: One evaluation. Differences are of AUC, over paired seeds, with the ends of their 95% intervals: ``auc_delta`` of
-#: relaxed (2, 0.1) minus strict texts, ``auc_gain`` of strict texts minus none. ``result`` is a JSON object with all
+#: One evaluation. Differences are of AUC, with the ends of their 95% intervals over test users and seeds: ``auc_delta``
+#: of relaxed (2, 0.1) minus strict texts, ``auc_gain`` of strict texts minus none. ``result`` is a JSON object with all
 #: figures. Key: (domain, evaluated_at).
 EVALUATION: Final = pa.schema(
     [

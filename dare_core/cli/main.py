@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from dare_core.cli import bench, everyday, features, knowledge, pipeline, pool, quarantine, source, warehouse
+from dare_core.cli import (
+    bench,
+    evaluation,
+    everyday,
+    features,
+    knowledge,
+    pipeline,
+    pool,
+    quarantine,
+    source,
+    warehouse,
+)
 from dare_core.cli.failures import in_words
 from dare_core.cli.options import held
 from dare_core.cli.terminal import harmless
@@ -23,6 +34,7 @@ from dare_core.config.settings import load_settings
 app = typer.Typer(help="Knowledge features for recommenders, written by DARE decoding.", no_args_is_help=True)
 app.add_typer(everyday.app)
 app.add_typer(knowledge.app)
+app.add_typer(evaluation.app)
 app.add_typer(source.app, name="source")
 app.add_typer(warehouse.app, name="warehouse")
 app.add_typer(pipeline.app, name="pipeline")

@@ -239,6 +239,16 @@ class Knowledge(_Section):
     )
 
 
+class ClickTraining(_Section):
+    """How click models are trained, the same for every arm; `dare evaluate --search` finds what validates best."""
+
+    learning_rate: float = Field(3e-3, gt=0, le=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    epochs: int = Field(8, ge=1, description="at most; the epoch with the best AUC on the validation's part is kept")
+    patience: int = Field(1, ge=1, description="epochs without a better one, after which training stops")
+
+
 class Evaluation(_Section):
     """How interactions become examples of a click model; a domain without is not evaluated."""
 
@@ -249,6 +259,8 @@ class Evaluation(_Section):
     min_new_events: int | None = Field(
         None, ge=1, description="a user gets another after so many; default: knowledge.min_new_events"
     )
+    click_model: Literal["din", "dcnv2"] = "din"
+    training: ClickTraining = ClickTraining()
 
 
 class Schedule(_Section):

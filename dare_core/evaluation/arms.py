@@ -33,8 +33,8 @@ def arm_vectors(
 ) -> dict[str, Vectors]:
     """Vectors by arm, of texts in some form; those of ``none`` are never looked at.
 
-    ``attributes`` is the form without the answer; without one, attributes. ``shuffled`` has its own attributes or history
-    as the form says, and the answer about another entity of its kind.
+    ``attributes`` has what the form puts before the answer, or the attributes. ``shuffled`` has that of its entity
+    and the answer about another one of the kind.
 
     Args:
         settings: name the encoder.
@@ -43,9 +43,6 @@ def arm_vectors(
         entities: items, then users.
         texts: of ``strict`` and ``relaxed``, in the order of the entities.
     """
-    from dare_core.embedding.combination import combined
-    from dare_core.embedding.encoder import Encoder
-
     answers = {name: [row["text"] for row in rows] for name, rows in texts.items()}
     answers["shuffled"] = [answers["strict"][place] for place in _shuffled(entities)]
     parts = {
@@ -56,15 +53,22 @@ def arm_vectors(
         for name, of_arm in answers.items()
     }
     parts["attributes"] = [(_described(domain, form, entity),) for entity in entities]
-    every = [part for of_arm in parts.values() for part in of_arm]  # together: a text that arms share is embedded once
-    found = combined(Encoder.load(settings), every)
-    width = found.type.list_size
-    matrices = dict(zip(parts, found.flatten().to_numpy().reshape(len(parts), len(entities), width), strict=True))
+    matrices = embed(settings, parts)
     kinds = np.array([entity.kind for entity in entities])
     by_arm: dict[str, Vectors] = {
         name: {kind: matrix[kinds == kind] for kind in KINDS} for name, matrix in matrices.items()
     }
     return by_arm | {"none": by_arm["attributes"], "nightly": by_arm["strict"]}
+
+
+def embed(settings: Settings, parts: Mapping[str, Sequence[tuple[str, ...]]]) -> dict[str, NDArray[np.float32]]:
+    """``[n, w]`` vectors by arm, of passages of equally many entities; a text that arms share is embedded once."""
+    from dare_core.embedding.combination import combined
+    from dare_core.embedding.encoder import Encoder
+
+    found = combined(Encoder.load(settings), [part for of_arm in parts.values() for part in of_arm])
+    matrix = found.flatten().to_numpy().reshape(len(parts), -1, found.type.list_size)
+    return dict(zip(parts, matrix, strict=True))
 
 
 def _described(domain: Domain, form: Form, entity: Entity) -> str:

@@ -1,15 +1,16 @@
 """A positive control: the made-up shop, whose customers' tastes are known.
 
-A click model tells what a customer buys from what was drawn at random at the same moment. The *oracle* is the same model
-that is given the customers' true tastes. Where knowledge gains nothing though tastes decide, the evaluation is blind.
+A click model tells what a customer bought from what was drawn at random at the same moment. The *oracle* is the same
+model, given the customers' true tastes. Where knowledge gains nothing though tastes decide, the evaluation is blind.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dare_core.config.domains import Domain, Evaluation
 from dare_core.config.settings import Settings
@@ -22,7 +23,7 @@ from dare_core.evaluation.source import Interaction, SourceRows
 from dare_core.evaluation.statistics import auc
 from dare_core.evaluation.texts import STRICT, OnProgress, Texts, write_texts
 from dare_core.evaluation.training import Training
-from dare_core.evaluation.trials import OnTrial, run_trials, test_logits
+from dare_core.evaluation.trials import OnTrial, of_tests, run_trials
 from dare_core.sources.shop import make_shop, tastes
 
 _PRODUCTS: Final = 400
@@ -109,14 +110,14 @@ def run_control(
         inputs["strict"].append(strict)
         inputs["none"].append(strict.without_knowledge(of_all.shape[1]))
         inputs["oracle"].append(oracle.without_knowledge(of_all.shape[1]))
-    logits = test_logits(run_trials(inputs, model_name, seeds, how, on_trial))
-    aucs = {
-        arm: float(
-            np.mean([auc(examples.labels[split.test], one) for split, of in zip(splits, by_split, strict=True) for one in of])
-        )
-        for arm, by_split in logits.items()
-    }
-    return _shares(aucs)
+    logits = of_tests(run_trials(inputs, model_name, seeds, how, on_trial))
+    labels = [examples.labels[split.test] for split in splits]
+    return _shares({arm: _mean_auc(labels, of_arm) for arm, of_arm in logits.items()})
+
+
+def _mean_auc(labels: Sequence[NDArray[np.float32]], logits: Sequence[NDArray[np.float32]]) -> float:
+    """Over splits and seeds."""
+    return float(np.mean([auc(of_split, one) for of_split, ones in zip(labels, logits, strict=True) for one in ones]))
 
 
 def _shares(aucs: Mapping[str, float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dare_core.errors import InputError, SettingError
 from dare_core.evaluation.service import Entity, microseconds, newest_seen, seen_from
 from dare_core.evaluation.source import SourceRows
 from dare_core.features.likeness import INTERACTIONS
-from dare_core.features.likes import newest_before
+from dare_core.features.newest import newest_before
 from dare_core.schemas import KINDS
 
 #: Of the interactions in the order of time, where each split's tests begin and end; all before is trained on.
@@ -131,14 +131,16 @@ def make_splits(domain: Domain, examples: Examples) -> list[Split]:
         for what, part in vars(split).items():
             if len(set(examples.labels[part].tolist())) < 2:
                 raise InputError(
-                    f"domain {domain.name}: {len(examples)} interactions are too few to evaluate: the {what} part of the "
-                    f"split at {begin:.0%} has no example, or examples of one label alone"
+                    f"domain {domain.name}: {len(examples)} interactions are too few to evaluate: the {what} part of "
+                    f"the split at {begin:.0%} has no example, or examples of one label alone"
                 )
         splits.append(split)
     return splits
 
 
-def known_codes(fields: NDArray[np.int64], trained: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def known_codes(
+    fields: NDArray[np.int64], trained: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Codes of all fields together, as a model knows them that was trained on some rows.
 
     Args:

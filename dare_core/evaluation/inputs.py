@@ -1,4 +1,4 @@
-"""What click models read: examples as arrays, with the numbers that every arm has and those that an arm's vectors give."""
+"""What click models read: examples as arrays, with numbers that every arm has and numbers of an arm's vectors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dare_core.evaluation.examples import ITEM, USER, Examples, Sight, Split, known_codes
 from dare_core.features.likeness import likeness
-from dare_core.features.likes import newest_before
+from dare_core.features.newest import newest_before
 from dare_core.schemas import Kind
 
 #: Vectors of an arm's texts, ``[m, w]`` float32 by kind, in the order of their places.
@@ -117,7 +117,7 @@ def _count_before(users: NDArray[np.int64], times: NDArray[np.int64], counted: N
 
 
 def _reduced(vectors: _Floats, seen: NDArray[np.int64]) -> _Floats:
-    """``[m, w]`` to their principal components of the vectors that training sees (places from 1), in a mean square of 1.
+    """``[m, w]`` by the principal components of those that training sees (places from 1), in a mean square of 1.
 
     Texts of one prompt have most of their vectors in common.
     """

@@ -81,13 +81,13 @@ class KnowledgeAdaptor(nn.Module):
 
 
 class ClickModel(nn.Module):
-    """What both models share: embeddings, texts of item, user and history, and numbers; subclasses make a logit of them.
+    """What both models share: embeddings, texts of item, user and history, numbers; subclasses make a logit.
 
     Args:
         codes: of all fields together.
         fields: of an example.
         numbers: of an example.
-        knowledge: ``[m, w]`` float32 by kind, the vectors of texts. A learned vector stands for a text that is not there.
+        knowledge: ``[m, w]`` float32 by kind, vectors of texts. A learned one stands for what is not there.
         dropout: of what the deep layers read.
     """
 

@@ -1,56 +1,115 @@
 """``dare evaluate``: arms of texts, click models trained on each from paired seeds, and what the differences are."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from dare_core.config.domains import Domain, load_domain
+from dare_core.config.domains import Domain, domain_names, load_domain
 from dare_core.config.settings import Settings
-from dare_core.embedding.forms import describe
 from dare_core.errors import InputError
-from dare_core.evaluation import data, texts
+from dare_core.evaluation import arms, texts
 from dare_core.evaluation.comparison import Compared, compare
-from dare_core.evaluation.data import Entity, SourceRows
-from dare_core.evaluation.texts import MAX_NEW_TOKENS, WRITTEN_ARMS, OnProgress, Texts
+from dare_core.evaluation.control import run_control, write_control
+from dare_core.evaluation.examples import ITEM, Examples, Sight, Split, make_examples, make_sight, make_splits
+from dare_core.evaluation.inputs import Inputs, Vectors, make_inputs, numbers_of_all, numbers_of_vectors
+from dare_core.evaluation.service import Entity, entities_in_service
+from dare_core.evaluation.source import SourceRows, read_source
+from dare_core.evaluation.statistics import Bootstrap, Tested, interval, smallest_effect
+from dare_core.evaluation.texts import MAX_NEW_TOKENS, OnProgress, Texts
+from dare_core.evaluation.training import Training
+from dare_core.evaluation.trials import Logits, of_tests, run_trials
 from dare_core.schemas import KINDS
 from dare_core.warehouse.evaluations import record_evaluation
 from dare_core.warehouse.session import open_warehouse
 
 log = logging.getLogger(__name__)
 
-#: Entities that texts are written about, the same for every arm.
-ENTITIES: Final = 360
 SEEDS: Final = 20
-#: The click model that the headline figures and the gate go by: the paper's default.
-HEADLINE: Final = "din"
+#: Of the control, whose differences are large.
+_CONTROL_SEEDS: Final = 3
+#: Of the interactions in the order of time, the share before which the platform wrote about no user.
+_SERVICE_SHARE: Final = 0.5
+#: The domain that the control is made of.
+_SHOP: Final = "shop"
 
-#: Arms by name, with what they are called. ``none`` and ``attributes`` are not written by a language model.
-ARM_LABELS: Final[Mapping[str, str]] = {
-    "none": "no knowledge",
-    "attributes": "attributes alone, embedded",
-    **{arm.name: arm.label for arm in WRITTEN_ARMS},
+#: What is reported of arms, by key: the first arm's figure minus the second's.
+DIFFERENCES: Final[Mapping[str, tuple[str, str]]] = {
+    "gain_over_shuffled": ("strict", "shuffled"),
+    "auc_gain": ("strict", "none"),
+    "auc_over_attributes": ("strict", "attributes"),
+    "auc_delta": ("relaxed", "strict"),
+    "auc_nightly": ("nightly", "none"),
 }
 
 
-def write_texts(settings: Settings, domain_name: str, entities: int = ENTITIES) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ground:
+    """What a domain is evaluated on.
+
+    Attributes:
+        sights: which texts are seen, without delay and nightly.
+    """
+
+    domain: Domain
+    rows: SourceRows
+    entities: list[Entity]
+    examples: Examples
+    splits: list[Split]
+    sights: Mapping[str, Sight]
+
+    @classmethod
+    def of(cls, domain: Domain, rows: SourceRows) -> "Ground":
+        """Examples, splits and entities of a domain's interactions.
+
+        Raises:
+            SettingError: the domain has no section ``[evaluation]``.
+            InputError: the interactions are too few.
+        """
+        examples = make_examples(domain, rows)
+        splits = make_splits(domain, examples)
+        since = rows.interactions[int(_SERVICE_SHARE * len(rows.interactions))].time
+        entities = entities_in_service(domain, rows, since)
+        sights = {name: make_sight(rows, examples, entities, name == "nightly") for name in ("no delay", "nightly")}
+        return cls(domain, rows, entities, examples, splits, sights)
+
+    def inputs(self, by_arm: Mapping[str, Vectors], splits: Sequence[Split] | None = None) -> dict[str, list[Inputs]]:
+        """Of each arm, by split."""
+        of_all = numbers_of_all(self.examples)
+        found: dict[str, list[Inputs]] = {}
+        for arm, vectors in by_arm.items():
+            sight = self.sights["nightly" if arm == "nightly" else "no delay"]
+            of_vectors = numbers_of_vectors(self.examples, sight, vectors)
+            for split in splits or self.splits:
+                made = make_inputs(self.examples, split, of_all, sight, vectors, of_vectors)
+                blank = made.without_knowledge(of_all.shape[1]) if arm == "none" else made
+                found.setdefault(arm, []).append(blank)
+        return found
+
+    def coverage(self, sight: Sight) -> dict[str, float]:
+        """Which share of the test examples sees a text of its item, and of its user."""
+        tests = np.concatenate([np.arange(split.test.start, split.test.stop) for split in self.splits])
+        return {kind: round(float((getattr(sight, kind)[tests] > 0).mean()), 4) for kind in KINDS}
+
+
+def write_texts(settings: Settings, domain_name: str) -> dict[str, Any]:
     """Write whatever text of an arm is not kept yet; returns what had to be written."""
     domain = load_domain(settings, domain_name)
     with open_warehouse(settings) as (_, engine):
-        rows = data.read_source(engine, domain)
-    chosen = data.choose_entities(domain, rows, entities)
-    return texts.write_texts(settings, domain, chosen).generated.summary()
+        rows = read_source(engine, domain)
+    return texts.write_texts(settings, domain, Ground.of(domain, rows).entities).generated.summary()
 
 
 def evaluate(
     settings: Settings,
     domain_name: str,
     seeds: int = SEEDS,
-    entities: int = ENTITIES,
+    control: bool = True,
     on_progress: OnProgress = lambda what, done, wanted: None,
 ) -> dict[str, Any]:
     """Measure a domain's arms and store the result in the warehouse.
@@ -58,136 +117,141 @@ def evaluate(
     Args:
         settings: model, encoder, data folder.
         domain_name: a domain with a section ``[evaluation]``.
-        seeds: trainings of every click model on every arm, 2 at least.
-        entities: to write about.
+        seeds: trainings of the click model on every arm and split, 2 at least.
+        control: run the positive control, too, where the domain ``shop`` is configured.
         on_progress: told what is done, how much of it, and of how much.
 
     Returns:
-        The headline figures ``auc_delta*`` (relaxed minus strict) and ``auc_gain*`` (strict minus none), which are of
-        the click model ``HEADLINE``; ``click_models`` with every arm's figures; ``texts``; and what was measured on.
+        Differences between arms with 95% intervals (:data:`DIFFERENCES`), the arms' figures, coverage,
+        slices, matching, the control, and what was measured on.
     """
     if seeds < 2:
         raise InputError(f"{seeds} seed makes no interval; 2 are the least")
     domain = load_domain(settings, domain_name)
     with open_warehouse(settings) as (_, engine):
-        rows = data.read_source(engine, domain)
-        chosen = data.choose_entities(domain, rows, entities)
-        split = data.make_split(domain, rows, chosen)
-        written = texts.write_texts(settings, domain, chosen, on_progress)
-        scores = _scores(settings, domain, chosen, split, written, seeds, on_progress)
-        result = _result(settings, domain, rows, chosen, split, written, scores, seeds)
+        ground = Ground.of(domain, read_source(engine, domain))
+        written = texts.write_texts(settings, domain, ground.entities, on_progress=on_progress)
+        shop = load_domain(settings, _SHOP) if control and _SHOP in domain_names(settings) else None
+        if shop is not None:
+            write_control(settings, shop, on_progress)
+        began = time.monotonic()
+        result = _measured(settings, ground, written, seeds, shop, on_progress)
+        result["seconds"] = round(time.monotonic() - began, 1)
         _store(engine, settings, result)
     return result
 
 
-Scores = Mapping[str, Mapping[str, Sequence[Any]]]
-
-
-def _scores(
+def _measured(
     settings: Settings,
-    domain: Domain,
-    chosen: Sequence[Entity],
-    split: data.Split,
+    ground: Ground,
     written: Texts,
     seeds: int,
+    shop: Domain | None,
     on_progress: OnProgress,
-) -> Scores:
-    """Scores by click model and arm, one a seed."""
-    from dare_core.evaluation.models import MODEL_NAMES
-    from dare_core.evaluation.training import train_and_test
-
-    vectors = _vectors(settings, domain, chosen, written)
-    scores: dict[str, dict[str, list[Any]]] = {name: {arm: [] for arm in ARM_LABELS} for name in MODEL_NAMES}
-    done, wanted = 0, seeds * len(MODEL_NAMES) * len(ARM_LABELS)
-    for seed in range(seeds):
-        for model_name in MODEL_NAMES:
-            for arm in ARM_LABELS:
-                # Without texts, whose they are does not matter.
-                of_arm = vectors["strict" if arm == "none" else arm]
-                scores[model_name][arm].append(train_and_test(split, of_arm, model_name, seed, arm != "none"))
-                done += 1
-                on_progress("training", done, wanted)
-    return scores
-
-
-def _vectors(settings: Settings, domain: Domain, chosen: Sequence[Entity], written: Texts) -> dict[str, Any]:
-    by_arm = {name: [row["text"] for row in rows] for name, rows in written.by_arm.items()}
-    by_arm["attributes"] = [describe(domain, entity.kind, entity.attributes) for entity in chosen]
-    kinds = np.array([entity.kind for entity in chosen])
-    encoded = encode(settings, by_arm)
-    return {arm: {kind: matrix[kinds == kind] for kind in KINDS} for arm, matrix in encoded.items()}
-
-
-def encode(settings: Settings, by_arm: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.float32]]:
-    """``[n, width]`` vectors of texts by arm; a text that several arms have is embedded once."""
-    from dare_core.embedding.encoder import Encoder
-
-    places: dict[str, int] = {}
-    for of_arm in by_arm.values():
-        for text in of_arm:
-            places.setdefault(text, len(places))
-    matrix = Encoder.load(settings).encode(list(places)).values.to_numpy().reshape(len(places), -1)
-    return {arm: matrix[[places[text] for text in of_arm]] for arm, of_arm in by_arm.items()}
-
-
-def _result(
-    settings: Settings,
-    domain: Domain,
-    rows: SourceRows,
-    chosen: Sequence[Entity],
-    split: data.Split,
-    written: Texts,
-    scores: Scores,
-    seeds: int,
 ) -> dict[str, Any]:
-    from dare_core.evaluation.statistics import paired
-
-    aucs = {arm: [score.auc for score in of_arm] for arm, of_arm in scores[HEADLINE].items()}
-    delta, gain = paired(aucs["relaxed"], aucs["strict"]), paired(aucs["strict"], aucs["none"])
+    domain = ground.domain
+    assert domain.evaluation is not None
+    evaluation = domain.evaluation
+    how = Training(**evaluation.training.model_dump())
+    by_arm = arms.arm_vectors(settings, domain, domain.knowledge.embedded, ground.entities, written.by_arm)
+    ordered = {name: by_arm[name] for name in arms.LABELS}
+    logits = of_tests(
+        run_trials(
+            ground.inputs(ordered),
+            evaluation.click_model,
+            seeds,
+            how,
+            lambda done, wanted: on_progress("training", done, wanted),
+        )
+    )
+    controlled = None
+    if shop is not None:
+        controlled = run_control(
+            settings,
+            shop,
+            evaluation.click_model,
+            _CONTROL_SEEDS,
+            how,
+            on_progress,
+            lambda done, wanted: on_progress("training, control", done, wanted),
+        )
+    coverage, nightly = (ground.coverage(ground.sights[name]) for name in ("no delay", "nightly"))
     return {
         "domain": domain.name,
         "evaluated_at": datetime.now(UTC).isoformat(),
-        "auc_delta": round(delta.mean, 6),
-        "auc_delta_low": round(delta.low, 6),
-        "auc_delta_high": round(delta.high, 6),
-        "auc_gain": round(gain.mean, 6),
-        "auc_gain_low": round(gain.low, 6),
-        "auc_gain_high": round(gain.high, 6),
-        "auc_gain_arm": "strict",
-        "click_model": HEADLINE,
+        **_figures(ground, logits, seeds),
+        "user_coverage": coverage["user"],
+        "user_coverage_nightly": nightly["user"],
+        "item_coverage": coverage["item"],
+        "shop_oracle_share": controlled and controlled["share"],
+        "control": controlled,
+        "matching": _matching(ground, by_arm["strict"]),
+        "click_model": evaluation.click_model,
+        "training": vars(how),
+        "form": domain.knowledge.embedded,
         "seeds": seeds,
-        "click_models": {name: {arm: _arm_figures(by_arm, arm) for arm in by_arm} for name, by_arm in scores.items()},
         "texts": {arm: _text_figures(of_arm) for arm, of_arm in written.by_arm.items()},
         "generated": written.generated.summary(),
         "model": settings.model,
         "encoder": settings.encoder,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "split_at": split.moment.isoformat(),
-        "train": len(split.train),
-        "test": len(split.test),
-        "entities": {kind: sum(entity.kind == kind for entity in chosen) for kind in KINDS},
-        "test_share_with_text": {
-            kind: round(float((split.test.texts[:, column] > 0).mean()), 4) for column, kind in enumerate(KINDS)
+        "splits": [
+            {
+                "tests_from": ground.rows.interactions[split.test.start].time.isoformat(),
+                "train": split.train.stop,
+                "validation": split.validation.stop - split.validation.start,
+                "test": split.test.stop - split.test.start,
+            }
+            for split in ground.splits
+        ],
+        "entities": {kind: sum(entity.kind == kind for entity in ground.entities) for kind in KINDS},
+        "interactions": len(ground.examples),
+    }
+
+
+def _figures(ground: Ground, logits: Logits, seeds: int) -> dict[str, Any]:
+    """What the logits say of the arms, and of where knowledge helps."""
+    from dare_core.evaluation.slices import by_slice, slices
+
+    examples = ground.examples
+    bootstrap = Bootstrap(
+        [Tested(examples.labels[split.test], examples.fields[split.test, 0]) for split in ground.splits], seeds
+    )
+    aucs = {arm: bootstrap.aucs(of_arm) for arm, of_arm in logits.items()}
+    losses = {arm: bootstrap.log_losses(of_arm) for arm, of_arm in logits.items()}
+    found: dict[str, Any] = {}
+    for name, (first, second) in DIFFERENCES.items():
+        mean, low, high = interval(aucs[first] - aucs[second])
+        found |= {name: round(mean, 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+    gain = found["gain_over_shuffled"]
+    kept = interval(aucs["relaxed"] - aucs["shuffled"]).mean
+    return found | {
+        "relaxed_keeps_gain": round(kept / gain, 4) if gain > 0 else None,
+        "smallest_effect": round(smallest_effect(aucs["strict"] - aucs["shuffled"]), 6),
+        "arms": {
+            arm: {
+                "auc": round(float(aucs[arm][0]), 6),
+                "log_loss": round(float(losses[arm][0]), 6),
+                "auc_over_none": [round(value, 6) for value in interval(aucs[arm] - aucs["none"])],
+                "log_loss_over_none": [round(value, 6) for value in interval(losses[arm] - losses["none"])],
+            }
+            for arm in logits
         },
-        "interactions": len(rows.interactions),
+        "slices": by_slice(bootstrap, logits, slices(examples, ground.splits)),
     }
 
 
-def _arm_figures(by_arm: Mapping[str, Sequence[Any]], arm: str) -> dict[str, Any]:
-    from dare_core.evaluation.statistics import paired
+def _matching(ground: Ground, vectors: Vectors) -> dict[str, float]:
+    from dare_core.evaluation.matching import recall_of_matching
 
-    def column(name: str, figure: str) -> list[float]:
-        return [getattr(score, figure) for score in by_arm[name]]
-
-    return {
-        "auc": round(float(np.mean(column(arm, "auc"))), 6),
-        "log_loss": round(float(np.mean(column(arm, "log_loss"))), 6),
-    } | {
-        f"{figure}_minus_{other}": [round(value, 6) for value in paired(column(arm, figure), column(other, figure))]
-        for figure in ("auc", "log_loss")
-        for other in ("none", "strict")
-        if other != arm
+    places = {
+        entity.entity_id: place
+        for place, entity in enumerate((one for one in ground.entities if one.kind == "item"), 1)
     }
+    item_texts = np.zeros(ground.examples.fields[:, ITEM].max() + 1, np.int64)
+    for code, one in zip(ground.examples.fields[:, ITEM], ground.rows.interactions, strict=True):
+        item_texts[code] = places.get(one.item, 0)
+    return recall_of_matching(ground.examples, ground.splits, ground.sights["no delay"], item_texts, vectors)
 
 
 def _text_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -218,22 +282,21 @@ def _store(engine: Engine, settings: Settings, result: Mapping[str, Any]) -> Non
         )  # fmt: skip
 
 
-def compare_texts(
-    settings: Settings, domain_name: str, entities: int = ENTITIES
-) -> tuple[dict[str, Any], list[Compared]]:
+def compare_texts(settings: Settings, domain_name: str) -> tuple[dict[str, Any], list[Compared]]:
     """Compare the arms' kept texts; see :func:`dare_core.evaluation.comparison.compare`.
 
     Raises:
-        InputError: the strict texts, or all others, were not written yet.
+        InputError: the texts were not written yet.
     """
     domain = load_domain(settings, domain_name)
     with open_warehouse(settings) as (_, engine):
-        rows = data.read_source(engine, domain)
-    chosen = data.choose_entities(domain, rows, entities)
-    kept = texts.kept_texts(settings, domain, chosen)
+        entities = Ground.of(domain, read_source(engine, domain)).entities
+    kept = texts.kept_texts(settings, domain, entities)
     if "strict" not in kept or len(kept) < 2:
         raise InputError(
-            f"the texts of {len(chosen)} entities of domain {domain.name} are not written yet; "
-            f"run `dare evaluate --domain {domain.name} --entities {entities}` first"
+            f"the texts of {len(entities)} entities of domain {domain.name} are not written yet; "
+            f"run `dare evaluate --domain {domain.name}` first"
         )
-    return compare(kept, encode(settings, {arm: [row["text"] for row in of_arm] for arm, of_arm in kept.items()}))
+    return compare(
+        kept, arms.embed(settings, {arm: [(row["text"],) for row in of_arm] for arm, of_arm in kept.items()})
+    )

@@ -103,7 +103,7 @@ def _history(domain: Domain, rows: SourceRows, met: Sequence[Interaction]) -> li
 def seen_from(entities: Sequence[Entity], nightly: bool) -> NDArray[np.int64]:
     """``[m]``, the first moment at which an example may see each text, in microseconds from 1970 on.
 
-    Without delay that is a microsecond after the newest event that the prompt shows; nightly, the midnight (UTC) after it.
+    Without delay that is a microsecond after the newest event that the prompt shows; nightly, the midnight after it.
     """
     newest = microseconds([entity.data_as_of for entity in entities])
     return (newest // _DAY + 1) * _DAY if nightly else newest + 1
@@ -112,7 +112,7 @@ def seen_from(entities: Sequence[Entity], nightly: bool) -> NDArray[np.int64]:
 def newest_seen(
     entities: Sequence[Entity], seen: NDArray[np.int64], ids: Sequence[str], times: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """``[n]``, the place among ``entities``, from 1, of the newest text that each example may see; 0 where there is none.
+    """``[n]``, the place among ``entities``, from 1, of the newest text that each example may see; 0 for none.
 
     Args:
         entities: of one kind, by id and ``data_as_of``.

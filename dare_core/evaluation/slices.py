@@ -1,4 +1,4 @@
-"""Where knowledge helps: test examples by how often their item was met, how long their user is known, and cold starts."""
+"""Where knowledge helps: by how often the item was met, how long the user is known, and cold starts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

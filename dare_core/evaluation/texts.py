@@ -20,7 +20,7 @@ from dare_core.evaluation.service import Entity
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, Prompt, fit_prompt, request_id
 from dare_core.knowledge.writer import Throughput, Writer
-from dare_core.schemas import KINDS, STATISTICS, TOKENS, Kind
+from dare_core.schemas import KINDS, STATISTICS, TOKENS
 from dare_core.storage.run_files import write_table
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dare_core.evaluation.inputs import Inputs
 from dare_core.evaluation.models import ModelName
-from dare_core.evaluation.training import Trial, Training, run_trial
+from dare_core.evaluation.training import Training, Trial, run_trial
 
 #: Logits of the test examples by arm, and of each split: ``[seeds, n]``.
 Logits = Mapping[str, Sequence[NDArray[np.float32]]]
@@ -51,4 +51,6 @@ def run_trials(
 
 def test_logits(trials: Mapping[str, Sequence[Sequence[Trial]]]) -> Logits:
     """Of each arm and split ``[seeds, n]``."""
-    return {arm: [np.stack([trial.test for trial in of_split]) for of_split in splits] for arm, splits in trials.items()}
+    return {
+        arm: [np.stack([trial.test for trial in of_split]) for of_split in splits] for arm, splits in trials.items()
+    }
