@@ -187,6 +187,21 @@ def test_of_more_likes_the_newest_count_and_of_one_moment_those_of_greater_ids(l
     _same([found], _expected(loaded, asked, ratings))
 
 
+def test_an_interaction_without_a_value_is_left_out(loaded: Engine, tmp_path: Path) -> None:
+    before = _all(loaded, f"{_LIKENESS}('u0', '1')")
+    _add(loaded, "u0", "2", _DAY + timedelta(days=50), ["NULL", "'NaN'"] * 30)
+    assert _all(loaded, f"{_LIKENESS}('u0', '1')") == before and before[0][0] > 0
+    export_features(loaded, "movies", tmp_path)
+    assert export_likeness(loaded, "movies", tmp_path) == len(_ratings())
+
+
+def _add(engine: Engine, user: str, item: str, moment: datetime, values: list[str]) -> None:
+    """Ratings that a table of somebody's own may hold."""
+    _do(engine, "ALTER TABLE source.ratings DROP CONSTRAINT ratings_pkey")
+    rows = ", ".join(f"('{user}', '{item}', {value}, '{moment}')" for value in values)
+    _do(engine, f"INSERT INTO source.ratings (user_id, item_id, rating, rated_at) VALUES {rows}")
+
+
 def test_without_likes_or_knowledge_of_the_item_there_is_one_row_of_none(loaded: Engine) -> None:
     none = (0, None, None, [0] * TIERS)
     assert _all(loaded, f"{_LIKENESS}('nobody', '1')") == [none]
