@@ -49,7 +49,7 @@ def run_trials(
     return found
 
 
-def test_logits(trials: Mapping[str, Sequence[Sequence[Trial]]]) -> Logits:
+def of_tests(trials: Mapping[str, Sequence[Sequence[Trial]]]) -> Logits:
     """Of each arm and split ``[seeds, n]``."""
     return {
         arm: [np.stack([trial.test for trial in of_split]) for of_split in splits] for arm, splits in trials.items()
