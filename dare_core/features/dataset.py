@@ -20,8 +20,8 @@ class InteractionDataset(Dataset[dict[str, Tensor]]):
     """One example per interaction, joined point in time (:mod:`dare_core.features.join`).
 
     An example holds ``item`` and ``user``, float32 vectors, zero where nothing was known at the moment; ``has_item``
-    and ``has_user``, which tell; ``label``, float32; and ``likeness``, float32 ``[3 + TIERS]``: how alike the item is
-    to what the user had liked before, of the interactions given those with a label above 0
+    and ``has_user``, which tell; ``label``, float32; and ``likeness``, float32 ``[FIGURES]``: how alike the item is to
+    what the user had liked before, and to what not, of the interactions given; those with a label above 0 are likes
     (:func:`dare_core.features.likeness.likeness`). Every version's vector is in memory once.
 
     Attributes:

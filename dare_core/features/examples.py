@@ -27,6 +27,7 @@ EXAMPLE: Final = pa.schema(
         pa.field("likes", pa.int32(), nullable=False),
         pa.field("mean", pa.float32()),
         pa.field("max", pa.float32()),
+        pa.field("leaning", pa.float32(), nullable=False),
         pa.field("histogram", pa.list_(pa.field("element", pa.int32(), nullable=False), TIERS), nullable=False),
     ]
 )
@@ -84,8 +85,9 @@ def _examples(compared: ItemLikeness, interactions: pa.Table) -> pa.Table:
         pa.array(found[:, 0].astype(np.int32)),
         pa.array(found[:, 1], mask=none),
         pa.array(found[:, 2], mask=none),
+        pa.array(found[:, 3]),
         pa.FixedSizeListArray.from_arrays(
-            pa.array(found[:, 3:].astype(np.int32).ravel()), type=EXAMPLE.field("histogram").type
+            pa.array(found[:, 4:].astype(np.int32).ravel()), type=EXAMPLE.field("histogram").type
         ),
     ]
     return pa.table([*interactions.columns, *columns], schema=EXAMPLE)

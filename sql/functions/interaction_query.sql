@@ -58,7 +58,7 @@ BEGIN
         'SELECT user_id, item_id, moment, value, value >= %L::double precision AS liked FROM ('
         'SELECT CAST(%I AS text) AS user_id, CAST(%I AS text) AS item_id, %s AS moment, '
         'NULLIF(CAST(%I AS double precision), ''NaN'') AS value FROM %s %s) AS i '
-        'WHERE user_id IS NOT NULL AND item_id IS NOT NULL AND value <> ALL (%L::double precision[]) '
+        'WHERE user_id IS NOT NULL AND item_id IS NOT NULL AND value IS NOT NULL AND value <> ALL (%L::double precision[]) '
         'AND moment >= ''0001-01-01 00:00+00'' AND moment < ''10000-01-01 00:00+00''',
         source.positive_from, source.user_column, source.item_column,
         CASE WHEN source.per_second IS NULL THEN format('CAST(%I AS timestamptz)', source.time_column)

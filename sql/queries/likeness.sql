@@ -1,8 +1,8 @@
 -- Interactions with how alike their item is to what their user had liked before: rows to train a ranking model on, the
 -- newest first.
 --
--- Point in time, as the query training_join: of the item and of what was liked counts the knowledge with the newest
--- data_as_of before the interaction, and of likes the newest 50 strictly before it.
+-- Point in time, as the query training_join: of the item and of what the user had met counts the knowledge with the newest
+-- data_as_of before the interaction. Looked at are the user's newest 50 interactions strictly before it.
 --
 -- The interactions are the domain's own, from the table that its file names in the warehouse's database. Its section
 -- [evaluation] says which are likes.
@@ -18,6 +18,7 @@ SELECT
     l.likes,
     l.mean,
     l.max,
+    l.leaning,
     l.histogram
 FROM (
     SELECT

@@ -1,4 +1,4 @@
-"""The likes before an interaction, against a reference that looks at all interactions for each."""
+"""How alike an interaction's item is to what its user had liked before, as a dataset gives it."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -8,48 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from dare_core.features.dataset import InteractionDataset
 from dare_core.features.history import feature_schema
-from dare_core.features.likeness import LIKES, TIERS
-from dare_core.features.likes import newest_likes
+from dare_core.features.likeness import FIGURES, INTERACTIONS
 from dare_core.schemas import TIME
 
 _DAY = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def _reference(
-    users: NDArray[np.int64], times: NDArray[np.int64], liked: NDArray[np.bool_], most: int
-) -> list[list[int]]:
-    found = []
-    for user, time in zip(users, times, strict=True):
-        before = np.flatnonzero(liked & (users == user) & (times < time))
-        newest = sorted(before, key=lambda place: (times[place], place), reverse=True)[:most]
-        found.append([*map(int, newest), *[-1] * (most - len(newest))])
-    return found
-
-
-@pytest.mark.parametrize("moments", [3, 40, 10_000])
-@pytest.mark.parametrize("most", [1, 4, 50])
-def test_the_newest_likes_are_what_a_look_at_all_interactions_finds(moments: int, most: int) -> None:
-    random = np.random.default_rng(moments + most)
-    users = random.choice([-7, 0, 3, 10**15], 300)
-    times = random.integers(moments, size=300) * 10**12 - 10**14
-    liked = random.random(300) < 0.6
-    assert newest_likes(users, times, liked, most).tolist() == _reference(users, times, liked, most)
-
-
-def test_a_like_is_not_before_itself_nor_before_another_of_its_moment() -> None:
-    users, times = np.zeros(3, np.int64), np.array([5, 5, 6])
-    assert newest_likes(users, times, np.ones(3, bool), 2).tolist() == [[-1, -1], [-1, -1], [1, 0]]
-
-
-def test_where_nothing_is_liked_or_nothing_happened_there_are_no_likes() -> None:
-    nothing = np.zeros(0, np.int64)
-    assert newest_likes(nothing, nothing, nothing.astype(bool), 3).shape == (0, 3)
-    assert newest_likes(np.zeros(2, np.int64), np.arange(2), np.zeros(2, bool), 3).tolist() == [[-1] * 3] * 2
 
 
 def _items(rows: list[dict[str, Any]]) -> pa.Table:
@@ -73,9 +39,9 @@ def _interactions(rows: list[tuple[str, str, int, float]]) -> pa.Table:
 def _likeness(items: pa.Table, interactions: pa.Table) -> list[list[float]]:
     dataset = InteractionDataset(interactions, items, feature_schema("user", 2).empty_table())
     [batch] = DataLoader(dataset, batch_size=len(dataset))
-    assert batch["likeness"].dtype == torch.float32 and batch["likeness"].shape[1] == 3 + TIERS
+    assert batch["likeness"].dtype == torch.float32 and batch["likeness"].shape[1] == FIGURES
     return [
-        [round(value, 4) for value in [*row[:3], *map(float, torch.nonzero(torch.tensor(row[3:]))[:, 0])]]
+        [round(value, 4) for value in [*row[:4], *map(float, torch.nonzero(torch.tensor(row[4:]))[:, 0])]]
         for row in batch["likeness"].tolist()
     ]
 
@@ -90,24 +56,25 @@ def test_a_dataset_tells_how_alike_an_item_is_to_what_the_user_had_liked() -> No
     )
     interactions = _interactions(
         [
-            ("u", "a", 4, 1.0),  # liked before: b and c
+            ("u", "a", 4, 1.0),  # met before: b and c, liked, and b, not
             ("u", "b", 1, 1.0),
             ("u", "c", 2, 0.5),
-            ("u", "b", 3, 0.0),  # b itself, and c
+            ("u", "b", 3, 0.0),  # b itself, and c, all liked
             ("v", "a", 9, 1.0),  # of another user
             ("u", "nowhere", 9, 1.0),
-            ("u", "a", 5, 0.0),  # b, c and a
+            ("u", "a", 5, 0.0),  # b, c, b again and a
         ]
     )
-    # likes, mean, max, tiers that hold any
+    b = math.exp((0.6 - 1) / 0.1)  # what b weighs for a; c weighs next to nothing
+    # likes, mean, max, leaning, tiers that hold any
     assert _likeness(items, interactions) == [
-        [2, -0.2, 0.6, 0, 6],
-        [0, 0, 0],
-        [1, -0.6, -0.6, 0],
-        [2, 0.2, 1, 0, 9],
-        [0, 0, 0],
-        [0, 0, 0],
-        [3, 0.2, 1, 0, 6, 9],
+        [2, -0.2, 0.6, round(3 / 13 * (1 / 2 - 2 / 3), 4), 0, 6],
+        [0, 0, 0, 0],
+        [1, -0.6, -0.6, 0, 0],
+        [2, 0.2, 1, 0, 0, 9],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [3, 0.2, 1, round(4 / 14 * ((1 + b) / (1 + 2 * b) - 3 / 4), 4), 0, 6, 9],
     ]
 
 
@@ -120,7 +87,7 @@ def test_likes_are_compared_in_the_version_of_the_later_interactions_moment() ->
         ]
     )
     interactions = _interactions([("u", "b", 1, 1.0), ("u", "a", 2, 0.0), ("u", "a", 6, 0.0)])
-    assert _likeness(items, interactions) == [[0, 0, 0], [1, 1, 1, 9], [1, 0, 0, 0]]
+    assert _likeness(items, interactions) == [[0, 0, 0, 0], [1, 1, 1, 0, 9], [1, 0, 0, round(-2 / 12 / 2, 4), 0]]
 
 
 def test_vectors_that_are_made_of_something_else_are_not_compared() -> None:
@@ -142,7 +109,7 @@ def test_of_likes_of_one_moment_those_of_greater_item_ids_count_in_any_order_of_
     *_, last = _likeness(items, _interactions([*rows[::-1], *asked]))
     assert first == last
     assert first[:3] == [
-        LIKES,
+        INTERACTIONS,
         pytest.approx(np.cos(np.arange(50, 100) / 99).mean(), abs=1e-4),
         round(math.cos(50 / 99), 4),
     ]
@@ -150,7 +117,7 @@ def test_of_likes_of_one_moment_those_of_greater_item_ids_count_in_any_order_of_
 
 def test_without_versions_or_interactions_there_is_no_likeness() -> None:
     nothing = feature_schema("item", 2).empty_table()
-    assert _likeness(nothing, _interactions([("u", "a", 1, 1.0), ("u", "a", 2, 1.0)])) == [[0, 0, 0]] * 2
+    assert _likeness(nothing, _interactions([("u", "a", 1, 1.0), ("u", "a", 2, 1.0)])) == [[0, 0, 0, 0]] * 2
     empty = InteractionDataset(
         _interactions([("u", "a", 1, 1.0)]).slice(0, 0),
         nothing,

@@ -20,7 +20,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import InputError, SourceError
 from dare_core.features.examples import EXAMPLE, export_likeness
 from dare_core.features.history import export_features
-from dare_core.features.likeness import LIKES, TIERS, likeness
+from dare_core.features.likeness import INTERACTIONS, TIERS, likeness
 from dare_core.sources.importer import described, import_tables
 from dare_core.warehouse import queries
 from dare_core.warehouse.connection import connect
@@ -30,7 +30,7 @@ from dare_core.warehouse.knowledge import load_knowledge
 Rows = Callable[..., pa.Table]
 _DAY = datetime(2020, 1, 1, tzinfo=UTC)
 _ITEMS = 30
-_LIKENESS = "SELECT likes, mean, max, histogram FROM features.likeness"
+_LIKENESS = "SELECT likes, mean, max, leaning, histogram FROM features.likeness"
 
 
 class Rating(NamedTuple):
@@ -132,16 +132,16 @@ def _expected(engine: Engine, asked: list[Rating], ratings: list[Rating]) -> NDA
         allowed.sort(key=lambda place: versions[place].request_id)
         return max(allowed, key=lambda place: versions[place][1:3], default=-1)
 
-    targets, liked = [], []
-    for row in asked:
-        before = [r for r in ratings if r.user_id == row.user_id and r.rated_at < row.rated_at and r.rating >= 4]
-        before.sort(key=lambda r: (r.rated_at, r.item_id.encode()), reverse=True)
-        target = seen(row.item_id, row.rated_at)
-        compared = [seen(r.item_id, row.rated_at) for r in before[:LIKES]]
-        compared = [place for place in compared if target >= 0 and versions[place].form == versions[target].form]
-        targets.append(target)
-        liked.append(compared + [-1] * (LIKES - len(compared)))
-    return likeness(np.array([one.vector for one in versions]), np.array(targets), np.array(liked))
+    targets = np.array([seen(row.item_id, row.rated_at) for row in asked])
+    met, liked = np.full((len(asked), INTERACTIONS), -1), np.zeros((len(asked), INTERACTIONS), bool)
+    for row, target, places, likes in zip(asked, targets, met, liked, strict=True):
+        before = [r for r in ratings if r.user_id == row.user_id and r.rated_at < row.rated_at]
+        before.sort(key=lambda r: (r.rated_at, r.item_id.encode(), r.rating >= 4), reverse=True)
+        for column, earlier in enumerate(before[:INTERACTIONS]):
+            place = seen(earlier.item_id, row.rated_at)
+            if target >= 0 and versions[place].form == versions[target].form:
+                places[column], likes[column] = place, earlier.rating >= 4
+    return likeness(np.array([one.vector for one in versions]), targets, met, liked)
 
 
 def _there(engine: Engine, asked: list[Rating]) -> list[tuple[Any, ...]]:
@@ -153,19 +153,21 @@ def _same(found: list[tuple[Any, ...]], expected: NDArray[np.float32]) -> None:
     for column in (1, 2):
         assert [row[column] is None for row in found] == (expected[:, 0] == 0).tolist()
         assert [row[column] or 0 for row in found] == pytest.approx(expected[:, column].tolist(), abs=1e-6)
-    assert [row[3] for row in found] == expected[:, 3:].astype(int).tolist()
+    assert [row[3] for row in found] == pytest.approx(expected[:, 3].tolist(), abs=1e-5)
+    assert [row[4] for row in found] == expected[:, 4:].astype(int).tolist()
 
 
 def test_it_is_what_numpy_makes_of_what_a_look_at_everything_sees(loaded: Engine) -> None:
     ratings = _ratings()
     asked = ratings[:150]
     expected = _expected(loaded, asked, ratings)
-    assert len(set(expected[:, 0].tolist())) > 20
-    assert (expected[:, 3:].sum(0) > 0).sum() > 5, "the vectors differ enough to fill tiers"
+    assert len(set(expected[:, 0].tolist())) > 10
+    assert expected[:, 3].min() < -0.1 and expected[:, 3].max() > 0.1
+    assert (expected[:, 4:].sum(0) > 0).sum() > 5, "the vectors differ enough to fill tiers"
     _same(_there(loaded, asked), expected)
 
 
-def test_likes_count_whose_vectors_are_made_of_the_same(loaded: Engine) -> None:
+def test_what_is_compared_has_vectors_that_are_made_of_the_same(loaded: Engine) -> None:
     _do(loaded, "UPDATE knowledge.knowledge_embedding SET form = 'other' WHERE hashtext(request_id) %% 3 = 0")
     ratings = _ratings()
     expected = _expected(loaded, ratings[:60], ratings)
@@ -174,21 +176,61 @@ def test_likes_count_whose_vectors_are_made_of_the_same(loaded: Engine) -> None:
     assert expected[:, 0].sum() < _expected(loaded, ratings[:60], ratings)[:, 0].sum()
 
 
-def test_of_more_likes_the_newest_count_and_of_one_moment_those_of_greater_ids(loaded: Engine) -> None:
-    """49 likes at the newest moment before, and three at the one before that: of these, one has a place."""
-    late, item = _DAY + timedelta(days=100), [str(n) for n in range(_ITEMS)]
-    ratings = [Rating("w", item[7], 5.0, late - timedelta(minutes=n)) for n in range(1, 50)]
+def test_of_more_interactions_the_newest_count_and_of_one_moment_those_of_greater_ids(loaded: Engine) -> None:
+    """49 at the newest moments before, and three at the one before those: of these, one has a place."""
+    late = _DAY + timedelta(days=100)
+    ratings = [Rating("w", "7", 5.0, late - timedelta(minutes=n)) for n in range(1, 50)]
     ratings += [Rating("w", name, 5.0, late - timedelta(hours=1)) for name in ("10", "9", "20")]
     import_tables(loaded, _source(ratings))
     asked = [Rating("w", "9", 5.0, late)]
     [found] = _there(loaded, asked)
-    assert found[0] == LIKES and found[2] == pytest.approx(1, abs=1e-6), "what it has in common with itself"
-    assert sum(found[3]) == LIKES and len(found[3]) == TIERS
+    assert found[0] == INTERACTIONS and found[2] == pytest.approx(1, abs=1e-6), "what it has in common with itself"
+    assert found[3] == 0, "everything was liked"
+    assert sum(found[4]) == INTERACTIONS and len(found[4]) == TIERS
     _same([found], _expected(loaded, asked, ratings))
 
 
+def test_what_was_not_liked_takes_a_place_among_the_newest(loaded: Engine) -> None:
+    late = _DAY + timedelta(days=100)
+    ratings = [Rating("w", "7", 1.0, late - timedelta(minutes=n)) for n in range(1, 50)]
+    ratings += [Rating("w", "9", 5.0, late - timedelta(hours=hours)) for hours in (1, 2)]
+    import_tables(loaded, _source(ratings))
+    alike, other = asked = [Rating("w", "9", 5.0, late), Rating("w", "7", 5.0, late)]
+    found = _there(loaded, asked)
+    assert [row[0] for row in found] == [1, 1]
+    assert found[0][3] > 0 > found[1][3], "of items as 9 the user liked all, of items as 7 none"
+    _same(found, _expected(loaded, [alike, other], ratings))
+
+
+def test_of_one_item_and_moment_a_like_counts_as_newer(loaded: Engine, tmp_path: Path) -> None:
+    """49 before, and three of one key, of which one has a place; so it is in a table without a primary key alone."""
+    late = _DAY + timedelta(days=100)
+    ratings = [Rating("w", "7", 1.0, late - timedelta(minutes=n)) for n in range(1, 50)]
+    import_tables(loaded, _source([*ratings, Rating("w", "9", 5.0, late)]))
+    _add(loaded, "w", "9", late - timedelta(hours=1), ["2", "5", "3"])
+    assert _all(loaded, f"{_LIKENESS}('w', '9', '{late}')")[0][0] == 1
+    export_features(loaded, "movies", tmp_path)
+    export_likeness(loaded, "movies", tmp_path)
+    assert pq.read_table(tmp_path / "likeness.parquet")["likes"].to_pylist()[-1] == 1
+
+
+def test_an_interaction_without_a_value_is_left_out(loaded: Engine, tmp_path: Path) -> None:
+    before = _all(loaded, f"{_LIKENESS}('u0', '1')")
+    _add(loaded, "u0", "2", _DAY + timedelta(days=50), ["NULL", "'NaN'"] * 30)
+    assert _all(loaded, f"{_LIKENESS}('u0', '1')") == before and before[0][0] > 0
+    export_features(loaded, "movies", tmp_path)
+    assert export_likeness(loaded, "movies", tmp_path) == len(_ratings())
+
+
+def _add(engine: Engine, user: str, item: str, moment: datetime, values: list[str]) -> None:
+    """Ratings that a table of somebody's own may hold."""
+    _do(engine, "ALTER TABLE source.ratings DROP CONSTRAINT ratings_pkey")
+    rows = ", ".join(f"('{user}', '{item}', {value}, '{moment}')" for value in values)
+    _do(engine, f"INSERT INTO source.ratings (user_id, item_id, rating, rated_at) VALUES {rows}")
+
+
 def test_without_likes_or_knowledge_of_the_item_there_is_one_row_of_none(loaded: Engine) -> None:
-    none = (0, None, None, [0] * TIERS)
+    none = (0, None, None, 0, [0] * TIERS)
     assert _all(loaded, f"{_LIKENESS}('nobody', '1')") == [none]
     assert _all(loaded, f"{_LIKENESS}('u0', '31')") == [none]
     assert _all(loaded, f"{_LIKENESS}('u0', '1', '{_DAY}')") == [none], "a like of the moment itself is not before it"
@@ -325,10 +367,10 @@ def test_the_query_gives_training_rows_and_the_export_the_same(
     )
     assert all(row["label"] == int(row["value"] >= 4) for row in rows)
     asked = [Rating(row["user_id"], row["item_id"], row["value"], row["event_timestamp"]) for row in rows]
-    columns = [(row["likes"], row["mean"], row["max"], row["histogram"]) for row in rows]
+    columns = [(row["likes"], row["mean"], row["max"], row["leaning"], row["histogram"]) for row in rows]
     _same(columns, _expected(loaded, asked, ratings))
     answer = queries.run(loaded, "likeness", {"limit": "40"})
-    assert answer.columns == ("user_id", "item_id", "value", "moment", "likes", "mean", "max", "histogram")
+    assert answer.columns == ("user_id", "item_id", "value", "moment", "likes", "mean", "max", "leaning", "histogram")
     newest = sorted(ratings, key=lambda r: (-r.rated_at.timestamp(), r.user_id, r.item_id))[:40]
     assert [row[:4] for row in answer.rows] == [tuple(r) for r in newest]
     _same([row[4:] for row in answer.rows], _expected(loaded, newest, ratings))
