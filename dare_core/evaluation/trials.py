@@ -2,6 +2,9 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +38,22 @@ def run_trials(
     Returns:
         By arm and split, a trial a seed.
     """
-    from joblib import Parallel, delayed
-
     jobs = [
         (arm, split, seed) for seed in range(seeds) for arm, of_arm in inputs.items() for split in range(len(of_arm))
     ]
     found: dict[str, list[list[Trial]]] = {arm: [[] for _ in of_arm] for arm, of_arm in inputs.items()}
-    parallel = Parallel(n_jobs=len(os.sched_getaffinity(0)), return_as="generator", inner_max_num_threads=1)
-    trials = parallel(delayed(run_trial)(inputs[arm][split], model_name, seed, how) for arm, split, seed in jobs)
-    for done, ((arm, split, _), trial) in enumerate(zip(jobs, trials, strict=True), 1):
-        found[arm][split].append(trial)
-        on_trial(done, len(jobs))
+    made = (inputs[arm][split] for arm, split, _ in jobs)
+    drawn = (seed for _, _, seed in jobs)
+    # Spawned, since a fork of a process whose threads hold locks may wait for them for ever.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as processes:
+        trials = processes.map(run_trial, made, repeat(model_name), drawn, repeat(how))
+        for done, ((arm, split, _), trial) in enumerate(zip(jobs, trials, strict=True), 1):
+            found[arm][split].append(trial)
+            on_trial(done, len(jobs))
     return found
 
 
-def test_logits(trials: Mapping[str, Sequence[Sequence[Trial]]]) -> Logits:
+def of_tests(trials: Mapping[str, Sequence[Sequence[Trial]]]) -> Logits:
     """Of each arm and split ``[seeds, n]``."""
     return {
         arm: [np.stack([trial.test for trial in of_split]) for of_split in splits] for arm, splits in trials.items()
