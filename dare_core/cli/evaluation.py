@@ -102,7 +102,8 @@ def _show(result: Mapping[str, Any]) -> None:
     if found["users"]:
         console.print(
             f"Recall at {found['k']} of what {found['users']} users went on to like: "
-            f"features.match {found['match']:.3f}, popularity {found['popularity']:.3f}, item-kNN {found['item_knn']:.3f}."
+            f"features.match {found['match']:.3f}, popularity {found['popularity']:.3f}, "
+            f"item-kNN {found['item_knn']:.3f}."
         )
     if result["shop_oracle_share"] is not None:
         console.print(f"In the shop, knowledge reaches {result['shop_oracle_share']:.0%} of what true tastes gain.")
