@@ -64,8 +64,7 @@ def test_another_future_changes_nothing_before_it(soon: Domain, at_once: int, mo
     for name in vars(sight):
         kind = "user" if name == "user" else "item"
         honest, planted = (
-            seen(of, kind, getattr(one, name)[:known])
-            for of, one in ((entities, sight), (other_entities, other_sight))
+            seen(of, kind, getattr(one, name)[:known]) for of, one in ((entities, sight), (other_entities, other_sight))
         )
         assert honest == planted, name
     # Else nothing was planted, or nothing was there to see.

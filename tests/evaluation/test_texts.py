@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from dare_core.evaluation.data import Entity, SourceRows, choose_entities
 
 from dare_core.config.domains import Domain
 from dare_core.config.settings import Settings
 from dare_core.evaluation import texts
-from dare_core.evaluation.data import Entity, SourceRows, choose_entities
 from dare_core.evaluation.texts import WRITTEN_ARMS, kept_texts, write_texts
 from tests.support.tiny_model import save_tiny_model
 
