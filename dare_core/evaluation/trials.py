@@ -1,8 +1,9 @@
 """All arms' click models, on all splits and seeds, as many at once as there are cores."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import repeat
 from multiprocessing import get_context
 
@@ -44,9 +45,12 @@ def run_trials(
     found: dict[str, list[list[Trial]]] = {arm: [[] for _ in of_arm] for arm, of_arm in inputs.items()}
     made = (inputs[arm][split] for arm, split, _ in jobs)
     drawn = (seed for _, _, seed in jobs)
-    # Spawned, since a fork of a process whose threads hold locks may wait for them for ever.
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as processes:
-        trials = processes.map(run_trial, made, repeat(model_name), drawn, repeat(how))
+    at_once = min(len(os.sched_getaffinity(0)), len(jobs))
+    with ExitStack() as stack:
+        mapped: Callable[..., Iterable[Trial]] = map
+        if at_once > 1:  # spawned, since a fork of a process whose threads hold locks may wait for them for ever
+            mapped = stack.enter_context(ProcessPoolExecutor(at_once, get_context("spawn"))).map
+        trials = mapped(run_trial, made, repeat(model_name), drawn, repeat(how))
         for done, ((arm, split, _), trial) in enumerate(zip(jobs, trials, strict=True), 1):
             found[arm][split].append(trial)
             on_trial(done, len(jobs))

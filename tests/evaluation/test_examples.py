@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_every_test_lies_after_every_example_that_trained_or_validated(movies: D
         assert (split.train.start or 0, split.train.stop) == (0, split.validation.start)
         assert split.validation.stop == split.test.start
     assert splits[-1].test.stop == len(examples)
-    for one, following in zip(splits, splits[1:], strict=False):
+    for one, following in pairwise(splits):
         assert one.test.stop == following.test.start
     for split, (begin, _) in zip(splits, SPLITS, strict=True):
         assert split.test.start == pytest.approx(begin * len(examples), abs=at_once)

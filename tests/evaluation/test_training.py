@@ -1,5 +1,3 @@
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -81,13 +79,6 @@ def test_training_leaves_the_random_numbers_of_others_alone() -> None:
     torch.manual_seed(1)
     run_trial(made(500), "din", 0, Training(epochs=1, dropout=0.2))
     torch.testing.assert_close(torch.rand(3), expected)
-
-
-def test_another_process_finds_the_same_logits() -> None:
-    inputs = made(2000, in_numbers=0.5)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
-        elsewhere = processes.submit(run_trial, inputs, "dcnv2", 5, QUICK).result()
-    np.testing.assert_array_equal(elsewhere.test, run_trial(inputs, "dcnv2", 5, QUICK).test)
 
 
 def test_what_is_tested_is_not_trained_on() -> None:
