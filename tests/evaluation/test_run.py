@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from sqlalchemy import Engine
 
+from dare_core.config.domains import ClickTraining, Domain, load_domain
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.evaluation import control, run, texts
@@ -20,7 +21,15 @@ from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.evaluations import newest_evaluation
 from tests.support.tiny_model import save_tiny_model
 
-FILMS, RATINGS = 40, 3000
+FILMS, RATINGS = 25, 1500
+
+
+def quick(settings: Settings, name: str) -> Domain:
+    """As it is shipped, but trained for a moment, and with users written about early."""
+    domain = load_domain(settings, name)
+    changed = {"first_events": 8, "training": ClickTraining(epochs=2)}
+    evaluation = domain.evaluation and domain.evaluation.model_copy(update=changed)
+    return domain.model_copy(update={"evaluation": evaluation})
 
 
 @pytest.fixture
@@ -29,6 +38,7 @@ def settings(tmp_path: Path, warehouse_url: str, engine: Engine, monkeypatch: py
     monkeypatch.setattr(texts, "MAX_NEW_TOKENS", 6)
     monkeypatch.setattr(control, "_PRODUCTS", 20)
     monkeypatch.setattr(control, "_CUSTOMERS", 40)
+    monkeypatch.setattr(run, "load_domain", quick)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})  # processes take longer to start than to train
     tables = read_movielens()
     metadata = tables["ratings"].schema.metadata
