@@ -99,10 +99,12 @@ def _show(result: Mapping[str, Any]) -> None:
         f"{result['user_coverage']:.0%}, nightly {result['user_coverage_nightly']:.0%}."
     )
     found = result["matching"]
-    console.print(
-        f"Recall at {found['k']} of what {found['users']} users went on to like: features.match {found['match']:.3f}, "
-        f"popularity {found['popularity']:.3f}, item-kNN {found['item_knn']:.3f}."
-    )
+    if found["users"]:
+        console.print(
+            f"Recall at {found['k']} of what {found['users']} users went on to like: "
+            f"features.match {found['match']:.3f}, popularity {found['popularity']:.3f}, "
+            f"item-kNN {found['item_knn']:.3f}."
+        )
     if result["shop_oracle_share"] is not None:
         console.print(f"In the shop, knowledge reaches {result['shop_oracle_share']:.0%} of what true tastes gain.")
 

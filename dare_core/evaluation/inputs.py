@@ -23,6 +23,8 @@ _WIDTH: Final = 64
 _PRIOR: Final = 5
 #: Of a user's interactions, the newest whose share of likes is a number of its own.
 _RECENT: Final = 10
+#: What spreads less in training is the same everywhere there: it is not scaled, lest it be huge in tests.
+_LEAST_SPREAD: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def make_inputs(
     seen: dict[Kind, NDArray[np.int64]] = {"item": sight.item[split.train], "user": sight.user[split.train]}
     numbers = np.column_stack([of_all, of_vectors])
     trained = numbers[split.train]
+    spread = trained.std(0)
     return Inputs(
         split,
         codes,
@@ -79,7 +82,7 @@ def make_inputs(
         sight.item,
         sight.user,
         sight.likes,
-        (numbers - trained.mean(0)) / (trained.std(0) + np.float32(1e-6)),
+        (numbers - trained.mean(0)) / np.where(spread > _LEAST_SPREAD, spread, np.float32(1)),
         examples.labels,
     )
 
@@ -117,12 +120,16 @@ def _count_before(users: NDArray[np.int64], times: NDArray[np.int64], counted: N
 
 
 def _reduced(vectors: _Floats, seen: NDArray[np.int64]) -> _Floats:
-    """``[m, w]`` by the principal components of those that training sees (places from 1), in a mean square of 1.
+    """``[m, _WIDTH]`` by the principal components of those that training sees (places from 1), in a mean square of 1.
 
-    Texts of one prompt have most of their vectors in common.
+    Texts of one prompt have most of their vectors in common. Columns that the few texts of training do not span are 0.
     """
-    known = vectors[seen[seen > 0] - 1] if (seen > 0).any() else vectors
-    centre = known.mean(0)
-    axes = np.linalg.svd(known - centre, full_matrices=False)[2][:_WIDTH]
-    found = (vectors - centre) @ axes.T
-    return np.asarray(found / max(float(np.sqrt(np.square(found).mean())), 1e-6), np.float32)
+    found = np.zeros((len(vectors), _WIDTH), np.float32)
+    known = vectors[seen[seen > 0] - 1]
+    if len(known):
+        centre = known.mean(0)
+        axes = np.linalg.svd(known - centre, full_matrices=False)[2][:_WIDTH].T
+        size = float(np.sqrt(np.square((known - centre) @ axes).mean()))
+        if size > _LEAST_SPREAD:
+            found[:, : axes.shape[1]] = (vectors - centre) @ axes / size
+    return found

@@ -15,7 +15,7 @@ K: Final = 50
 
 def recall_of_matching(
     examples: Examples, splits: Sequence[Split], sight: Sight, item_texts: NDArray[np.int64], vectors: Vectors
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Mean recall at K over users: of what a user likes in a split's tests, and had not met, how much is among K items.
 
     Users have a text before the tests, a like among what is known, and a like in the tests. Items are those with a text
@@ -29,7 +29,8 @@ def recall_of_matching(
         vectors: of the texts.
 
     Returns:
-        ``match``, ``popularity`` and ``item_knn`` (cosine of who liked the items), and how many ``users``.
+        ``match``, ``popularity`` and ``item_knn`` (cosine of who liked the items), None where there is no such user;
+        and how many ``users``.
     """
     recalls: dict[str, list[float]] = {"match": [], "popularity": [], "item_knn": []}
     users, items = examples.fields[:, USER], examples.fields[:, ITEM]
@@ -47,7 +48,7 @@ def recall_of_matching(
             wanted = np.unique(items[rows][likes[rows]])
             wanted = wanted[offered[wanted] & (met[user, wanted] == 0)]
             text = sight.user[rows[0]]
-            if not len(wanted) or not text or not liked[user].any() or not met[user].any():
+            if not len(wanted) or not text or not liked[user].any():
                 continue
             scores: Mapping[str, NDArray[np.float32]] = {
                 "match": vectors["item"][item_texts - 1] @ vectors["user"][text - 1],
@@ -59,10 +60,8 @@ def recall_of_matching(
                 best = np.argsort(np.where(allowed, -of_items, np.inf), kind="stable")[:K]
                 recalls[name].append(float(np.isin(wanted, best).mean()))
     count = len(recalls["match"])
-    return {name: round(float(np.mean(found)), 4) if count else float("nan") for name, found in recalls.items()} | {
-        "users": count,
-        "k": K,
-    }
+    means = {name: round(float(np.mean(found)), 4) if found else None for name, found in recalls.items()}
+    return {**means, "users": count, "k": K}
 
 
 def _cosines(liked: NDArray[np.float32]) -> NDArray[np.float32]:

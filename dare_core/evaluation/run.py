@@ -241,7 +241,7 @@ def _figures(ground: Ground, logits: Logits, seeds: int) -> dict[str, Any]:
     }
 
 
-def _matching(ground: Ground, vectors: Vectors) -> dict[str, float]:
+def _matching(ground: Ground, vectors: Vectors) -> dict[str, float | None]:
     from dare_core.evaluation.matching import recall_of_matching
 
     places = {

@@ -50,7 +50,7 @@ def search(
     inputs = ground.inputs(by_form, [split])
     base = Training(**domain.evaluation.training.model_dump())
     labels = ground.examples.labels[split.validation]
-    candidates = []
+    candidates: list[dict[str, Any]] = []
     trainings = [
         replace(base, learning_rate=rate, dropout=dropout) for rate, dropout in product(_LEARNING_RATES, _DROPOUTS)
     ]

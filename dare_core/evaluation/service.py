@@ -8,7 +8,7 @@ What a prompt shows was known at that moment; what shares a moment is known toge
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final
 
@@ -71,7 +71,7 @@ def _versions(domain: Domain, rows: SourceRows, met: Sequence[Interaction], sinc
     first = evaluation.first_events or domain.knowledge.max_history
     again = evaluation.min_new_events or domain.knowledge.min_new_events
     row = rows.users[met[0].user]
-    if row[spec.updated_at] is None:
+    if row[spec.updated_at] is None or row[spec.updated_at] >= met[-1].time:
         return []
     versions: dict[datetime, Entity] = {}
     due = first
@@ -137,8 +137,8 @@ def newest_seen(
 
 
 def microseconds(times: Sequence[datetime]) -> NDArray[np.int64]:
-    """``[n]``, times from 1970 on."""
-    return np.array([time.replace(tzinfo=None) for time in times], "datetime64[us]").astype(np.int64)
+    """``[n]``, times from 1970 on; they have a zone, whichever."""
+    return np.array([time.astimezone(UTC).replace(tzinfo=None) for time in times], "datetime64[us]").astype(np.int64)
 
 
 def _is_titled(domain: Domain, item: Mapping[str, Any]) -> bool:

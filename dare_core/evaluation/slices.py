@@ -24,15 +24,15 @@ def slices(examples: Examples, splits: Sequence[Split]) -> dict[str, list[NDArra
         known = slice(split.test.start)
         met = np.bincount(items[known], minlength=items.max() + 1)[items[split.test]]
         user_known = np.isin(users[split.test], users[known])
-        age = (examples.met[split.test] >= 0).sum(1)  # of 50 at most
+        age = (examples.met[split.test] >= 0).sum(1)  # interactions before; INTERACTIONS at most
         of_split = {
             "item never met": met == 0,
             f"item met 1 to {_RARE - 1} times": (met > 0) & (met < _RARE),
             f"item met {_RARE} to {_FREQUENT - 1} times": (met >= _RARE) & (met < _FREQUENT),
             f"item met {_FREQUENT} times or more": met >= _FREQUENT,
-            "user's first 9 interactions": age < 10,
-            "user's 10th to 49th": (age >= 10) & (age < 50),
-            "user's 50th and later": age >= 50,
+            "user's first 10 interactions": age < 10,
+            "user's 11th to 50th": (age >= 10) & (age < 50),
+            "user's 51st and later": age >= 50,
             "user not in training": ~user_known,
             "user in training": user_known,
         }
@@ -51,6 +51,8 @@ def by_slice(
         if count < _LEAST:
             continue
         aucs = {arm: bootstrap.aucs(logits[arm], rows) for arm in ("none", "shuffled", "attributes", "strict")}
+        if np.isnan(aucs["strict"][0]):  # likes alone, or none
+            continue
         found[name] = {"examples": count, "auc": round(float(aucs["strict"][0]), 6)} | {
             f"over_{arm}": [round(value, 6) for value in interval(aucs["strict"] - of_arm)]
             for arm, of_arm in aucs.items()

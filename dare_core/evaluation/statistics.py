@@ -111,7 +111,8 @@ class Bootstrap:
             users = weights.shape[1]
             losses = [np.bincount(codes, log_loss(split.labels, of_seed), users) for of_seed in scores]
             counts = weights @ np.bincount(codes, minlength=users)
-            of_splits.append(self._over_seeds(weights @ np.stack(losses, axis=1) / counts[:, None]))
+            with np.errstate(invalid="ignore"):  # nobody was drawn
+                of_splits.append(self._over_seeds(weights @ np.stack(losses, axis=1) / counts[:, None]))
         return np.asarray(np.mean(of_splits, axis=0))
 
     def _over_seeds(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,14 +137,16 @@ def _weighted_auc(
     """``[draws]``, AUC where each example counts as often as its user was drawn.
 
     Of each pair of users is counted once how often a like of the one is scored above another example of the other; a
-    draw is then a product of matrices. Ties of scores are broken by their place.
+    draw is then a product of matrices. Ties count half.
     """
-    order = np.argsort(scores, kind="stable")
-    likes, users = labels[order] > 0, users[order]
+    order = np.argsort(scores)
+    likes, users, scores = labels[order] > 0, users[order], scores[order]
     each = np.zeros((len(order), weights.shape[1]), np.float32)
     each[np.arange(len(order)), users] = 1
-    below = np.cumsum(np.where(likes[:, None], 0, each), axis=0)  # [n, users], other examples up to each place
-    wins = each[likes].T @ below[likes]  # [users, users]
+    below = np.zeros((len(order) + 1, weights.shape[1]), np.float32)  # other examples before each place
+    np.cumsum(np.where(likes[:, None], 0, each), axis=0, out=below[1:])
+    lower, up_to = (np.searchsorted(scores, scores[likes], side=side) for side in ("left", "right"))
+    wins = each[likes].T @ ((below[lower] + below[up_to]) / 2)  # [users, users]
     pairs = (weights @ each[likes].sum(0)) * (weights @ below[-1])
     with np.errstate(invalid="ignore", divide="ignore"):  # nobody of one label was drawn
         return np.asarray(((weights @ wins) * weights).sum(1) / pairs)

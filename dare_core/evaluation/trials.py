@@ -1,7 +1,11 @@
 """All arms' click models, on all splits and seeds, as many at once as there are cores."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from itertools import repeat
+from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +39,21 @@ def run_trials(
     Returns:
         By arm and split, a trial a seed.
     """
-    from joblib import Parallel, delayed
-
     jobs = [
         (arm, split, seed) for seed in range(seeds) for arm, of_arm in inputs.items() for split in range(len(of_arm))
     ]
     found: dict[str, list[list[Trial]]] = {arm: [[] for _ in of_arm] for arm, of_arm in inputs.items()}
-    parallel = Parallel(n_jobs=len(os.sched_getaffinity(0)), return_as="generator", inner_max_num_threads=1)
-    trials = parallel(delayed(run_trial)(inputs[arm][split], model_name, seed, how) for arm, split, seed in jobs)
-    for done, ((arm, split, _), trial) in enumerate(zip(jobs, trials, strict=True), 1):
-        found[arm][split].append(trial)
-        on_trial(done, len(jobs))
+    made = (inputs[arm][split] for arm, split, _ in jobs)
+    drawn = (seed for _, _, seed in jobs)
+    at_once = min(len(os.sched_getaffinity(0)), len(jobs))
+    with ExitStack() as stack:
+        mapped: Callable[..., Iterable[Trial]] = map
+        if at_once > 1:  # spawned, since a fork of a process whose threads hold locks may wait for them for ever
+            mapped = stack.enter_context(ProcessPoolExecutor(at_once, get_context("spawn"))).map
+        trials = mapped(run_trial, made, repeat(model_name), drawn, repeat(how))
+        for done, ((arm, split, _), trial) in enumerate(zip(jobs, trials, strict=True), 1):
+            found[arm][split].append(trial)
+            on_trial(done, len(jobs))
     return found
 
 

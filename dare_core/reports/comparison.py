@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from dare_core.evaluation.arms import LABELS
 from dare_core.evaluation.comparison import ALL, Compared
-from dare_core.evaluation.run import ARM_LABELS
 from dare_core.reports.page import environment
 from dare_core.reports.page_charts import Column, Tone, bars
 from dare_core.storage.run_files import write_json
@@ -30,7 +30,7 @@ _TABLE: Final = {
 }  # fmt: skip
 #: Prompts of each kind whose texts are shown in full.
 _SAMPLES: Final = 6
-_TONES: Final[Mapping[str, Tone]] = {"strict": "passed", "relaxed": "dare", "looser": "lost", "refreshed": "plain"}
+_TONES: Final[Mapping[str, Tone]] = {"strict": "passed", "relaxed": "dare"}
 
 
 def write_comparison(path: Path, domain: str, figures: Mapping[str, Any], compared: Sequence[Compared]) -> None:
@@ -54,7 +54,7 @@ def render(domain: str, figures: Mapping[str, Any], compared: Sequence[Compared]
         .render(
             domain=domain,
             headline=headline(figures),
-            arms=ARM_LABELS,
+            arms=LABELS,
             written=list(next(iter(figures.values()))),
             prompts=len(compared),
             charts=[(f"{kind}s", _draw(f"{kind}s", figures[f"{kind}/{ALL}"])) for kind in kinds],
@@ -62,7 +62,7 @@ def render(domain: str, figures: Mapping[str, Any], compared: Sequence[Compared]
             groups=[
                 (
                     name,
-                    [(ARM_LABELS[arm], [_shown(key, of_arm[key]) for key in _TABLE]) for arm, of_arm in arms.items()],
+                    [(LABELS[arm], [_shown(key, of_arm[key]) for key in _TABLE]) for arm, of_arm in arms.items()],
                 )
                 for name, arms in figures.items()
             ],
@@ -88,7 +88,7 @@ def headline(figures: Mapping[str, Any]) -> str:
 
 
 def _draw(noun: str, arms: Mapping[str, Mapping[str, float]]) -> list[Markup]:
-    labels, tones = [ARM_LABELS[arm] for arm in arms], [_TONES[arm] for arm in arms]
+    labels, tones = [LABELS[arm] for arm in arms], [_TONES[arm] for arm in arms]
     columns = [
         Column(
             name,

@@ -1,30 +1,53 @@
 """``dare evaluate`` as a whole, on a part of MovieLens, with a small random model and the real encoder."""
 
 import json
+import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from sqlalchemy import Engine
 
+from dare_core.config.domains import ClickTraining, Domain, load_domain
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
-from dare_core.evaluation import run, texts
-from dare_core.evaluation.run import ARM_LABELS
+from dare_core.evaluation import control, run, texts
+from dare_core.evaluation.arms import LABELS
+from dare_core.evaluation.run import DIFFERENCES
 from dare_core.reports.evaluation_charts import draw_evaluation
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.evaluations import newest_evaluation
 from tests.support.tiny_model import save_tiny_model
 
+FILMS, RATINGS = 25, 1500
+
+
+def quick(settings: Settings, name: str) -> Domain:
+    """As it is shipped, but trained for a moment, and with users written about early."""
+    domain = load_domain(settings, name)
+    changed = {"first_events": 8, "training": ClickTraining(epochs=2)}
+    evaluation = domain.evaluation and domain.evaluation.model_copy(update=changed)
+    return domain.model_copy(update={"evaluation": evaluation})
+
 
 @pytest.fixture
 def settings(tmp_path: Path, warehouse_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A warehouse of 4,000 ratings, in the order of time."""
-    monkeypatch.setattr(texts, "MAX_NEW_TOKENS", 12)
+    """A warehouse of the films that are rated most and their first ratings, and a small shop for the control."""
+    monkeypatch.setattr(texts, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(control, "_PRODUCTS", 20)
+    monkeypatch.setattr(control, "_CUSTOMERS", 40)
+    monkeypatch.setattr(run, "load_domain", quick)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})  # processes take longer to start than to train
     tables = read_movielens()
     metadata = tables["ratings"].schema.metadata
-    early = tables["ratings"].sort_by("rated_at").slice(0, 4000)
-    import_tables(engine, {**tables, "ratings": early.replace_schema_metadata(metadata)})
+    counts = pc.value_counts(tables["ratings"]["item_id"]).to_pylist()
+    most = sorted(counts, key=lambda counted: -counted["counts"])[:FILMS]
+    films = pa.array([counted["values"] for counted in most])
+    few = {name: tables[name].filter(pc.is_in(tables[name]["item_id"], films)) for name in ("items", "ratings")}
+    ratings = few["ratings"].sort_by("rated_at").slice(0, RATINGS).replace_schema_metadata(metadata)
+    import_tables(engine, {"users": tables["users"], "items": few["items"], "ratings": ratings})
     return Settings(
         data_dir=tmp_path / "data",
         warehouse_url=warehouse_url,
@@ -36,35 +59,50 @@ def settings(tmp_path: Path, warehouse_url: str, engine: Engine, monkeypatch: py
 def test_an_evaluation_is_measured_stored_drawn_and_compared(
     settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
-    assert run.write_texts(settings, "movies", entities=6)["texts"] > 0
-    result = run.evaluate(settings, "movies", seeds=2, entities=6)
+    assert run.write_texts(settings, "movies")["texts"] > 0
+    told: list[tuple[str, int, int]] = []
+    result = run.evaluate(settings, "movies", seeds=2, on_progress=lambda *step: told.append(step))
     assert result["generated"]["texts"] == 0  # the task before has written them
-    assert result["train"] + result["test"] == 4000
-    for arms in result["click_models"].values():
-        assert set(arms) == set(ARM_LABELS)
-        for arm, figures in arms.items():
-            assert 0.4 < figures["auc"] < 1
-            assert ("auc_minus_none" in figures) == (arm != "none")
-    strict = result["click_models"]["din"]["strict"]
-    assert strict["auc_minus_none"] == [result[key] for key in ("auc_gain", "auc_gain_low", "auc_gain_high")]
-    relaxed = result["click_models"]["din"]["relaxed"]
-    assert relaxed["auc_minus_strict"] == [result[key] for key in ("auc_delta", "auc_delta_low", "auc_delta_high")]
-    stored = newest_evaluation(engine, "movies", seeds=2, entities=6)
+    assert ("training", 36, 36) in told  # of six arms, three splits and two seeds
+    assert ("training, control", 27, 27) in told
+    assert list(result["arms"]) == list(LABELS)
+    for figures in result["arms"].values():
+        assert 0.4 < figures["auc"] < 1
+        assert 0.3 < figures["log_loss"] < 1
+    for name, (first, second) in DIFFERENCES.items():
+        of_first, of_second = (result["arms"][arm]["auc"] for arm in (first, second))
+        assert result[name] == pytest.approx(of_first - of_second, abs=2e-6)
+        assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"]
+        if second == "none":
+            interval = [result[key] for key in (name, f"{name}_low", f"{name}_high")]
+            assert result["arms"][first]["auc_over_none"] == interval
+    assert {"relaxed_keeps_gain", "smallest_effect", "shop_oracle_share"} <= result.keys()
+    assert result["seconds"] > 0
+    assert result["item_coverage"] == 1
+    assert 0 < result["user_coverage_nightly"] < result["user_coverage"] < 1
+    assert result["shop_oracle_share"] == result["control"]["share"]
+    assert result["matching"]["k"] == 50
+    assert result["interactions"] == RATINGS
+    assert result["entities"]["item"] == FILMS
+    assert sum(split["test"] for split in result["splits"]) == pytest.approx(0.3 * RATINGS, abs=30)
+
+    stored = newest_evaluation(engine, "movies", seeds=2, entities=sum(result["entities"].values()))
     assert stored is not None
-    assert stored["result"] == json.loads(json.dumps(result))
-    assert stored["auc_delta_low"] == result["auc_delta_low"]
+    assert stored["result"] == json.loads(json.dumps(result, allow_nan=False))
+    for key in ("auc_gain", "auc_gain_low", "auc_gain_high", "auc_delta_low", "auc_delta_high"):
+        assert stored[key] == result[key]
 
     draw_evaluation(result, tmp_path / "chart.svg")
     assert (tmp_path / "chart.svg").stat().st_size > 0
 
-    figures, compared = run.compare_texts(settings, "movies", entities=6)
+    figures, compared = run.compare_texts(settings, "movies")
     assert figures["item/all"]["strict"]["alike"] == pytest.approx(1, abs=1e-3)
-    assert len(compared) == 6
+    assert len(compared) == sum(result["entities"].values())
 
 
 def test_texts_that_were_not_written_cannot_be_compared(settings: Settings) -> None:
-    with pytest.raises(InputError, match="dare evaluate --domain movies --entities 6"):
-        run.compare_texts(settings, "movies", entities=6)
+    with pytest.raises(InputError, match="run `dare evaluate --domain movies` first"):
+        run.compare_texts(settings, "movies")
 
 
 def test_one_seed_is_refused(settings: Settings) -> None:

@@ -8,13 +8,12 @@ import pytest
 from dare_core.config.domains import Domain
 from dare_core.config.settings import Settings
 from dare_core.evaluation import texts
-from dare_core.evaluation.data import Entity, SourceRows, choose_entities
-from dare_core.evaluation.texts import WRITTEN_ARMS, kept_texts, write_texts
+from dare_core.evaluation.service import Entity, entities_in_service
+from dare_core.evaluation.source import SourceRows
+from dare_core.evaluation.texts import STRICT, WRITTEN_ARMS, kept_texts, write_texts
 from tests.support.tiny_model import save_tiny_model
 
-ENTITIES = 6
-#: What the arm that is refreshed begins with are the texts of the relaxed arm.
-ALL_TEXTS = ENTITIES * (len(WRITTEN_ARMS) - 1 + sum(arm.refreshes for arm in WRITTEN_ARMS))
+from .conftest import ITEMS, hour
 
 
 @pytest.fixture(scope="module")
@@ -29,39 +28,52 @@ def settings(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 
 
 @pytest.fixture
-def entities(movies: Domain, rows: SourceRows) -> list[Entity]:
-    return choose_entities(movies, rows, ENTITIES)
+def entities(soon: Domain, rows: SourceRows) -> list[Entity]:
+    """Three items, a user, and another one's first two versions."""
+    found = entities_in_service(soon, rows, hour(40))
+    users = [one for one in found[ITEMS:] if one.entity_id in ("u0", "u1")]
+    return [*found[:3], users[0], *[one for one in users if one.entity_id == "u1"][:2]]
 
 
 def test_every_arm_writes_about_the_same_entities_in_their_order(
-    settings: Settings, movies: Domain, entities: list[Entity]
+    settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
-    written = write_texts(settings, movies, entities)
-    assert list(written.by_arm) == [arm.name for arm in WRITTEN_ARMS]
+    written = write_texts(settings, soon, entities)
+    assert list(written.by_arm) == [arm.name for arm in WRITTEN_ARMS] == ["strict", "relaxed"]
     for rows in written.by_arm.values():
         assert [(row["kind"], row["entity_id"]) for row in rows] == [(one.kind, one.entity_id) for one in entities]
-        assert len({row["prompt"] for row in rows}) == ENTITIES
-    assert len({row["request_id"] for rows in written.by_arm.values() for row in rows}) == 4 * ENTITIES
-    assert written.generated.texts == ALL_TEXTS
+        assert len({row["prompt"] for row in rows}) == len(entities)  # also of one user's versions
+    assert len({row["request_id"] for rows in written.by_arm.values() for row in rows}) == 2 * len(entities)
+    assert written.generated.texts == 2 * len(entities)
     assert sum(row["relaxed"] for row in written.by_arm["strict"]) == 0
 
 
-def test_what_is_kept_is_not_written_again(settings: Settings, movies: Domain, entities: list[Entity]) -> None:
-    first = write_texts(settings, movies, entities)
-    again = write_texts(settings, movies, entities)
+def test_what_is_kept_is_not_written_again(settings: Settings, soon: Domain, entities: list[Entity]) -> None:
+    first = write_texts(settings, soon, entities)
+    again = write_texts(settings, soon, entities)
     assert again.generated.texts == 0
-    assert again.by_arm == first.by_arm == kept_texts(settings, movies, entities)
+    assert again.by_arm == first.by_arm == kept_texts(settings, soon, entities)
+
+
+def test_an_arm_can_be_written_alone_and_the_other_later(
+    settings: Settings, soon: Domain, entities: list[Entity]
+) -> None:
+    alone = write_texts(settings, soon, entities, (STRICT,))
+    assert list(alone.by_arm) == list(kept_texts(settings, soon, entities)) == ["strict"]
+    both = write_texts(settings, soon, entities)
+    assert both.by_arm["strict"] == alone.by_arm["strict"]
+    assert both.generated.texts == len(entities)
 
 
 def test_a_try_that_was_cut_off_goes_on_where_it_stopped(
-    settings: Settings, movies: Domain, entities: list[Entity]
+    settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
-    first = write_texts(settings, movies, entities)
+    first = write_texts(settings, soon, entities)
     parts = sorted((settings.data_dir / "evaluation" / "movies" / "texts").glob("*.parquet"))
     lost = sum(pq.read_metadata(part).num_rows for part in parts[::2])
     for part in parts[::2]:
         part.unlink()
-    again = write_texts(settings, movies, entities)
+    again = write_texts(settings, soon, entities)
     assert again.generated.texts == lost > 0
     assert again.by_arm["strict"] == [
         {**row, **{name: new[name] for name in ("steps", "drafted", "accepted", "seconds")}}
@@ -70,16 +82,7 @@ def test_a_try_that_was_cut_off_goes_on_where_it_stopped(
 
 
 def test_an_arm_of_which_a_text_is_missing_is_not_handed_out_as_kept(
-    settings: Settings, movies: Domain, entities: list[Entity]
+    settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
-    write_texts(settings, movies, entities[1:])
-    assert kept_texts(settings, movies, entities) == {}
-
-
-def test_a_refresh_drafts_from_what_the_arm_wrote_before(
-    settings: Settings, movies: Domain, entities: list[Entity]
-) -> None:
-    """With its own text in the pool, a text takes few steps; learned texts and its own words are the same for both."""
-    written = write_texts(settings.model_copy(update={"learned_tokens": 0}), movies, entities)
-    steps = {name: sum(row["steps"] for row in rows) for name, rows in written.by_arm.items()}
-    assert steps["refreshed"] < 0.8 * steps["relaxed"]
+    write_texts(settings, soon, entities[1:])
+    assert kept_texts(settings, soon, entities) == {}
