@@ -15,7 +15,13 @@ _DRAWS: Final = 1000
 #: Of a difference so many standard errors large, 80% of the 95% intervals would lie on one side of zero.
 _DETECTED: Final = 1.96 + 0.84
 
+#: Cells of a matrix of examples and users, up to which draws are products of matrices: 400 MB.
+_CELLS: Final = 100_000_000
+
 _Logits = NDArray[np.float32]
+_Likes = NDArray[np.bool_]
+_Places = NDArray[np.int64]
+_Weights = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -136,17 +142,48 @@ def _weighted_auc(
 ) -> NDArray[np.float64]:
     """``[draws]``, AUC where each example counts as often as its user was drawn.
 
-    Of each pair of users is counted once how often a like of the one is scored above another example of the other; a
-    draw is then a product of matrices. Ties count half.
+    Ties count half.
     """
     order = np.argsort(scores)
     likes, users, scores = labels[order] > 0, users[order], scores[order]
-    each = np.zeros((len(order), weights.shape[1]), np.float32)
-    each[np.arange(len(order)), users] = 1
-    below = np.zeros((len(order) + 1, weights.shape[1]), np.float32)  # other examples before each place
-    np.cumsum(np.where(likes[:, None], 0, each), axis=0, out=below[1:])
     lower, up_to = (np.searchsorted(scores, scores[likes], side=side) for side in ("left", "right"))
-    wins = each[likes].T @ ((below[lower] + below[up_to]) / 2)  # [users, users]
-    pairs = (weights @ each[likes].sum(0)) * (weights @ below[-1])
+    count = _pairs if len(order) * weights.shape[1] <= _CELLS else _pairs_by_draw
+    won, pairs = count(likes, users, lower, up_to, weights)
     with np.errstate(invalid="ignore", divide="ignore"):  # nobody of one label was drawn
-        return np.asarray(((weights @ wins) * weights).sum(1) / pairs)
+        return np.asarray(won / pairs)
+
+
+def _pairs(
+    likes: _Likes, users: _Places, lower: _Places, up_to: _Places, weights: _Weights
+) -> tuple[_Weights, _Weights]:
+    """Of each draw ``[draws]``, how many pairs are in the right order, and how many there are.
+
+    Of each pair of users is counted once how often a like of the one is scored above another example of the other; a
+    draw is then a product of matrices.
+
+    Args:
+        likes: ``[n]``, by score.
+        users: ``[n]``, likewise.
+        lower: ``[likes]``, how many examples are scored lower than each like.
+        up_to: ``[likes]``, how many are scored lower or the same.
+        weights: ``[draws, users]``, how often each was drawn.
+    """
+    each = np.zeros((len(likes), weights.shape[1]), np.float32)
+    each[np.arange(len(likes)), users] = 1
+    below = np.zeros((len(likes) + 1, weights.shape[1]), np.float32)  # other examples before each place
+    np.cumsum(np.where(likes[:, None], 0, each), axis=0, out=below[1:])
+    wins = each[likes].T @ ((below[lower] + below[up_to]) / 2)  # [users, users]
+    return ((weights @ wins) * weights).sum(1), (weights @ each[likes].sum(0)) * (weights @ below[-1])
+
+
+def _pairs_by_draw(
+    likes: _Likes, users: _Places, lower: _Places, up_to: _Places, weights: _Weights
+) -> tuple[_Weights, _Weights]:
+    """The same in the memory of one draw, where the users are many."""
+    won, pairs = np.empty(len(weights)), np.empty(len(weights))
+    for draw, of_user in enumerate(weights):
+        drawn = of_user[users]
+        below = np.append(0, np.cumsum(np.where(likes, 0, drawn)))
+        won[draw] = drawn[likes] @ (below[lower] + below[up_to]) / 2
+        pairs[draw] = drawn[likes].sum() * below[-1]
+    return won, pairs

@@ -54,10 +54,13 @@ def multiplicities(bootstrap: Bootstrap, draw: int) -> list[np.ndarray]:
     return [weights[draw][codes].astype(int) for weights, codes in pairs]
 
 
+@pytest.mark.parametrize("cells", [0, 1_000_000])
 @pytest.mark.parametrize("distinct", [None, 6])
 def test_a_draw_is_the_figure_of_its_seeds_and_of_rows_repeated_as_often_as_their_user(
-    splits: list[statistics.Tested], distinct: int | None
+    splits: list[statistics.Tested], distinct: int | None, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of few users, whose pairs are counted once, and of many."""
+    monkeypatch.setattr(statistics, "_CELLS", cells)
     logits = scored(splits, 2, distinct=distinct)
     bootstrap = Bootstrap(splits, SEEDS, draws=20)
     aucs, losses = bootstrap.aucs(logits), bootstrap.log_losses(logits)
