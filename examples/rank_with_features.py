@@ -77,10 +77,10 @@ def test(columns: torch.Tensor, labels: torch.Tensor, trained: int) -> float:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = binary_cross_entropy_with_logits(model(scaled[:trained]).squeeze(1), labels[:trained])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         logits = model(scaled[trained:]).squeeze(1)
     return auc(labels[trained:].numpy(), logits.numpy())
