@@ -2,7 +2,7 @@
 
 `write_texts → evaluate`
 
-*write_texts* writes the same entities' texts strictly, relaxed, and relaxed after several refreshes, as far as they are
+*write_texts* writes the texts that items and users would have had in service, strictly and relaxed, as far as they are
 not kept from the last time. *evaluate* trains click models on the domain's own interactions with and without each of
 them, and stores AUC and LogLoss in `knowledge.evaluation`.
 
