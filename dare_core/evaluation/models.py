@@ -143,15 +143,20 @@ class Din(ClickModel):
         self, codes: int, fields: int, numbers: int, knowledge: Mapping[Kind, Tensor], dropout: float = 0.0
     ) -> None:
         super().__init__(codes, fields, numbers, knowledge, dropout)
-        self.attention = nn.Sequential(nn.Linear(6 * WIDTH, _ATTENTION), nn.PReLU(), nn.Linear(_ATTENTION, 1))
+        # One layer over history, target and their product, in three parts: the target's is computed once an example.
+        self.of_history = nn.Linear(2 * WIDTH, _ATTENTION)
+        self.of_target = nn.Linear(2 * WIDTH, _ATTENTION, bias=False)
+        self.of_product = nn.Linear(2 * WIDTH, _ATTENTION, bias=False)
+        self.weigh = nn.Linear(_ATTENTION, 1)
         self.deep = _deep(self.width)
         self.out = nn.Linear(_DEEP[-1], 1)
 
     def pool(self, target: Tensor, history: Tensor, present: Tensor) -> Tensor:
         """Weighted sum; weights are not normalised (paper, section 4.3)."""
-        wide = target.unsqueeze(1).expand_as(history)
-        weights = self.attention(torch.cat([history, wide, history * wide], dim=2)).squeeze(2)
-        return torch.einsum("bh,bhd->bd", weights * present, history)
+        target = target.unsqueeze(1)
+        hidden = self.of_history(history) + self.of_target(target) + self.of_product(history * target)
+        weights = self.weigh(torch.relu(hidden)) * present.unsqueeze(2)  # [b, h, 1]
+        return (weights * history).sum(1)
 
     def score(self, joined: Tensor) -> Tensor:
         """See :meth:`ClickModel.score`."""
@@ -194,6 +199,6 @@ def _expert(width: int) -> nn.Module:
 def _deep(width: int, sizes: Sequence[int] = _DEEP) -> nn.Module:
     layers: list[nn.Module] = []
     for size in sizes:
-        layers += [nn.Linear(width, size), nn.PReLU()]
+        layers += [nn.Linear(width, size), nn.ReLU()]
         width = size
     return nn.Sequential(*layers)
