@@ -46,6 +46,7 @@ def release(request: pytest.FixtureRequest) -> Path:
 def installed(release: Path, settings: Settings, empty_database_url: str) -> Settings:
     """The settings of the installation, put back as it was: its database restored, its files in a data folder."""
     shutil.copytree(release / "data", settings.data_dir)
+    Settings().models_dir.mkdir(parents=True, exist_ok=True)  # in a fresh checkout nobody made it yet
     (settings.data_dir / "models").symlink_to(Settings().models_dir)
     dump = gzip.decompress((release / "warehouse.sql.gz").read_bytes()).decode()
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
