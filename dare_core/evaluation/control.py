@@ -1,11 +1,12 @@
 """A positive control: the made-up shop, whose customers' tastes are known.
 
 A click model tells what a customer bought from what was drawn at random at the same moment. The *oracle* is the same
-model, given the customers' true tastes. Where knowledge gains nothing though tastes decide, the evaluation is blind.
+model, given the customers' true tastes. Knowledge is of the products alone, so tastes must show in what a customer
+bought. Where it gains nothing though tastes decide, the evaluation is blind.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,16 +25,12 @@ from dare_core.evaluation.statistics import auc
 from dare_core.evaluation.texts import STRICT, OnProgress, Texts, write_texts
 from dare_core.evaluation.training import Training
 from dare_core.evaluation.trials import OnTrial, of_tests, run_trials
-from dare_core.sources.shop import make_shop, tastes
+from dare_core.sources.shop import CATEGORIES, favours, make_shop, tastes
 
 _PRODUCTS: Final = 400
-_CUSTOMERS: Final = 800
+_CUSTOMERS: Final = 1500
 _SEED: Final = 18
 _UNTIL: Final = datetime(2026, 1, 1, tzinfo=UTC)
-#: Of the purchases, the share before which no customer is written about.
-_SERVICE_SHARE: Final = 0.5
-#: A customer is written about after so many purchases, and again after so many more.
-_FIRST, _AGAIN = 5, 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Shop:
     Attributes:
         domain: the shop's, with an evaluation of its own.
         rows: with an interaction of value 0 for each purchase: a product at random.
-        entities: whom texts are written about.
+        entities: the products.
     """
 
     domain: Domain
@@ -57,8 +54,7 @@ def make_control(shop: Domain) -> Shop:
     Args:
         shop: the domain ``shop``.
     """
-    evaluation = Evaluation(positive_from=1, first_events=_FIRST, min_new_events=_AGAIN)
-    domain = shop.model_copy(update={"evaluation": evaluation})
+    domain = shop.model_copy(update={"evaluation": Evaluation(positive_from=1)})
     tables = make_shop(_PRODUCTS, _CUSTOMERS, _SEED, _UNTIL)
     items = {row["product_id"]: row for row in tables["shop_products"].to_pylist()}
     users = {row["customer_id"]: row for row in tables["shop_customers"].to_pylist()}
@@ -66,8 +62,7 @@ def make_control(shop: Domain) -> Shop:
         Interaction(row["purchased_at"], row["customer_id"], row["product_id"], float(row["quantity"]))
         for row in tables["shop_purchases"].to_pylist()
     )
-    since = bought[int(_SERVICE_SHARE * len(bought))].time
-    entities = entities_in_service(domain, SourceRows(items, users, bought), since)
+    entities = entities_in_service(domain, SourceRows(items, {}, bought), bought[0].time)
     products = sorted(items)
     drawn = np.random.default_rng(_SEED).integers(len(products), size=len(bought))
     left = [one._replace(item=products[place], value=0.0) for one, place in zip(bought, drawn, strict=True)]
@@ -99,20 +94,26 @@ def run_control(
     vectors = arm_vectors(settings, made.domain, made.domain.knowledge.embedded, made.entities, texts.by_arm)["strict"]
     examples = make_examples(made.domain, made.rows)
     sight = make_sight(made.rows, examples, made.entities, nightly=False)
-    buyers = np.array([int(one.user[1:]) for one in made.rows.interactions])
-    known = [1 + taste for taste in tastes(buyers, _SEED)]
-    told = replace(examples, fields=np.column_stack([examples.fields, *known]))
     of_all, of_vectors = numbers_of_all(examples), numbers_of_vectors(examples, sight, vectors)
+    told = np.column_stack([of_all, _favoured(made.rows)])
     splits = make_splits(made.domain, examples)
     inputs: dict[str, list[Any]] = {"none": [], "strict": [], "oracle": []}
     for split in splits:
-        strict, oracle = (make_inputs(one, split, of_all, sight, vectors, of_vectors) for one in (examples, told))
+        strict, oracle = (make_inputs(examples, split, one, sight, vectors, of_vectors) for one in (of_all, told))
         inputs["strict"].append(strict)
         inputs["none"].append(strict.without_knowledge(of_all.shape[1]))
-        inputs["oracle"].append(oracle.without_knowledge(of_all.shape[1]))
+        inputs["oracle"].append(oracle.without_knowledge(told.shape[1]))
     logits = of_tests(run_trials(inputs, model_name, seeds, how, on_trial))
     labels = [examples.labels[split.test] for split in splits]
     return _shares({arm: _mean_auc(labels, of_arm) for arm, of_arm in logits.items()})
+
+
+def _favoured(rows: SourceRows) -> NDArray[np.float32]:
+    """``[n, 2]``, 1 where the product's category is one that the customer's main, or second, taste favours."""
+    numbers = {name: number for number, name in enumerate(CATEGORIES)}
+    categories = np.array([numbers[rows.items[one.item]["category"]] for one in rows.interactions])
+    customers = np.array([int(one.user[1:]) for one in rows.interactions])
+    return np.column_stack([favours(taste, categories) for taste in tastes(customers, _SEED)]).astype(np.float32)
 
 
 def _mean_auc(labels: Sequence[NDArray[np.float32]], logits: Sequence[NDArray[np.float32]]) -> float:

@@ -30,7 +30,7 @@ _BANDS: Final = ("budget", "mid-range", "premium")
 _BAND_BOUNDS: Final = (20.0, 80.0)
 
 #: By category: the usual price, and what things are called.
-_CATEGORIES: Final[dict[str, tuple[float, tuple[str, ...]]]] = {
+CATEGORIES: Final[dict[str, tuple[float, tuple[str, ...]]]] = {
     "kitchen": (30, ("Chef's Knife", "Cast-Iron Pan", "Mixing Bowl Set", "Espresso Maker", "Spice Rack", "Bread Tin")),
     "outdoor": (70, ("Two-Person Tent", "Sleeping Bag", "Trekking Poles", "Camp Stove", "Headlamp", "Rain Jacket")),
     "electronics": (90, ("Wireless Headphones", "Portable Speaker", "Power Bank", "Webcam", "Smart Plug", "E-Reader")),
@@ -129,6 +129,12 @@ def tastes(customers: npt.NDArray[np.int64], seed: int) -> tuple[npt.NDArray[np.
     """The main and the second taste of customers (numbers as in their ids): what no table of the shop says."""
     main, second = (np.floor(_uniform(customers, seed, salt) * _TASTES).astype(np.int64) for salt in (9, 10))
     return main, second
+
+
+def favours(taste: npt.NDArray[np.int64], category: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether a taste buys more from a category (by number, in the order of ``CATEGORIES``) than from others."""
+    first, second, third = taste, (taste + 1) % len(CATEGORIES), _TASTES + taste // 2
+    return np.asarray((category == first) | (category == second) | (category == third))
 
 
 def advance(engine: Engine, days: int, now: datetime | None = None, schema: str = "source") -> dict[str, int]:
@@ -254,13 +260,13 @@ def _ids(cursor: psycopg.Cursor[Any], table: sql.Identifier, name: str) -> tuple
 
 
 def _products(numbers: _Numbers, updated_at: pa.Array, seed: int) -> pa.Table:
-    kinds = list(_CATEGORIES)
+    kinds = list(CATEGORIES)
     category = _category(numbers, seed)
     brand, quality, noun, price = (_uniform(numbers, seed, salt) for salt in (2, 3, 4, 5))
-    usual = np.array([_CATEGORIES[kind][0] for kind in kinds])[category]
+    usual = np.array([CATEGORIES[kind][0] for kind in kinds])[category]
     prices = np.round(usual * np.exp(1.6 * (price - 0.5)), 2)
     brands = _pick(_BRANDS, brand)
-    nouns = [_CATEGORIES[kinds[at]][1][int(u * 6)] for at, u in zip(category, noun, strict=True)]
+    nouns = [CATEGORIES[kinds[at]][1][int(u * 6)] for at, u in zip(category, noun, strict=True)]
     models = (f"{kinds[at][0].upper()}{number + 100}" for at, number in zip(category, numbers, strict=True))
     parts = zip(brands, _pick(_QUALITIES, quality), nouns, models, strict=True)
     bands = [_BANDS[at] for at in np.digitize(prices, _BAND_BOUNDS)]
@@ -294,7 +300,7 @@ def _purchases(
     category = _category(products, seed)
     chosen = np.empty(len(who), np.int64)
     for number in range(_TASTES):
-        favoured = np.isin(category, (number, (number + 1) % len(_CATEGORIES), _TASTES + number // 2))
+        favoured = favours(np.int64(number), category)
         weights = np.cumsum(popularity * np.where(favoured, _FAVOURITE, 1.0))
         of_taste = taste == number
         drawn = random.uniform(0, weights[-1], int(of_taste.sum()))
@@ -310,7 +316,7 @@ def _purchases(
 
 
 def _category(numbers: _Numbers, seed: int) -> _Numbers:
-    return np.floor(_uniform(numbers, seed, 1) * len(_CATEGORIES)).astype(np.int64)
+    return np.floor(_uniform(numbers, seed, 1) * len(CATEGORIES)).astype(np.int64)
 
 
 def _uniform(numbers: _Numbers, seed: int, salt: int) -> _Floats:
