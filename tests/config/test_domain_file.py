@@ -29,7 +29,7 @@ def test_a_domain_without_the_section_groups_by_attribute_and_merges_nothing(tmp
         ('rest = "rest"', 'rest = "*"', "grouping.items.rest: "),
         ('several = "first"', 'several = "some"', "grouping.items.several: "),
         (
-            "min_new_events = 5",
+            'embedded = "history+answer"',
             'embedded = "history"',
             r"knowledge.embedded: Input should be 'answer', 'attributes\+answer' or 'history\+answer'",
         ),

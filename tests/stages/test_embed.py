@@ -71,9 +71,9 @@ def _secret(url: str) -> Any:
 def choose(settings: Settings, form: str) -> None:
     """Write the domain's file with this form."""
     movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
-    line = "min_new_events = 5"
+    line = 'embedded = "history+answer"'
     assert line in movies
-    (settings.config_dir / "movies.toml").write_text(movies.replace(line, f'{line}\nembedded = "{form}"\n#'), "utf-8")
+    (settings.config_dir / "movies.toml").write_text(movies.replace(line, f'embedded = "{form}"'), "utf-8")
 
 
 @pytest.fixture

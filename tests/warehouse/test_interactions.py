@@ -38,7 +38,7 @@ def config(settings: Settings, warehouse_url: str, tmp_path: Path, monkeypatch: 
     folder = tmp_path / "config"
     folder.mkdir()
     (folder / "films.toml").write_text(_SHIPPED, "utf-8")
-    (folder / "mute.toml").write_text(re.sub(r"\[evaluation\][^\[]*", "", _SHIPPED))
+    (folder / "mute.toml").write_text(re.sub(r"\[evaluation(\.training)?\][^\[]*", "", _SHIPPED))
     (folder / "files.toml").write_text(_SHIPPED.replace('"postgres"', '"csv"\nlocation = "/tables"'))
     (folder / "far.toml").write_text(_SHIPPED.replace('"postgres"', '"postgres"\nlocation = "postgresql://far/db"'))
     (folder / "broken.toml").write_text("[source")
