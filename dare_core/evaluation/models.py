@@ -155,7 +155,7 @@ class Din(ClickModel):
         """Weighted sum; weights are not normalised (paper, section 4.3)."""
         target = target.unsqueeze(1)
         hidden = self.of_history(history) + self.of_target(target) + self.of_product(history * target)
-        weights = self.weigh(torch.relu(hidden)) * present.unsqueeze(2)  # [b, h, 1]
+        weights: Tensor = self.weigh(torch.relu(hidden)) * present.unsqueeze(2)  # [b, h, 1]
         return (weights * history).sum(1)
 
     def score(self, joined: Tensor) -> Tensor:

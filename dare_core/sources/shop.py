@@ -300,7 +300,7 @@ def _purchases(
     category = _category(products, seed)
     chosen = np.empty(len(who), np.int64)
     for number in range(_TASTES):
-        favoured = favours(np.int64(number), category)
+        favoured = favours(np.full_like(category, number), category)
         weights = np.cumsum(popularity * np.where(favoured, _FAVOURITE, 1.0))
         of_taste = taste == number
         drawn = random.uniform(0, weights[-1], int(of_taste.sum()))
