@@ -239,6 +239,10 @@ class Knowledge(_Section):
     )
 
 
+#: Click models that evaluate.
+ClickModelName = Literal["din", "dcnv2"]
+
+
 class ClickTraining(_Section):
     """How click models are trained, the same for every arm; `dare evaluate --search` finds what validates best."""
 
@@ -259,7 +263,7 @@ class Evaluation(_Section):
     min_new_events: int | None = Field(
         None, ge=1, description="a user gets another after so many; default: knowledge.min_new_events"
     )
-    click_model: Literal["din", "dcnv2"] = "din"
+    click_model: ClickModelName = "din"
     training: ClickTraining = ClickTraining()
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dare_core.config.domains import Domain, Form
 from dare_core.config.settings import Settings
-from dare_core.embedding.forms import describe, describe_history, passage
+from dare_core.embedding.forms import passage
 from dare_core.evaluation.inputs import Vectors
 from dare_core.evaluation.service import Entity
 from dare_core.schemas import KINDS
@@ -52,7 +52,10 @@ def arm_vectors(
         ]
         for name, of_arm in answers.items()
     }
-    parts["attributes"] = [(_described(domain, form, entity),) for entity in entities]
+    described: Form = "attributes+answer" if form == "answer" else form
+    parts["attributes"] = [
+        passage(domain, entity.kind, described, entity.attributes, text="").parts[:1] for entity in entities
+    ]
     matrices = embed(settings, parts)
     kinds = np.array([entity.kind for entity in entities])
     by_arm: dict[str, Vectors] = {
@@ -69,12 +72,6 @@ def embed(settings: Settings, parts: Mapping[str, Sequence[tuple[str, ...]]]) ->
     found = combined(Encoder.load(settings), [part for of_arm in parts.values() for part in of_arm])
     matrix = found.flatten().to_numpy().reshape(len(parts), -1, found.type.list_size)
     return dict(zip(parts, matrix, strict=True))
-
-
-def _described(domain: Domain, form: Form, entity: Entity) -> str:
-    if form == "history+answer" and entity.kind == "user":
-        return describe_history(domain, entity.attributes)
-    return describe(domain, entity.kind, entity.attributes)
 
 
 def _shuffled(entities: Sequence[Entity]) -> NDArray[np.int64]:

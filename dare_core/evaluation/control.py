@@ -1,8 +1,8 @@
 """A positive control: the made-up shop, whose customers' tastes are known.
 
 A click model tells what a customer bought from what was drawn at random at the same moment. The *oracle* is the same
-model, given the customers' true tastes. Knowledge is of the products alone, so tastes must show in what a customer
-bought. Where it gains nothing though tastes decide, the evaluation is blind.
+model, told whether the customer's true tastes favour the product's category. Knowledge is of the products alone, so
+tastes must show in what a customer bought. Where it gains nothing though tastes decide, the evaluation is blind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dare_core.config.domains import Domain, Evaluation
+from dare_core.config.domains import ClickModelName, ClickTraining, Domain, Evaluation
 from dare_core.config.settings import Settings
 from dare_core.evaluation.arms import arm_vectors
 from dare_core.evaluation.examples import make_examples, make_sight, make_splits
 from dare_core.evaluation.inputs import make_inputs, numbers_of_all, numbers_of_vectors
-from dare_core.evaluation.models import ModelName
 from dare_core.evaluation.service import Entity, entities_in_service
 from dare_core.evaluation.source import Interaction, SourceRows
 from dare_core.evaluation.statistics import auc
 from dare_core.evaluation.texts import STRICT, OnProgress, Texts, write_texts
-from dare_core.evaluation.training import Training
 from dare_core.evaluation.trials import OnTrial, of_tests, run_trials
 from dare_core.sources.shop import CATEGORIES, favours, make_shop, tastes
 
@@ -78,9 +76,9 @@ def write_control(settings: Settings, shop: Domain, on_progress: OnProgress) -> 
 def run_control(
     settings: Settings,
     shop: Domain,
-    model_name: ModelName,
+    model_name: ClickModelName,
     seeds: int,
-    how: Training,
+    how: ClickTraining,
     on_progress: OnProgress,
     on_trial: OnTrial,
 ) -> dict[str, Any]:

@@ -6,15 +6,13 @@ Shapes: b examples, f fields, h history entries, d the width of an embedding, w 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from dare_core.config.domains import ClickModelName
 from dare_core.schemas import KINDS, Kind
-
-ModelName = Literal["din", "dcnv2"]
-MODEL_NAMES: Final[tuple[ModelName, ...]] = ("din", "dcnv2")
 
 #: Width of an embedding, and of what the adaptor makes of a text.
 WIDTH: Final = 16
@@ -189,7 +187,7 @@ class DcnV2(ClickModel):
         return logit
 
 
-MODELS: Final[Mapping[ModelName, type[ClickModel]]] = {"din": Din, "dcnv2": DcnV2}
+MODELS: Final[Mapping[ClickModelName, type[ClickModel]]] = {"din": Din, "dcnv2": DcnV2}
 
 
 def _expert(width: int) -> nn.Module:

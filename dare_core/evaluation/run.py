@@ -22,7 +22,6 @@ from dare_core.evaluation.service import Entity, entities_in_service
 from dare_core.evaluation.source import SourceRows, read_source
 from dare_core.evaluation.statistics import Bootstrap, Tested, interval, smallest_effect
 from dare_core.evaluation.texts import MAX_NEW_TOKENS, OnProgress, Texts
-from dare_core.evaluation.training import Training
 from dare_core.evaluation.trials import Logits, of_tests, run_trials
 from dare_core.schemas import KINDS
 from dare_core.warehouse.evaluations import record_evaluation
@@ -152,7 +151,7 @@ def _measured(
     domain = ground.domain
     assert domain.evaluation is not None
     evaluation = domain.evaluation
-    how = Training(**evaluation.training.model_dump())
+    how = evaluation.training
     by_arm = arms.arm_vectors(settings, domain, domain.knowledge.embedded, ground.entities, written.by_arm)
     ordered = {name: by_arm[name] for name in arms.LABELS}
     logits = of_tests(
@@ -187,7 +186,7 @@ def _measured(
         "control": controlled,
         "matching": _matching(ground, by_arm["strict"]),
         "click_model": evaluation.click_model,
-        "training": vars(how),
+        "training": how.model_dump(),
         "form": domain.knowledge.embedded,
         "seeds": seeds,
         "texts": {arm: _text_figures(of_arm) for arm, of_arm in written.by_arm.items()},

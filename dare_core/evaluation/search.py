@@ -4,7 +4,6 @@ The candidates are trained on the first split's training part and scored on its 
 tests. What wins is written into the domain's file by whoever asked, and is fixed from then on.
 """
 
-from dataclasses import replace
 from itertools import product
 from typing import Any, Final, get_args
 
@@ -17,7 +16,6 @@ from dare_core.evaluation.run import Ground
 from dare_core.evaluation.source import read_source
 from dare_core.evaluation.statistics import auc
 from dare_core.evaluation.texts import OnProgress
-from dare_core.evaluation.training import Training
 from dare_core.evaluation.trials import run_trials
 from dare_core.warehouse.session import open_warehouse
 
@@ -48,11 +46,12 @@ def search(
         for form in get_args(Form)
     }
     inputs = ground.inputs(by_form, [split])
-    base = Training(**domain.evaluation.training.model_dump())
+    base = domain.evaluation.training
     labels = ground.examples.labels[split.validation]
     candidates: list[dict[str, Any]] = []
     trainings = [
-        replace(base, learning_rate=rate, dropout=dropout) for rate, dropout in product(_LEARNING_RATES, _DROPOUTS)
+        base.model_copy(update={"learning_rate": rate, "dropout": dropout})
+        for rate, dropout in product(_LEARNING_RATES, _DROPOUTS)
     ]
     for number, how in enumerate(trainings):
         trials = run_trials(inputs, domain.evaluation.click_model, seeds, how)

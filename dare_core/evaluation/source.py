@@ -39,7 +39,7 @@ def read_source(engine: Engine, domain: Domain) -> SourceRows:
         SourceError: they are not there or lack a column.
     """
     source = domain.source
-    if source.format != "postgres" or source.location is not None:
+    if not source.in_warehouse:
         raise SettingError(
             f"domain {domain.name}: source.format {source.format} with a place of its own cannot be evaluated; "
             "import the tables into the warehouse's database first"

@@ -10,27 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dare_core.config.domains import ClickModelName, ClickTraining
 from dare_core.evaluation.inputs import Inputs
-from dare_core.evaluation.models import MODELS, Batch, ClickModel, ModelName
+from dare_core.evaluation.models import MODELS, Batch, ClickModel
 from dare_core.evaluation.statistics import auc
 from dare_core.schemas import Kind
 
 _BATCH: Final = 2048
-
-
-@dataclass(frozen=True)
-class Training:
-    """How models are trained, the same for every arm.
-
-    Attributes:
-        epochs: at most; training ends when the validation's AUC has not risen for ``patience`` of them.
-    """
-
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    dropout: float = 0.0
-    epochs: int = 8
-    patience: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class Trial:
     test: NDArray[np.float32]
 
 
-def run_trial(inputs: Inputs, model_name: ModelName, seed: int, how: Training) -> Trial:
+def run_trial(inputs: Inputs, model_name: ClickModelName, seed: int, how: ClickTraining) -> Trial:
     """Train a model on one thread, so that it is the same whatever the machine; see :func:`train`."""
     torch.set_num_threads(1)
     parts = {name: _batch(inputs, rows) for name, rows in vars(inputs.split).items()}
@@ -59,9 +45,9 @@ def train(
     vectors: Mapping[Kind, Tensor],
     examples: Batch,
     validation: Batch,
-    model_name: ModelName,
+    model_name: ClickModelName,
     seed: int,
-    how: Training,
+    how: ClickTraining,
 ) -> ClickModel:
     """Train a model; the weights of its best epoch are kept.
 

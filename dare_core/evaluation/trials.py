@@ -10,9 +10,9 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
+from dare_core.config.domains import ClickModelName, ClickTraining
 from dare_core.evaluation.inputs import Inputs
-from dare_core.evaluation.models import ModelName
-from dare_core.evaluation.training import Training, Trial, run_trial
+from dare_core.evaluation.training import Trial, run_trial
 
 #: Logits of the test examples by arm, and of each split: ``[seeds, n]``.
 Logits = Mapping[str, Sequence[NDArray[np.float32]]]
@@ -22,9 +22,9 @@ OnTrial = Callable[[int, int], None]
 
 def run_trials(
     inputs: Mapping[str, Sequence[Inputs]],
-    model_name: ModelName,
+    model_name: ClickModelName,
     seeds: int,
-    how: Training,
+    how: ClickTraining,
     on_trial: OnTrial = lambda done, wanted: None,
 ) -> dict[str, list[list[Trial]]]:
     """Train every arm's model on every split from every seed.

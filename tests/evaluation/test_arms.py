@@ -9,6 +9,7 @@ import pytest
 from dare_core.config.domains import Domain, Form
 from dare_core.config.settings import Settings
 from dare_core.embedding.encoder import Encoder
+from dare_core.embedding.forms import describe
 from dare_core.evaluation import arms
 from dare_core.evaluation.arms import LABELS, arm_vectors, embed
 from dare_core.evaluation.inputs import Vectors
@@ -98,7 +99,7 @@ def test_shuffled_has_the_attributes_of_its_entity_and_the_answer_about_another_
     found = arm_vectors(SETTINGS, movies, "attributes+answer", entities, texts)["shuffled"]
     others = arms._shuffled(entities)
     for place, entity in enumerate(entities):
-        described = arms._described(movies, "attributes+answer", entity)
+        described = describe(movies, entity.kind, entity.attributes)
         expected = encoded(encoder, described, texts["strict"][others[place]]["text"])
         np.testing.assert_allclose(rows_of(found)[place], expected, atol=1e-5)
 

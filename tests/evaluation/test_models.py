@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dare_core.config.domains import ClickModelName
 from dare_core.evaluation.examples import HISTORY
-from dare_core.evaluation.models import MODEL_NAMES, MODELS, WIDTH, Batch, ClickModel, Din, KnowledgeAdaptor, ModelName
+from dare_core.evaluation.models import MODELS, WIDTH, Batch, ClickModel, Din, KnowledgeAdaptor
 from dare_core.schemas import KINDS
 
 from .conftest import unit_vectors
@@ -32,35 +33,35 @@ def examples(n: int, seed: int = 0) -> Batch:
     )
 
 
-def model(name: ModelName, dropout: float = 0.0) -> ClickModel:
+def model(name: ClickModelName, dropout: float = 0.0) -> ClickModel:
     torch.manual_seed(0)
     texts = {"item": unit_vectors(ITEMS, TEXT_WIDTH), "user": unit_vectors(USERS, TEXT_WIDTH, seed=1)}
     return MODELS[name](2 + USERS, 2, NUMBERS, {kind: torch.from_numpy(texts[kind]) for kind in KINDS}, dropout)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_there_is_a_logit_for_each_example(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_there_is_a_logit_for_each_example(name: ClickModelName) -> None:
     assert model(name)(examples(5)).shape == (5,)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_every_parameter_has_a_gradient(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_parameter_has_a_gradient(name: ClickModelName) -> None:
     made = model(name)
     batch = examples(64)
     binary_cross_entropy_with_logits(made(batch), batch.labels).backward()
     assert [key for key, value in made.named_parameters() if value.grad is None or not value.grad.abs().sum()] == []
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_an_example_s_logit_does_not_depend_on_the_others(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_an_example_s_logit_does_not_depend_on_the_others(name: ClickModelName) -> None:
     made = model(name).eval()
     batch = examples(16)
     alone = torch.cat([made(batch.take(torch.tensor([row]))) for row in range(16)])
     torch.testing.assert_close(made(batch), alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_an_empty_history_says_nothing_whatever_its_padding(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_an_empty_history_says_nothing_whatever_its_padding(name: ClickModelName) -> None:
     made = model(name)
     history = torch.randn(3, HISTORY, 2 * WIDTH)
     pooled = made.pool(torch.randn(3, 2 * WIDTH), history, torch.zeros(3, HISTORY, dtype=torch.bool))
@@ -87,8 +88,8 @@ def test_an_adapted_text_is_a_mixture_of_its_kind_s_experts_by_the_gate() -> Non
     assert not torch.allclose(adaptor(text, "user"), expected)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_each_thing_that_an_example_has_counts(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_each_thing_that_an_example_has_counts(name: ClickModelName) -> None:
     made, batch = model(name).eval(), examples(64)
     logits = made(batch)
     for changed in ("fields", "history", "item_texts", "user_texts", "history_texts", "numbers"):

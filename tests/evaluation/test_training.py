@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from dare_core.config.domains import ClickModelName, ClickTraining
 from dare_core.evaluation import training
 from dare_core.evaluation.examples import HISTORY, Split
 from dare_core.evaluation.inputs import Inputs
-from dare_core.evaluation.models import MODEL_NAMES, Batch, ClickModel, ModelName
+from dare_core.evaluation.models import MODELS, Batch, ClickModel
 from dare_core.evaluation.statistics import auc
-from dare_core.evaluation.training import Training, run_trial
+from dare_core.evaluation.training import run_trial
 
 from .conftest import unit_vectors
 
 USERS, ITEMS, TEXT_WIDTH = 30, 40, 16
-QUICK = Training(epochs=3)
+QUICK = ClickTraining(epochs=3)
 
 
 def made(count: int, seed: int = 0, in_numbers: float = 0.0, in_texts: bool = False) -> Inputs:
@@ -43,19 +44,19 @@ def made(count: int, seed: int = 0, in_numbers: float = 0.0, in_texts: bool = Fa
     )
 
 
-def score(inputs: Inputs, name: ModelName = "din", seed: int = 0, how: Training = QUICK) -> float:
+def score(inputs: Inputs, name: ClickModelName = "din", seed: int = 0, how: ClickTraining = QUICK) -> float:
     return auc(inputs.labels[inputs.split.test], run_trial(inputs, name, seed, how).test)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_a_signal_in_the_texts_is_learned_and_without_them_there_is_none(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_signal_in_the_texts_is_learned_and_without_them_there_is_none(name: ClickModelName) -> None:
     inputs = made(12_000, in_texts=True)
-    assert score(inputs, name, how=Training(epochs=6)) > 0.9
-    assert score(inputs.without_knowledge(2), name, how=Training(epochs=6)) < 0.6
+    assert score(inputs, name, how=ClickTraining(epochs=6)) > 0.9
+    assert score(inputs.without_knowledge(2), name, how=ClickTraining(epochs=6)) < 0.6
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_a_signal_in_the_numbers_is_learned_and_without_them_there_is_none(name: ModelName) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_signal_in_the_numbers_is_learned_and_without_them_there_is_none(name: ClickModelName) -> None:
     inputs = made(6000, in_numbers=1.0)
     assert score(inputs, name) > 0.85
     assert score(inputs.without_knowledge(2), name) < 0.6
@@ -77,7 +78,7 @@ def test_training_leaves_the_random_numbers_of_others_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    run_trial(made(500), "din", 0, Training(epochs=1, dropout=0.2))
+    run_trial(made(500), "din", 0, ClickTraining(epochs=1, dropout=0.2))
     torch.testing.assert_close(torch.rand(3), expected)
 
 
@@ -111,11 +112,11 @@ def test_training_ends_when_the_validation_no_longer_rises_and_the_best_epoch_is
 
     monkeypatch.setattr(training, "_epoch", epoch)
     monkeypatch.setattr(training, "auc", lambda labels, scores: next(scripted))
-    stopped = run_trial(inputs, "din", 0, Training(epochs=9, patience=patience))
+    stopped = run_trial(inputs, "din", 0, ClickTraining(epochs=9, patience=patience))
     assert len(epochs) == len(found)
     epochs.clear()
     scripted = iter([0.1 * n for n in range(1, 10)])
-    kept = run_trial(inputs, "din", 0, Training(epochs=best, patience=9))
+    kept = run_trial(inputs, "din", 0, ClickTraining(epochs=best, patience=9))
     np.testing.assert_array_equal(stopped.test, kept.test)
 
 
@@ -123,5 +124,5 @@ def test_training_never_takes_more_epochs_than_it_may(monkeypatch: pytest.Monkey
     epochs: list[int] = []
     monkeypatch.setattr(training, "_epoch", lambda *_: epochs.append(1))
     monkeypatch.setattr(training, "auc", lambda labels, scores: len(epochs) / 10)
-    run_trial(made(200), "din", 0, Training(epochs=4))
+    run_trial(made(200), "din", 0, ClickTraining(epochs=4))
     assert len(epochs) == 4

@@ -3,12 +3,13 @@ import os
 import numpy as np
 import pytest
 
-from dare_core.evaluation.training import Training, run_trial
+from dare_core.config.domains import ClickTraining
+from dare_core.evaluation.training import run_trial
 from dare_core.evaluation.trials import of_tests, run_trials
 
 from .test_training import made
 
-HOW = Training(epochs=1)
+HOW = ClickTraining(epochs=1)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
