@@ -20,7 +20,7 @@ from dare_core.storage.machine_code import compiled
 
 #: Slots between neighbours that are read along, masked, so that a view of the cache serves instead of a copy.
 _LARGEST_SPAN: Final = 2.0
-#: Rows of one sequence that one thread works on at a time.
+#: Rows that one thread works on at a time.
 _TASK_ROWS: Final = 8
 
 
@@ -62,8 +62,15 @@ class PackedBatch:
         self.logit_rows = _tensor(logit_rows, device)
         self._cache, self._forest = cache, forest
         self._device, self._layout = device, (slots, cached, chains, first_rows, forest)
-        #: ``[s, 6]`` int64 per sequence: slot, committed positions, chain, rows, first row, first node.
-        self.sequences = np.stack([slots, cached, chains, sizes, first_rows[:-1], forest.offsets[:-1]], axis=1)
+        #: ``[s, 8]`` int64 per sequence: slot, committed positions, chain, rows, first row, first node; the slot that
+        #: holds its first positions for all that begin alike, and how many these are.
+        self.sequences = np.stack(
+            [
+                slots, cached, chains, sizes, first_rows[:-1], forest.offsets[:-1],
+                cache.prefixes[slots], cache.shared[slots],
+            ],
+            axis=1,
+        )  # fmt: skip
 
         #: Of the cache: heads of keys, and how wide they are.
         self.head_shape = cache.head_shape
@@ -73,25 +80,34 @@ class PackedBatch:
     @cached_property
     def native(self) -> kernels.Batch:
         """What the kernels take."""
+        stretches, tasks = self.tasks
         return kernels.Batch(
             len(self),
             len(self.sequences),
-            len(self.tasks),
+            len(tasks) - 1,
             *self._cache.native(),
             self.sequences.ctypes.data,
-            self.tasks.ctypes.data,
+            stretches.ctypes.data,
+            tasks.ctypes.data,
             self._forest.parents.ctypes.data,
             self._forest.depths.ctypes.data,
         )
 
     @cached_property
-    def tasks(self) -> NDArray[np.int64]:
-        """``[t, 3]`` int64: stretches of rows for one thread each: sequence, its first row and the end."""
-        sizes = self.sequences[:, 3]
-        counts = -(-sizes // _TASK_ROWS)
-        sequence = np.repeat(np.arange(len(sizes)), counts)
-        begin = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * _TASK_ROWS
-        return np.stack([sequence, begin, np.minimum(begin + _TASK_ROWS, sizes[sequence])], axis=1)
+    def tasks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What one thread works on at a time: up to so many rows, of one sequence or of several that begin alike.
+
+        Returns:
+            Stretches ``[n, 3]`` int64: sequence, its first row and the end; and ``[t + 1]`` int64: task *i* is the
+            stretches from its *i*-th number up to the next.
+        """
+        prefixes, shared = self.sequences[:, 6], self.sequences[:, 7]
+        alike = np.where(shared > 0, prefixes * self._cache.capacity + shared, -1)
+        order = np.argsort(alike, kind="stable")
+        most = len(self) // _TASK_ROWS + 2 * len(order)
+        stretches, tasks = np.empty((most, 3), np.int64), np.zeros(most + 1, np.int64)
+        n, t = _deal(self.sequences, alike, order, stretches, tasks)
+        return stretches[:n], tasks[: t + 1]
 
     @cached_property
     def groups(self) -> "list[Group]":
@@ -177,6 +193,26 @@ class Group:
             mask.masked_fill_(_tensor(hidden, self._device), torch.finfo(dtype).min)
             self._masks[window] = mask.repeat(1, query_groups, 1)[:, None]
         return self._masks[window]
+
+
+@compiled
+def _deal(sequences, alike, order, stretches, tasks):  # type: ignore[no-untyped-def]
+    """Fill ``stretches`` and ``tasks``; how many there are of each."""
+    n, t, room, like = 0, 0, 0, -1
+    for i in order:
+        begin = 0
+        while begin < sequences[i, 3]:
+            if not room or alike[i] < 0 or alike[i] != like:
+                t += n > 0
+                tasks[t] = n
+                room, like = _TASK_ROWS, alike[i]
+            end = min(begin + room, sequences[i, 3])
+            stretches[n, 0], stretches[n, 1], stretches[n, 2] = i, begin, end
+            n += 1
+            room -= end - begin
+            begin = end
+    tasks[t + 1] = n
+    return n, t + 1
 
 
 @compiled

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dare_core.decoding import attention
+from dare_core.decoding import attention, kernels
 from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.config import EngineConfig
 from dare_core.decoding.kv_cache import CacheShape, KVCache
@@ -31,6 +32,7 @@ from dare_core.decoding.verification import Judgement, Paths, Rule
 from dare_core.decoding.weights import pack_weights
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import is_out_of_memory
+from dare_core.storage.processors import Threads
 
 #: Steps without a shortage of memory after which one more sequence is let in, where a shortage had sent some away.
 _CALM_STEPS: Final = 32
@@ -125,7 +127,8 @@ class Engine(TextEngine):
         self._max_length = config.max_length if limit is None else min(config.max_length, limit)
         self._reason = _BEYOND if self._max_length == limit else ""
         capacity = self._max_length + config.draft_nodes
-        self._cache = KVCache.allocate(model, shape, config.max_sequences, capacity, config.cache_bytes)
+        holds_prefixes = attention.holds_prefixes(model.device, model.dtype, shape.head_dim)
+        self._cache = KVCache.allocate(model, shape, config.max_sequences, capacity, config.cache_bytes, holds_prefixes)
         prove(model, shape)
         if config.compile:
             compile_layers(model)
@@ -144,6 +147,7 @@ class Engine(TextEngine):
         self._paused: deque[PlacedText] = deque()  # were running before memory ran out; their slots are others' now
         self._most = config.max_sequences  # fewer after memory ran out
         self._calm = 0  # steps since then, or since one more was let in
+        self._threads = Threads(kernels.set_threads)
         drafts = drafter is not None and config.draft_nodes > 0
         self.step_cost = self._measure_cost() if drafts and config.budget == "measured" else None
 
@@ -160,6 +164,7 @@ class Engine(TextEngine):
     @torch.inference_mode()
     def step(self, on_tokens: OnTokens | None = None) -> list[Result]:
         """One forward pass over all running sequences; the texts that it finished."""
+        self._threads.follow()
         finished = self._admit()
         if not self._running:
             return finished
@@ -197,29 +202,38 @@ class Engine(TextEngine):
             and unread < self._config.prefill_rows
         ):
             if self._paused:
-                text = self._resume(self._paused.popleft())
+                text = self._resume(self._paused[0])
+                queue: deque[PlacedText] | deque[Request] = self._paused
             else:
-                request = self._waiting.popleft()
+                request, queue = self._waiting[0], self._waiting
                 if problem := request.problem(self._vocabulary, self._max_length, self._reason):
                     refused.append(Result.refused(request, problem))
+                    queue.popleft()
                     continue
                 text = self._start(request)
+            if text is None:  # another one reads what it begins with
+                break
+            queue.popleft()
             unread += self._unseen(text) - 1
             self.statistics.shared_tokens += int(self._cache.lengths[text.slot])
             self._running.append(text)
         self._running.sort(key=lambda text: text.slot)
         return refused
 
-    def _start(self, request: Request) -> PlacedText:
+    def _start(self, request: Request) -> PlacedText | None:
         prompt = np.asarray(request.prompt_token_ids, np.int32)
-        slot = self._cache.admit(prompt)
+        others = (np.asarray(other.prompt_token_ids, np.int32) for other in islice(self._waiting, 1, None))
+        if (slot := self._cache.admit(prompt, others)) is None:
+            return None
         context = Context(request.group, self._cache.tokens[slot], len(prompt), len(prompt))
         group = self._speculation.draft_group(request.group)
         return PlacedText(request=request, context=context, draft_group=group, slot=slot)
 
-    def _resume(self, text: PlacedText) -> PlacedText:
-        text.slot = self._cache.admit(text.context.tokens[: text.context.length])
-        text.context.tokens = self._cache.tokens[text.slot]
+    def _resume(self, text: PlacedText) -> PlacedText | None:
+        if (slot := self._cache.admit(text.context.tokens[: text.context.length])) is None:
+            return None
+        text.slot = slot
+        text.context.tokens = self._cache.tokens[slot]
         return text
 
     def _unseen(self, text: PlacedText) -> int:
@@ -267,12 +281,12 @@ class Engine(TextEngine):
         finished = []
         for i, text in enumerate(step.texts):
             if not step.emitting[i]:
-                self._cache.lengths[text.slot] += step.chains[i]
+                self._cache.commit(text.slot, int(step.seen[i] + step.chains[i]))
                 continue
             problem = outcome.problem(i)
             if problem is None:
                 emitted = text.emit(outcome.continuation(i), self._config.eos_token_ids)
-                self._cache.lengths[text.slot] = text.context.length - 1  # the last token goes through the model next
+                self._cache.commit(text.slot, text.context.length - 1)  # the last token goes through the model next
             if not outcome.is_finite(i):  # masked rows of the cache are multiplied by zero, which NaN survives
                 self._cache.wipe(text.slot, int(self._cache.lengths[text.slot]))
             text.suspected = problem is not None and step.forest.sizes[i] > 0

@@ -7,6 +7,8 @@ layer stays as it is. So a model needs no name here, and one that differs anywhe
 """
 
 import logging
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -32,7 +34,7 @@ _TREE: Final = (-1, 0, 0, -1)
 
 
 class FusedLayer(nn.Module):
-    """A decoder layer of Llama's form, in float32 on a CPU.
+    """A decoder layer of Llama's form, in float32 on a CPU; or several in a row, of which this is the first.
 
     Args:
         layer: the original, whose weights it packs.
@@ -48,35 +50,52 @@ class FusedLayer(nn.Module):
         super().__init__()
         loaded = kernels.load()
         assert loaded is not None
-        self._kernel = loaded.layer
+        self._kernel = loaded.layers
         attend, feed = layer.self_attn, layer.mlp
         norms = [layer.input_layernorm, getattr(attend, "q_norm", None), getattr(attend, "k_norm", None)]
         norms.append(layer.post_attention_layernorm)
         weights = [None if norm is None else norm.weight.detach().contiguous() for norm in norms]
         qkv = [attend.qkv_proj] if hasattr(attend, "qkv_proj") else [attend.q_proj, attend.k_proj, attend.v_proj]
-        gate_up = [feed.gate_up_proj] if hasattr(feed, "gate_up_proj") else [feed.gate_proj, feed.up_proj]
-        linears = [PanelLinear(parts, storage) for parts in (qkv, [attend.o_proj], gate_up, [feed.down_proj])]
-        self._kept = weights, linears
-        self._layer = kernels.Layer(
-            asked,
-            *(None if weight is None else weight.data_ptr() for weight in weights),
-            _epsilon(norms[0]),
-            activation,
-            *(linear.layer for linear in linears),
+        gate, up = _halves(feed.gate_up_proj) if hasattr(feed, "gate_up_proj") else (feed.gate_proj, feed.up_proj)
+        linears = [PanelLinear(parts, storage) for parts in (qkv, [attend.o_proj], [gate], [up], [feed.down_proj])]
+        self._kept: list[Any] = [weights, linears]
+        self._layers = (kernels.Layer * 1)(
+            kernels.Layer(
+                asked,
+                *(None if weight is None else weight.data_ptr() for weight in weights),
+                _epsilon(norms[0]),
+                activation,
+                *(linear.layer for linear in linears),
+            )
         )
         for name in ("attention_type", "layer_type"):  # models ask a layer for its kind of mask
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
 
+    def kind(self) -> tuple[object, object]:
+        """What a model treats its layers differently by."""
+        return getattr(self, "attention_type", None), getattr(self, "layer_type", None)
+
+    def take(self, followers: "Sequence[FusedLayer]") -> None:
+        """Do the work of the layers behind, too: they pass on what they are given."""
+        layers = [layer for one in (self, *followers) for layer in one._layers]
+        self._kept += [one._kept for one in followers]
+        self._layers = (kernels.Layer * len(layers))(*layers)
+        for follower in followers:
+            follower._layers = (kernels.Layer * 0)()
+
     def forward(
         self, hidden_states: Tensor, *_: object, position_embeddings: tuple[Tensor, Tensor], **__: object
     ) -> Tensor:
         """``[1, rows, hidden]`` to the same shape; the batch is the one that attention is served with."""
+        if not len(self._layers):
+            return hidden_states
         hidden_states = hidden_states.contiguous()
         cosines, sines = (part.contiguous() for part in position_embeddings)
         out = torch.empty_like(hidden_states)
         self._kernel(
-            self._layer,
+            self._layers,
+            len(self._layers),
             attention.current().native,
             hidden_states.data_ptr(),
             cosines.data_ptr(),
@@ -85,6 +104,20 @@ class FusedLayer(nn.Module):
             out.data_ptr(),
         )
         return out
+
+
+def _halves(linear: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
+    """A layer's first and second half of outputs, on the same weights."""
+    halves = []
+    weights = linear.weight.detach().chunk(2)
+    biases = (None, None) if linear.bias is None else linear.bias.detach().chunk(2)
+    for weight, bias in zip(weights, biases, strict=True):
+        half = nn.Linear(linear.in_features, len(weight), bias=bias is not None, device="meta")
+        half.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            half.bias = nn.Parameter(bias, requires_grad=False)
+        halves.append(half)
+    return halves[0], halves[1]
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -112,10 +145,10 @@ def fuse_layers(model: PreTrainedModel, shape: CacheShape, storage: Storage = "m
     ours = cpu_kernels.serve(model.device, model.dtype, shape.head_dim)
     if not loaded or not ours or activation is None or not layers:
         return 0
+    if isinstance(layers[0], FusedLayer):  # an engine before has taken the model over
+        return 0
     fused = 0
     for i, layer in enumerate(layers):
-        if isinstance(layer, FusedLayer):
-            continue
         try:
             if layer.mlp.down_proj.in_features % loaded.lanes:
                 break
@@ -128,6 +161,10 @@ def fuse_layers(model: PreTrainedModel, shape: CacheShape, storage: Storage = "m
             break
         layers[i] = made if storage == "model" else FusedLayer(layer, asked[i], activation, storage)
         fused += 1
+    # Neighbours that a model treats alike are one call.
+    for _, alike in groupby(layers[:fused], FusedLayer.kind):
+        first, *behind = alike
+        first.take(behind)
     log.debug("%d of %d layers fused", fused, len(layers))
     return fused
 

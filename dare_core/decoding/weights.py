@@ -2,7 +2,8 @@
 
 A decoding step sends few rows through a layer, so that its time is that of the weights' way from memory. Packed in
 panels they are read once, in order (``kernels/linear.h``); stored as bfloat16 or int8 they are half or a quarter as
-long. Where the kernels cannot be compiled, oneDNN's packed arrangement serves (docs/benchmarks.md compares).
+long, and more of them are multiplied at once. Where the kernels cannot be compiled, oneDNN's packed arrangement serves
+(docs/benchmarks.md compares).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from dare_core.decoding import kernels
 
-#: How the weights of linear layers are stored: as the model's, or narrower. Arithmetic stays in the model's type.
+#: How linear layers calculate: in the model's type, or in a narrower one (``kernels/linear.h``).
 Storage = Literal["model", "bfloat16", "int8"]
 
 #: Rows that oneDNN's arrangement is made for; it serves any number.
@@ -40,22 +41,24 @@ class PanelLinear(nn.Module):
         self._kernel = loaded.linear
         weight = torch.cat([linear.weight.detach() for linear in linears])
         outputs, inputs = weight.shape
-        scales = bias = None
-        if storage == "int8":  # each output feature's weights in units of their own
-            scales = (weight.abs().amax(1) / _INT8_MAX).clamp_min(torch.finfo(weight.dtype).tiny)
-            weight = (weight / scales[:, None]).round().to(torch.int8)
-        elif storage == "bfloat16":
-            weight = weight.to(torch.bfloat16)
+        bias = scales = shifts = None
         if any(linear.bias is not None for linear in linears):
             bias = torch.cat([torch.zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears])
-        panels = functional.pad(weight, (0, 0, 0, -outputs % loaded.panel)).view(-1, loaded.panel, inputs)
-        weight = panels.transpose(1, 2).contiguous()
-        self._kept = weight, scales, bias  # for as long as the kernels are given their addresses
+        group = 1
+        if storage == "int8":
+            group = kernels.QUAD
+        elif storage == "bfloat16":
+            weight, group = weight.to(torch.bfloat16), loaded.bf16_group
+        padding = (0, -inputs % group, 0, -outputs % loaded.panel)
+        panels = functional.pad(weight, padding).view(-1, loaded.panel, inputs + padding[1])
+        if storage == "int8":
+            panels, scales, shifts = _quantised(panels)
+        weight = panels.view(*panels.shape[:2], -1, group).transpose(1, 2).contiguous()
+        self._kept = weight, scales, shifts, bias  # for as long as the kernels are given their addresses
         self._out = torch.empty(0)
         self.layer = kernels.Linear(
             weight.data_ptr(),
-            None if scales is None else scales.data_ptr(),
-            None if bias is None else bias.data_ptr(),
+            *(None if part is None else part.data_ptr() for part in (scales, shifts, bias)),
             inputs,
             outputs,
             kernels.STORAGES.index(str(weight.dtype).removeprefix("torch.")),
@@ -74,6 +77,21 @@ class PanelLinear(nn.Module):
         if rows:  # a step that only reads prompts asks for no logits
             self._kernel(self.layer, hidden.data_ptr(), out.data_ptr(), rows)
         return out
+
+
+def _quantised(panels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights ``[panels, panel, inputs]`` as int8, each output's block of inputs in units of its own.
+
+    Returns:
+        The weights; their units, float32, and what a block's products are off by where the rows are stored as 128 more
+        than they are, int32, both ``[panels, blocks, panel]``.
+    """
+    most = torch.finfo(panels.dtype).tiny
+    blocks = torch.split(panels, kernels.BLOCK, dim=2)
+    units = [(block.abs().amax(2) / _INT8_MAX).clamp_min(most) for block in blocks]
+    rounded = [(block / unit[:, :, None]).round().to(torch.int8) for block, unit in zip(blocks, units, strict=True)]
+    shifts = [-128 * block.sum(2, dtype=torch.int32) for block in rounded]
+    return torch.cat(rounded, 2), torch.stack(units, 1).contiguous(), torch.stack(shifts, 1).contiguous()
 
 
 class PackedLinear(nn.Module):

@@ -33,3 +33,8 @@ class Backend(Protocol):
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
     """The fastest backend on this machine for a model on ``device``, in ``dtype``, with heads ``head_dim`` wide."""
     return cpu_kernels.attend if cpu_kernels.serve(device, dtype, head_dim) else torch_kernels.attend
+
+
+def holds_prefixes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the backend for such a model reads what sequences begin with from one place."""
+    return cpu_kernels.serve(device, dtype, head_dim)

@@ -4,6 +4,17 @@ They are compiled for the processor at hand on first use. Callers ask :func:`loa
 torch's own kernels serve.
 """
 
-from dare_core.decoding.kernels.library import STORAGES, Attention, Batch, Layer, Linear, Rows, load
+from dare_core.decoding.kernels.library import (
+    BLOCK,
+    QUAD,
+    STORAGES,
+    Attention,
+    Batch,
+    Layer,
+    Linear,
+    Rows,
+    load,
+    set_threads,
+)
 
-__all__ = ["STORAGES", "Attention", "Batch", "Layer", "Linear", "Rows", "load"]
+__all__ = ["BLOCK", "QUAD", "STORAGES", "Attention", "Batch", "Layer", "Linear", "Rows", "load", "set_threads"]

@@ -16,7 +16,7 @@ from dare_core.storage.atomic import appearing
 _FOLDER: Final = Path(__file__).parent
 #: Includes all others, so that one run of the compiler sees everything it could inline.
 _MAIN: Final = "kernels.cpp"
-_OPTIONS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+_OPTIONS: Final = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-pthread")
 
 
 def built() -> Path:

@@ -1,13 +1,13 @@
-// A whole decoder layer of Llama's form.
+// Whole decoder layers of Llama's form.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "attention.h"
 #include "linear.h"
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -17,7 +17,7 @@ struct Layer {  // x + attention(norm(x)), and to that y: y + down(activation(ga
     const float *input_norm, *query_norm, *key_norm, *output_norm;  // those of queries and keys may be missing
     float epsilon;
     int64_t activation;  // 0: SiLU, 1: GELU by tanh
-    Linear query_key_value, output, gate_up, down;
+    Linear query_key_value, output, gate, up, down;
 };
 
 void normed(const float* x, const float* weight, float epsilon, long width, float* y) {  // y may be x
@@ -30,7 +30,7 @@ void normed(const float* x, const float* weight, float epsilon, long width, floa
     for (i = 0; i < width; i++) y[i] = x[i] * scale * weight[i];
 }
 
-void rotated(float* x, const float* cosines, const float* sines, long width) {
+void rotate(float* x, const float* cosines, const float* sines, long width) {
     const long half = width / 2;
     for (long i = 0; i < half; i++) {
         const float a = x[i], b = x[i + half];
@@ -48,40 +48,88 @@ inline Vec activated(Vec x, bool gelu) {
     return x * sigmoid(gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x);
 }
 
-void layered(const Layer& layer, const Batch& batch, const float* x, const float* cosines, const float* sines,
-             long rotary, float* y) {
-    const Attention& shape = layer.attention;
-    const long rows = batch.rows, hidden = layer.output.outputs, inner = layer.down.inputs, dim = shape.dim;
-    const long width = shape.heads * dim, all = layer.query_key_value.outputs, narrow = shape.kv_heads * dim;
-    static thread_local std::vector<float> buffer;
-    const size_t needed = rows * (hidden + std::max(all + width, 3 * inner));
-    if (buffer.size() < needed) buffer.resize(needed);
-    float *norm = buffer.data(), *qkv = norm + rows * hidden, *heads = qkv + rows * all;
-    float *gate_up = qkv, *product = gate_up + rows * 2 * inner;  // when attention's are no longer needed
+// out [rows, inner] = activation(gate(x)) * up(x), of `of()`'s rows.
+template <typename Of>
+void gated(Member& member, const Layer& layer, const Of& of, float* out, long rows) {
+    const long inner = layer.gate.outputs, panels = layer.gate.panels();
+    const long pieces = pieces_of(panels), most = (panels + pieces - 1) / pieces;
+    Operand prepared{};
+    bool is_prepared = false;
+    float *gates = scratch<float>(SUMS, (most + 1) * rows * PANEL), *ups = gates + most * rows * PANEL;
+    auto each_panel = [&](long piece, auto call) {
+        const long first = piece * panels / pieces;
+        for (long panel = first; panel < (piece + 1) * panels / pieces; panel++)
+            call(panel, gates + (panel - first) * rows * PANEL);
+    };
+    member.each(
+        pieces,
+        [&](long piece) {
+            if (!is_prepared) prepared = of(), is_prepared = true;
+            each_panel(piece, [&](long panel, float* gate) {
+                multiply_panel(layer.gate, prepared, panel, rows, gate);
+                multiply_panel(layer.up, prepared, panel, rows, ups);
+                for (long i = 0; i < rows * PANEL; i += LANES)
+                    store(gate + i, activated(load(gate + i), layer.activation == 1) * load(ups + i));
+            });
+        },
+        [&](long piece) {
+            each_panel(piece, [&](long panel, const float* gate) {
+                const long first = panel * PANEL, count = std::min((long)PANEL, inner - first);
+                for (long r = 0; r < rows; r++)
+                    std::memcpy(out + r * inner + first, gate + r * PANEL, count * sizeof(float));
+            });
+        });
+}
 
-#pragma omp parallel for schedule(static)
-    for (long r = 0; r < rows; r++) normed(x + r * hidden, layer.input_norm, layer.epsilon, hidden, norm + r * hidden);
-    multiplied(layer.query_key_value, norm, nullptr, qkv, rows);
-#pragma omp parallel for schedule(static)
-    for (long r = 0; r < rows; r++)
-        for (long head = 0; head < shape.heads + shape.kv_heads; head++) {
-            float* at = qkv + r * all + head * dim;
-            const float* weight = head < shape.heads ? layer.query_norm : layer.key_norm;
-            if (weight) normed(at, weight, layer.epsilon, dim, at);
-            rotated(at, cosines + r * rotary, sines + r * rotary, rotary);
+struct Shared {  // what the threads of a run keep between calls
+    float *qkv, *heads, *product;
+
+    static Shared of(const Layer* layers, long n, long rows) {
+        size_t all = 0, wide = 0, inner = 0;
+        for (long i = 0; i < n; i++) {
+            all = std::max<size_t>(all, layers[i].query_key_value.outputs);
+            wide = std::max<size_t>(wide, layers[i].attention.heads * layers[i].attention.dim);
+            inner = std::max<size_t>(inner, layers[i].down.inputs);
         }
-    attended(shape, batch, {qkv, dim, all}, {qkv + width, dim, all}, {qkv + width + narrow, dim, all}, heads);
-    multiplied(layer.output, heads, x, y, rows);
-#pragma omp parallel for schedule(static)
-    for (long r = 0; r < rows; r++) normed(y + r * hidden, layer.output_norm, layer.epsilon, hidden, norm + r * hidden);
-    multiplied(layer.gate_up, norm, nullptr, gate_up, rows);
-#pragma omp parallel for schedule(static)
-    for (long r = 0; r < rows; r++) {
-        const float *gate = gate_up + r * 2 * inner, *up = gate + inner;
-        for (long i = 0; i < inner; i += LANES)  // a multiple of LANES
-            store(product + r * inner + i, activated(load(gate + i), layer.activation == 1) * load(up + i));
+        float* memory = scratch<float>(SHARED, rows * (all + wide + inner));
+        return {memory, memory + rows * all, memory + rows * (all + wide)};
     }
-    multiplied(layer.down, product, y, y, rows);
+};
+
+// y [rows, hidden] = layer(x); y may be x.
+void layered(Member& member, const Layer& layer, const Batch& batch, const Shared& shared, const float* x,
+             const float* cosines, const float* sines, long rotary, float* y) {
+    const Attention& shape = layer.attention;
+    const long rows = batch.rows, hidden = layer.output.outputs, dim = shape.dim;
+    const long width = shape.heads * dim, all = layer.query_key_value.outputs, narrow = shape.kv_heads * dim;
+    const LayerCache cache(shape, batch);
+    auto normed_rows = [&](const Linear& linear, const float* of, const float* weight) {
+        float* norm = scratch<float>(NORMED, rows * hidden);
+        for (long r = 0; r < rows; r++) normed(of + r * hidden, weight, layer.epsilon, hidden, norm + r * hidden);
+        return operand(linear, norm, rows);
+    };
+    auto turned = [&](const float* from, const float* weight, long row, float* to) {
+        if (weight)
+            normed(from, weight, layer.epsilon, dim, to);
+        else
+            std::memcpy(to, from, dim * sizeof(float));
+        rotate(to, cosines + row * rotary, sines + row * rotary, rotary);
+        return to;
+    };
+    multiplied(member, layer.query_key_value, [&] { return normed_rows(layer.query_key_value, x, layer.input_norm); },
+               nullptr, shared.qkv, rows);
+    const Rows query{shared.qkv, dim, all}, key{shared.qkv + width, dim, all}, value{key.at + narrow, dim, all};
+    remembered(member, cache, shape, batch, key, value,
+               [&](const float* from, long row, float* to) { turned(from, layer.key_norm, row, to); });
+    attended(
+        member, cache, shape, batch,
+        [&](long head, long row, float* space) -> const float* {
+            return turned(query.of(head, row), layer.query_norm, row, space);
+        },
+        shared.heads);
+    multiplied(member, layer.output, [&] { return operand(layer.output, shared.heads, rows); }, x, y, rows);
+    gated(member, layer, [&] { return normed_rows(layer.gate, y, layer.output_norm); }, shared.product, rows);
+    multiplied(member, layer.down, [&] { return operand(layer.down, shared.product, rows); }, y, y, rows);
 }
 
 }  // namespace

@@ -9,9 +9,12 @@ import os
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import torch
 
 from dare_core.decoding.kernels.build import built
+from dare_core.storage.processors import processors
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +25,22 @@ _SWITCH: Final = "DARE_KERNELS"
 STORAGES: Final = ("float32", "bfloat16", "int8")
 
 
+#: Of int8 weights, inputs that have a scale in common.
+BLOCK: Final = 128
+#: Of int8 weights, inputs that lie side by side.
+QUAD: Final = 4
+
+
 class Linear(ctypes.Structure):
-    """Weights ``[panels, inputs, panel]``; scales and bias ``[outputs]`` float32, or null."""
+    """Weights ``[panels, inputs / group, panel, group]``; bias ``[outputs]`` float32, or null.
+
+    Of int8 weights: scales float32 and shifts int32 ``[panels, blocks, panel]``; else null.
+    """
 
     _fields_ = (
         ("weights", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("shifts", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
@@ -61,6 +74,7 @@ class Batch(ctypes.Structure):
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("sequences", ctypes.c_void_p),
+        ("stretches", ctypes.c_void_p),
         ("tasks", ctypes.c_void_p),
         ("parents", ctypes.c_void_p),
         ("depths", ctypes.c_void_p),
@@ -86,20 +100,23 @@ class Layer(ctypes.Structure):
         ("activation", ctypes.c_int64),
         ("query_key_value", Linear),
         ("output", Linear),
-        ("gate_up", Linear),
+        ("gate", Linear),
+        ("up", Linear),
         ("down", Linear),
     )
 
 
 class Kernels:
-    """The loaded library.
+    """The loaded library. Its functions raise :class:`MemoryError` where memory is short.
 
     Attributes:
         panel: output features that lie side by side in packed weights.
         lanes: a head's width, and a fused layer's inner one, are multiples of it.
+        bf16_group: of bfloat16 weights, inputs that lie side by side: two where the processor multiplies pairs.
+        threads: ``(count)``: how many threads may take part in a call, this one included.
         linear: ``(Linear, x [rows, inputs], y [rows, outputs], rows)``.
         attention: ``(Attention, Batch, query, key, value: Rows, out [rows, heads, dim])``; writes the cache too.
-        layer: ``(Layer, Batch, x [rows, hidden], cosines, sines [rows, rotary], rotary, y [rows, hidden])``.
+        layers: ``(Layers, n, Batch, x [rows, hidden], cosines, sines [rows, rotary], rotary, y [rows, hidden])``.
         peaks: ``(logits [rows, width], rows, width, peaks [rows] float32, places [rows] int32)``: of each row the
             largest and where it stands first; NaN where the row holds one.
         compare: ``(logits, width, rows [n] int64, values [n], peaks [n], n, above [n] int32, log_sums [n])``: in each
@@ -110,17 +127,27 @@ class Kernels:
         loaded = ctypes.CDLL(str(library))
         self.panel = int(loaded.dare_panel())
         self.lanes = int(loaded.dare_lanes())
-        self.linear, self.attention, self.layer = loaded.dare_linear, loaded.dare_attention, loaded.dare_layer
+        self.bf16_group = int(loaded.dare_bf16_group())
+        self.threads = loaded.dare_threads
+        self.threads.argtypes, self.threads.restype = [ctypes.c_int], None
+        self.linear, self.attention, self.layers = loaded.dare_linear, loaded.dare_attention, loaded.dare_layers
         pointer, number = ctypes.c_void_p, ctypes.c_long
         self.linear.argtypes = [ctypes.POINTER(Linear), pointer, pointer, number]
         self.attention.argtypes = [ctypes.POINTER(kind) for kind in (Attention, Batch, Rows, Rows, Rows)] + [pointer]
-        self.layer.argtypes = [ctypes.POINTER(Layer), ctypes.POINTER(Batch), *[pointer] * 3, number, pointer]
+        self.layers.argtypes = [ctypes.POINTER(Layer), number, ctypes.POINTER(Batch), *[pointer] * 3, number, pointer]
         self.peaks = loaded.dare_peaks
         self.peaks.argtypes = [pointer, number, number, pointer, pointer]
         self.compare = loaded.dare_compare
         self.compare.argtypes = [pointer, number, pointer, pointer, pointer, number, pointer, pointer]
-        for function in (self.linear, self.attention, self.layer, self.peaks, self.compare):
-            function.restype = None
+        for function in (self.linear, self.attention, self.layers, self.peaks, self.compare):
+            function.restype = ctypes.c_int
+            function.errcheck = _check
+
+
+def _check(status: Any, *_: object) -> Any:
+    if status:
+        raise MemoryError("the kernels need more memory than there is")
+    return status
 
 
 @cache
@@ -129,8 +156,17 @@ def load() -> Kernels | None:
     if os.environ.get(_SWITCH) == "0":
         return None
     try:
-        return Kernels(built())
+        loaded = Kernels(built())
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         log.warning("no compiled kernels, decoding runs on torch's own, which is slower: %s", reason)
         return None
+    loaded.threads(processors())
+    return loaded
+
+
+def set_threads(count: int) -> None:
+    """Have up to ``count`` threads take part in a call, this one included; torch's operators, too."""
+    torch.set_num_threads(count)
+    if loaded := load():
+        loaded.threads(count)

@@ -3,19 +3,124 @@
 // The matrix libraries that torch ships are made for many rows. A step has one to a few dozen, so that a linear layer's
 // time is that of its weights' way from memory: they are read once, in order, and the next ones are fetched while these
 // are used.
+//
+// Weights are float32, bfloat16 or int8. int8 rows are multiplied by int8 weights into int32, exactly, on any processor;
+// blocks of BLOCK inputs have scales of their own, of a row and of an output. bfloat16 rows are rounded and multiplied
+// where the processor does that, else the weights are widened. A row's result never depends on the rows beside it.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
 
 constexpr long BLOCK = 128;  // input features that are worked through before the next row tile's turn
 constexpr long LINE = 64;    // bytes of a line of the processor's caches
+constexpr long QUAD = 4;     // int8 inputs that are multiplied and summed at once
+constexpr float INT8_MOST = 127.0f;
+
+#if defined(__AVX512BF16__)
+constexpr long BF16_GROUP = 2;  // bfloat16 inputs likewise
+#else
+constexpr long BF16_GROUP = 1;
+#endif
+#if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || defined(__AVXVNNI__)
+constexpr bool SHIFTED = true;  // rows are stored as unsigned numbers, 128 more than they are
+#else
+constexpr bool SHIFTED = false;
+#endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int INT8_TILE = SHIFTED ? TILE : 4;
+#else
+constexpr int INT8_TILE = TILE;
+#endif
+
+struct Linear {  // y = x W^T, plus bias
+    const void* weights;       // [panels, inputs / group, PANEL, group]
+    const float* scales;       // int8: [panels, blocks, PANEL]
+    const int32_t* shifts;     // int8: [panels, blocks, PANEL], -128 times the sum of the weights
+    const float* bias;         // [outputs], or null
+    int64_t inputs, outputs, storage;  // 0: float32, 1: bfloat16, 2: int8
+
+    long panels() const { return (outputs + PANEL - 1) / PANEL; }
+    long blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
+    long padded() const { return (inputs + QUAD - 1) / QUAD * QUAD; }
+};
+
+// Rows as a layer's weights are multiplied with them.
+struct Operand {
+    const float* x;  // [rows, inputs]
+    const uint16_t* narrow;
+    const uint8_t *quantised, *magnitudes;  // [rows, padded]
+    const float* scales;                    // [rows, blocks]
+};
+
+inline uint16_t rounded_to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return bits >> 16 | 0x40;  // NaN stays one
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// One row's block in units of its largest value's 127th. Returns the unit; NaN where the block holds one.
+inline float quantise(const float* x, long count, uint8_t* to, uint8_t* magnitudes) {
+    Vec peaks = {};
+    IntVec unordered = {};
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const Vec value = load(x + i);
+        peaks = larger(value < 0 ? -value : value, peaks);
+        unordered |= value != value;
+    }
+    float most = 0;
+    bool broken = false;
+    for (int lane = 0; lane < LANES; lane++) most = std::max(most, peaks[lane]), broken |= unordered[lane] != 0;
+    for (; i < count; i++) most = std::max(most, std::fabs(x[i])), broken |= x[i] != x[i];
+    const float per_unit = most > 0 ? INT8_MOST / most : 0.0f;
+    for (i = 0; i < count; i++) {
+        const float shifted = x[i] * per_unit + 12582912.0f;  // the nearest whole number stands in the lowest bits
+        int32_t bits;
+        std::memcpy(&bits, &shifted, sizeof bits);
+        const int8_t value = (int8_t)bits;
+        to[i] = (uint8_t)(SHIFTED ? value + 128 : value);
+        magnitudes[i] = (uint8_t)(value < 0 ? -value : value);
+    }
+    return broken ? NAN : most / INT8_MOST;
+}
+
+// `x` [rows, inputs] as `layer` takes it, in this thread's memory.
+inline Operand operand(const Linear& layer, const float* x, long rows) {
+    Operand made{x, nullptr, nullptr, nullptr, nullptr};
+    const long inputs = layer.inputs, padded = layer.padded(), blocks = layer.blocks();
+    if (layer.storage == 1 && BF16_GROUP == 2) {
+        const long pairs = (inputs + 1) / 2;
+        uint16_t* narrow = scratch<uint16_t>(ROWS, rows * pairs * 2);
+        for (long r = 0; r < rows; r++) {
+            narrow[(r + 1) * pairs * 2 - 1] = 0;
+            for (long i = 0; i < inputs; i++) narrow[r * pairs * 2 + i] = rounded_to_bf16(x[r * inputs + i]);
+        }
+        made.narrow = narrow;
+    } else if (layer.storage == 2) {
+        uint8_t* quantised = scratch<uint8_t>(ROWS, 2 * rows * padded);
+        uint8_t* magnitudes = quantised + rows * padded;
+        float* scales = scratch<float>(SCALES, rows * blocks);
+        for (long r = 0; r < rows; r++) {
+            for (long i = inputs; i < padded; i++) quantised[r * padded + i] = magnitudes[r * padded + i] = 0;
+            for (long b = 0; b < blocks; b++) {
+                const long at = r * padded + b * BLOCK;
+                scales[r * blocks + b] = quantise(x + r * inputs + b * BLOCK, std::min(BLOCK, inputs - b * BLOCK),
+                                                  quantised + at, magnitudes + at);
+            }
+        }
+        made.quantised = quantised, made.magnitudes = magnitudes, made.scales = scales;
+    }
+    return made;
+}
 
 inline Vec widen(const float* from) { return load(from); }
 
@@ -31,105 +136,247 @@ inline Vec widen(const uint16_t* from) {  // bfloat16 is float's upper half
 #endif
 }
 
-inline Vec widen(const int8_t* from) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#elif defined(__AVX2__)
-    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
-#else
-    Vec wide;
-    for (int i = 0; i < LANES; i++) wide[i] = from[i];
-    return wide;
-#endif
-}
-
 // One panel's outputs for ROWS rows: += the products of `inputs` features. Meanwhile `ahead` lines are fetched.
-template <int ROWS, typename Weight>
-inline void multiply(const float* x, long x_stride, const Weight* weights, long inputs, float* sums, const char* next,
+template <int ROWS>
+struct Multiply {
+    // Float weights, one input after the other.
+    template <typename Weight>
+    static void wide(const float* x, long stride, const Weight* weights, long inputs, float* sums, const char* next,
                      long ahead) {
-    Vec low[ROWS], high[ROWS];
-    for (int r = 0; r < ROWS; r++) low[r] = load(sums + r * PANEL), high[r] = load(sums + r * PANEL + LANES);
-    auto step = [&](long k) {
-        const Vec a = widen(weights + k * PANEL), b = widen(weights + k * PANEL + LANES);
-        for (int r = 0; r < ROWS; r++) {
-            const Vec value = x[r * x_stride + k] - Vec{};
-            low[r] += value * a;
-            high[r] += value * b;
+        Vec low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = load(sums + r * PANEL), high[r] = load(sums + r * PANEL + LANES);
+        auto step = [&](long k) {
+            const Vec a = widen(weights + k * PANEL), b = widen(weights + k * PANEL + LANES);
+            for (int r = 0; r < ROWS; r++) {
+                const Vec value = x[r * stride + k] - Vec{};
+                low[r] += value * a;
+                high[r] += value * b;
+            }
+        };
+        ahead = std::min(ahead, inputs);
+        for (long k = 0; k < ahead; k++) {
+            __builtin_prefetch(next + k * LINE, 0, 3);
+            step(k);
         }
-    };
-    ahead = std::min(ahead, inputs);
-    for (long k = 0; k < ahead; k++) {
-        __builtin_prefetch(next + k * LINE, 0, 3);
-        step(k);
+        for (long k = ahead; k < inputs; k++) step(k);
+        for (int r = 0; r < ROWS; r++) store(sums + r * PANEL, low[r]), store(sums + r * PANEL + LANES, high[r]);
     }
-    for (long k = ahead; k < inputs; k++) step(k);
-    for (int r = 0; r < ROWS; r++) store(sums + r * PANEL, low[r]), store(sums + r * PANEL + LANES, high[r]);
-}
 
-template <int ROWS = TILE, typename Weight>
-inline void multiply_rows(int rows, const float* x, long x_stride, const Weight* weights, long inputs, float* sums,
-                          const char* next, long ahead) {
-    if constexpr (ROWS > 0) {
-        if (rows == ROWS)
-            multiply<ROWS>(x, x_stride, weights, inputs, sums, next, ahead);
-        else
-            multiply_rows<ROWS - 1>(rows, x, x_stride, weights, inputs, sums, next, ahead);
+#if defined(__AVX512BF16__)
+    static void pairs(const uint16_t* x, long stride, const uint16_t* weights, long count, float* sums,
+                      const char* next, long ahead) {
+        __m512 low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++)
+            low[r] = _mm512_loadu_ps(sums + r * PANEL), high[r] = _mm512_loadu_ps(sums + r * PANEL + LANES);
+        for (long k = 0; k < count; k++) {
+            if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
+            const __m512bh a = (__m512bh)_mm512_loadu_si512(weights + k * PANEL * 2);
+            const __m512bh b = (__m512bh)_mm512_loadu_si512(weights + k * PANEL * 2 + PANEL);
+            for (int r = 0; r < ROWS; r++) {
+                int32_t pair;
+                std::memcpy(&pair, x + r * stride + 2 * k, sizeof pair);
+                const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
+                low[r] = _mm512_dpbf16_ps(low[r], value, a);
+                high[r] = _mm512_dpbf16_ps(high[r], value, b);
+            }
+        }
+        for (int r = 0; r < ROWS; r++)
+            _mm512_storeu_ps(sums + r * PANEL, low[r]), _mm512_storeu_ps(sums + r * PANEL + LANES, high[r]);
     }
-}
+#endif
 
-struct Linear {  // y = x W^T, times scales, plus bias and what is to be added
-    const void* weights;
-    const float *scales, *bias;
-    int64_t inputs, outputs, storage;  // of storage see `multiplied`
+    // int8 by int8: four inputs at once, a block of them.
+    static void quads(const uint8_t* x, const uint8_t* magnitudes, long stride, const float* x_scales, long x_blocks,
+                      const int8_t* weights, const float* scales, const int32_t* shifts, long count, float* sums,
+                      const char* next, long ahead) {
+        auto ints = [](const uint8_t* from) {
+            int32_t quad;
+            std::memcpy(&quad, from, sizeof quad);
+            return quad;
+        };
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+        __m512i low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++)
+            low[r] = _mm512_loadu_si512(shifts), high[r] = _mm512_loadu_si512(shifts + LANES);
+        for (long k = 0; k < count; k++) {
+            if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
+            const __m512i a = _mm512_loadu_si512(weights + k * PANEL * QUAD);
+            const __m512i b = _mm512_loadu_si512(weights + k * PANEL * QUAD + LANES * QUAD);
+            for (int r = 0; r < ROWS; r++) {
+                const __m512i value = _mm512_set1_epi32(ints(x + r * stride + QUAD * k));
+                low[r] = _mm512_dpbusd_epi32(low[r], value, a);
+                high[r] = _mm512_dpbusd_epi32(high[r], value, b);
+            }
+        }
+#elif defined(__AVXVNNI__) && defined(__AVX2__) && !defined(__AVX512F__)
+        __m256i low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++)
+            low[r] = _mm256_loadu_si256((const __m256i*)shifts),
+            high[r] = _mm256_loadu_si256((const __m256i*)(shifts + LANES));
+        for (long k = 0; k < count; k++) {
+            if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
+            const __m256i a = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD));
+            const __m256i b = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD + LANES * QUAD));
+            for (int r = 0; r < ROWS; r++) {
+                const __m256i value = _mm256_set1_epi32(ints(x + r * stride + QUAD * k));
+                low[r] = _mm256_dpbusd_avx_epi32(low[r], value, a);
+                high[r] = _mm256_dpbusd_avx_epi32(high[r], value, b);
+            }
+        }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+        // The signs of the rows are given to the weights: |x| * (w sign x). Pairs fit 16 bits: none is -128.
+        const __m256i ones = _mm256_set1_epi16(1);
+        __m256i low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = high[r] = _mm256_setzero_si256();
+        for (long k = 0; k < count; k++) {
+            if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
+            const __m256i a = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD));
+            const __m256i b = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD + LANES * QUAD));
+            for (int r = 0; r < ROWS; r++) {
+                const __m256i sign = _mm256_set1_epi32(ints(x + r * stride + QUAD * k));
+                const __m256i size = _mm256_set1_epi32(ints(magnitudes + r * stride + QUAD * k));
+                const __m256i c = _mm256_maddubs_epi16(size, _mm256_sign_epi8(a, sign));
+                const __m256i d = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b, sign));
+                low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(ones, c));
+                high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(ones, d));
+            }
+        }
+#elif defined(__AVX512BW__)
+        const __m512i ones = _mm512_set1_epi16(1), zero = _mm512_setzero_si512();
+        __m512i low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = high[r] = zero;
+        for (long k = 0; k < count; k++) {
+            if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
+            const __m512i a = _mm512_loadu_si512(weights + k * PANEL * QUAD);
+            const __m512i b = _mm512_loadu_si512(weights + k * PANEL * QUAD + LANES * QUAD);
+            for (int r = 0; r < ROWS; r++) {
+                const __mmask64 below = _mm512_movepi8_mask(_mm512_set1_epi32(ints(x + r * stride + QUAD * k)));
+                const __m512i size = _mm512_set1_epi32(ints(magnitudes + r * stride + QUAD * k));
+                const __m512i c = _mm512_maddubs_epi16(size, _mm512_mask_sub_epi8(a, below, zero, a));
+                const __m512i d = _mm512_maddubs_epi16(size, _mm512_mask_sub_epi8(b, below, zero, b));
+                low[r] = _mm512_add_epi32(low[r], _mm512_madd_epi16(ones, c));
+                high[r] = _mm512_add_epi32(high[r], _mm512_madd_epi16(ones, d));
+            }
+        }
+#else
+        IntVec low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = high[r] = IntVec{};
+        for (long k = 0; k < count; k++)
+            for (int r = 0; r < ROWS; r++)
+                for (int i = 0; i < LANES; i++)
+                    for (long j = 0; j < QUAD; j++) {
+                        const int32_t value = (int8_t)x[r * stride + QUAD * k + j];
+                        low[r][i] += value * weights[(k * PANEL + i) * QUAD + j];
+                        high[r][i] += value * weights[(k * PANEL + LANES + i) * QUAD + j];
+                    }
+#endif
+        const Vec low_scale = load(scales), high_scale = load(scales + LANES);
+        for (int r = 0; r < ROWS; r++) {
+            const Vec unit = x_scales[r * x_blocks] - Vec{};
+            float* of_row = sums + r * PANEL;
+            store(of_row, load(of_row) + as_floats((IntVec)low[r]) * (unit * low_scale));
+            store(of_row + LANES, load(of_row + LANES) + as_floats((IntVec)high[r]) * (unit * high_scale));
+        }
+    }
 };
 
-template <typename Weight>
-void multiplied_by(const Linear& layer, const Weight* weights, const float* x, const float* added, float* y, long rows) {
-    const long inputs = layer.inputs, outputs = layer.outputs;
-    const long panels = (outputs + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
-#pragma omp parallel
-    {
-        std::vector<float> buffer(rows * PANEL + BLOCK * PANEL);
-        float *sums = buffer.data(), *wide = sums + rows * PANEL;
-#pragma omp for schedule(static)
-        for (long panel = 0; panel < panels; panel++) {
-            std::fill(sums, sums + rows * PANEL, 0.0f);
-            for (long k = 0; k < inputs; k += BLOCK) {
-                const long width = std::min(BLOCK, inputs - k);
-                const Weight* stored = weights + (panel * inputs + k) * PANEL;
-                // The tiles share in fetching the next block, which is another panel's when this one's are used up.
-                const char* next = reinterpret_cast<const char*>(stored + width * PANEL);
-                const long share = (BLOCK * PANEL * (long)sizeof(Weight) / LINE + tiles - 1) / tiles;
-                const bool narrow = sizeof(Weight) < sizeof(float) && tiles > 2;  // widened once for all rows
-                for (long i = 0; narrow && i < width * PANEL; i += LANES) store(wide + i, widen(stored + i));
-                for (long tile = 0; tile < tiles; tile++) {  // of sizes that differ by one at most
-                    const long begin = tile * rows / tiles, count = (tile + 1) * rows / tiles - begin;
-                    const float* inputs_of = x + begin * inputs + k;
-                    const char* ahead = next + tile * share * LINE;
-                    if (narrow)
-                        multiply_rows(count, inputs_of, inputs, wide, width, sums + begin * PANEL, ahead, share);
-                    else
-                        multiply_rows(count, inputs_of, inputs, stored, width, sums + begin * PANEL, ahead, share);
-                }
-            }
-            const long first = panel * PANEL, count = std::min((long)PANEL, outputs - first);
-            for (long r = 0; r < rows; r++) {
-                float* out = sums + r * PANEL;
-                for (long j = 0; layer.scales && j < count; j++) out[j] *= layer.scales[first + j];
-                for (long j = 0; layer.bias && j < count; j++) out[j] += layer.bias[first + j];
-                for (long j = 0; added && j < count; j++) out[j] += added[r * outputs + first + j];
-                std::memcpy(y + r * outputs + first, out, count * sizeof(float));
-            }
-        }
+template <int ROWS, typename Call>
+inline void of_rows(long rows, const Call& call) {  // `call` for so many rows, known when this is compiled
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS)
+            call(Multiply<ROWS>());
+        else
+            of_rows<ROWS - 1>(rows, call);
     }
 }
 
-void multiplied(const Linear& layer, const float* x, const float* added, float* y, long rows) {
-    switch (layer.storage) {
-        case 0: return multiplied_by(layer, static_cast<const float*>(layer.weights), x, added, y, rows);
-        case 1: return multiplied_by(layer, static_cast<const uint16_t*>(layer.weights), x, added, y, rows);
-        default: return multiplied_by(layer, static_cast<const int8_t*>(layer.weights), x, added, y, rows);
+// `sums` [rows, PANEL]: what `operand`'s rows make with the weights of one panel.
+inline void multiply_panel(const Linear& layer, const Operand& rows_of, long panel, long rows, float* sums) {
+    const long inputs = layer.inputs, blocks = layer.blocks(), most = layer.storage == 2 ? INT8_TILE : TILE;
+    const long tiles = (rows + most - 1) / most;
+    const long bytes = layer.storage == 0 ? 4 : layer.storage == 1 ? 2 : 1;  // of a weight
+    const long groups = layer.storage == 2 ? QUAD : layer.storage == 1 ? BF16_GROUP : 1;
+    const long padded = (inputs + groups - 1) / groups * groups;
+    const char* weights = static_cast<const char*>(layer.weights) + panel * padded * PANEL * bytes;
+    std::fill(sums, sums + rows * PANEL, 0.0f);
+    for (long block = 0; block < blocks; block++) {
+        const long k = block * BLOCK, width = std::min(BLOCK, padded - k);
+        const char* stored = weights + k * PANEL * bytes;
+        // The tiles share in fetching the next block, which is another panel's when this one's are used up.
+        const char* next = stored + width * PANEL * bytes;
+        const long share = (BLOCK * PANEL * bytes / LINE + tiles - 1) / tiles;
+        const bool widened = layer.storage == 1 && BF16_GROUP == 1 && tiles > 2;  // once for all rows
+        float* wide = widened ? scratch<float>(WIDENED, BLOCK * PANEL) : nullptr;
+        for (long i = 0; widened && i < width * PANEL; i += LANES)
+            store(wide + i, widen(reinterpret_cast<const uint16_t*>(stored) + i));
+        for (long tile = 0; tile < tiles; tile++) {  // of sizes that differ by one at most
+            const long begin = tile * rows / tiles, count = (tile + 1) * rows / tiles - begin;
+            const char* ahead = next + tile * share * LINE;
+            const float* x = rows_of.x + begin * inputs + k;
+            float* to = sums + begin * PANEL;
+            of_rows<TILE>(count, [&](auto multiply) {
+                if (layer.storage == 0 || widened) {
+                    multiply.wide(x, inputs, widened ? wide : reinterpret_cast<const float*>(stored), width, to, ahead,
+                                  share);
+                } else if (layer.storage == 1) {
+                    const auto* narrow = reinterpret_cast<const uint16_t*>(stored);
+#if defined(__AVX512BF16__)
+                    multiply.pairs(rows_of.narrow + begin * padded + k, padded, narrow, width / 2, to, ahead, share);
+#else
+                    multiply.wide(x, inputs, narrow, width, to, ahead, share);
+#endif
+                } else {
+                    const long at = begin * padded + k, of_block = (panel * blocks + block) * PANEL;
+                    multiply.quads(rows_of.quantised + at, rows_of.magnitudes + at, padded,
+                                   rows_of.scales + begin * blocks + block, blocks,
+                                   reinterpret_cast<const int8_t*>(stored), layer.scales + of_block,
+                                   layer.shifts + of_block, width / QUAD, to, ahead, share);
+                }
+            });
+        }
     }
+    const long first = panel * PANEL, count = std::min((long)PANEL, layer.outputs - first);
+    for (long r = 0; layer.bias && r < rows; r++)
+        for (long j = 0; j < count; j++) sums[r * PANEL + j] += layer.bias[first + j];
+}
+
+// How many pieces `count` equal parts make: enough for threads to share evenly, no more than pay for being taken.
+inline long pieces_of(long count) { return std::clamp(count / 4, std::min(count, 48L), MOST_PIECES); }
+
+// y [rows, outputs] = layer(x), plus `added` [rows, outputs] where there is such; all that of `of` says, in one call.
+// `of()` gives each thread its operand.
+template <typename Of>
+inline void multiplied(Member& member, const Linear& layer, const Of& of, const float* added, float* y, long rows) {
+    const long panels = layer.panels(), pieces = pieces_of(panels), most = (panels + pieces - 1) / pieces;
+    Operand prepared{};
+    bool is_prepared = false;
+    float* sums = scratch<float>(SUMS, most * rows * PANEL);
+    auto first_of = [&](long piece) { return piece * panels / pieces; };
+    member.each(
+        pieces,
+        [&](long piece) {
+            if (!is_prepared) prepared = of(), is_prepared = true;
+            const long first = first_of(piece);
+            for (long panel = first; panel < first_of(piece + 1); panel++)
+                multiply_panel(layer, prepared, panel, rows, sums + (panel - first) * rows * PANEL);
+        },
+        [&](long piece) {
+            const long first = first_of(piece);
+            for (long panel = first; panel < first_of(piece + 1); panel++) {
+                const float* of_panel = sums + (panel - first) * rows * PANEL;
+                const long begin = panel * PANEL, count = std::min((long)PANEL, layer.outputs - begin);
+                for (long r = 0; r < rows; r++) {
+                    float* out = y + r * layer.outputs + begin;
+                    const float* sum_of = of_panel + r * PANEL;
+                    if (added) {
+                        const float* more = added + r * layer.outputs + begin;
+                        for (long j = 0; j < count; j++) out[j] = sum_of[j] + more[j];
+                    } else {
+                        std::memcpy(out, sum_of, count * sizeof(float));
+                    }
+                }
+            }
+        });
 }
 
 }  // namespace

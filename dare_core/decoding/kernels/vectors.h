@@ -30,6 +30,8 @@ inline float sum(Vec value) {
     return total;
 }
 
+inline Vec as_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
+
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 // e to the power of values that are not above zero (Cephes' polynomial; relative error below 2e-7).
