@@ -3,6 +3,7 @@
 What prompts have in common at their beginning is held once.
 """
 
+import weakref
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dare_core.decoding import kernels
 from dare_core.errors import ModelError, is_out_of_memory
 
 #: Beginnings of prompts that are held once: so many at most, and no shorter ones.
@@ -130,6 +132,7 @@ class KVCache:
         self.capacity = capacity
         self.head_shape = shape.kv_heads, shape.head_dim
         self._held = [_Prefix(slots + i) for i in range(prefixes)]
+        weakref.finalize(self, kernels.settle).atexit = False
 
     @classmethod
     def allocate(

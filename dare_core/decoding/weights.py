@@ -6,6 +6,7 @@ long, and more of them are multiplied at once. Where the kernels cannot be compi
 (docs/benchmarks.md compares).
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -55,6 +56,7 @@ class PanelLinear(nn.Module):
             panels, scales, shifts = _quantised(panels)
         weight = panels.view(*panels.shape[:2], -1, group).transpose(1, 2).contiguous()
         self._kept = weight, scales, shifts, bias  # for as long as the kernels are given their addresses
+        weakref.finalize(self, kernels.settle).atexit = False
         self._out = torch.empty(0)
         self.layer = kernels.Linear(
             weight.data_ptr(),

@@ -15,6 +15,19 @@ from dare_core.decoding.kernels.library import (
     Rows,
     load,
     set_threads,
+    settle,
 )
 
-__all__ = ["BLOCK", "QUAD", "STORAGES", "Attention", "Batch", "Layer", "Linear", "Rows", "load", "set_threads"]
+__all__ = [
+    "BLOCK",
+    "QUAD",
+    "STORAGES",
+    "Attention",
+    "Batch",
+    "Layer",
+    "Linear",
+    "Rows",
+    "load",
+    "set_threads",
+    "settle",
+]

@@ -81,24 +81,13 @@ void gated(Member& member, const Layer& layer, const Of& of, float* out, long ro
         });
 }
 
-struct Shared {  // what the threads of a run keep between calls
+struct Between {  // what the threads of a run hand on from call to call
     float *qkv, *heads, *product;
-
-    static Shared of(const Layer* layers, long n, long rows) {
-        size_t all = 0, wide = 0, inner = 0;
-        for (long i = 0; i < n; i++) {
-            all = std::max<size_t>(all, layers[i].query_key_value.outputs);
-            wide = std::max<size_t>(wide, layers[i].attention.heads * layers[i].attention.dim);
-            inner = std::max<size_t>(inner, layers[i].down.inputs);
-        }
-        float* memory = scratch<float>(SHARED, rows * (all + wide + inner));
-        return {memory, memory + rows * all, memory + rows * (all + wide)};
-    }
 };
 
-// y [rows, hidden] = layer(x); y may be x.
-void layered(Member& member, const Layer& layer, const Batch& batch, const Shared& shared, const float* x,
-             const float* cosines, const float* sines, long rotary, float* y) {
+// x [rows, hidden] = layer(x).
+void layered(Member& member, const Layer& layer, const Batch& batch, const Between& between, float* x,
+             const float* cosines, const float* sines, long rotary) {
     const Attention& shape = layer.attention;
     const long rows = batch.rows, hidden = layer.output.outputs, dim = shape.dim;
     const long width = shape.heads * dim, all = layer.query_key_value.outputs, narrow = shape.kv_heads * dim;
@@ -117,8 +106,8 @@ void layered(Member& member, const Layer& layer, const Batch& batch, const Share
         return to;
     };
     multiplied(member, layer.query_key_value, [&] { return normed_rows(layer.query_key_value, x, layer.input_norm); },
-               nullptr, shared.qkv, rows);
-    const Rows query{shared.qkv, dim, all}, key{shared.qkv + width, dim, all}, value{key.at + narrow, dim, all};
+               nullptr, between.qkv, rows);
+    const Rows query{between.qkv, dim, all}, key{between.qkv + width, dim, all}, value{key.at + narrow, dim, all};
     remembered(member, cache, shape, batch, key, value,
                [&](const float* from, long row, float* to) { turned(from, layer.key_norm, row, to); });
     attended(
@@ -126,10 +115,10 @@ void layered(Member& member, const Layer& layer, const Batch& batch, const Share
         [&](long head, long row, float* space) -> const float* {
             return turned(query.of(head, row), layer.query_norm, row, space);
         },
-        shared.heads);
-    multiplied(member, layer.output, [&] { return operand(layer.output, shared.heads, rows); }, x, y, rows);
-    gated(member, layer, [&] { return normed_rows(layer.gate, y, layer.output_norm); }, shared.product, rows);
-    multiplied(member, layer.down, [&] { return operand(layer.down, shared.product, rows); }, y, y, rows);
+        between.heads);
+    multiplied(member, layer.output, [&] { return operand(layer.output, between.heads, rows); }, x, x, rows);
+    gated(member, layer, [&] { return normed_rows(layer.gate, x, layer.output_norm); }, between.product, rows);
+    multiplied(member, layer.down, [&] { return operand(layer.down, between.product, rows); }, x, x, rows);
 }
 
 }  // namespace

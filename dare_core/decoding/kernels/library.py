@@ -114,6 +114,7 @@ class Kernels:
         lanes: a head's width, and a fused layer's inner one, are multiples of it.
         bf16_group: of bfloat16 weights, inputs that lie side by side: two where the processor multiplies pairs.
         threads: ``(count)``: how many threads may take part in a call, this one included.
+        settle: ``()``: waits for threads that still look at weights or cache after a call.
         linear: ``(Linear, x [rows, inputs], y [rows, outputs], rows)``.
         attention: ``(Attention, Batch, query, key, value: Rows, out [rows, heads, dim])``; writes the cache too.
         layers: ``(Layers, n, Batch, x [rows, hidden], cosines, sines [rows, rotary], rotary, y [rows, hidden])``.
@@ -130,6 +131,8 @@ class Kernels:
         self.bf16_group = int(loaded.dare_bf16_group())
         self.threads = loaded.dare_threads
         self.threads.argtypes, self.threads.restype = [ctypes.c_int], None
+        self.settle = loaded.dare_settle
+        self.settle.argtypes, self.settle.restype = [], None
         self.linear, self.attention, self.layers = loaded.dare_linear, loaded.dare_attention, loaded.dare_layers
         pointer, number = ctypes.c_void_p, ctypes.c_long
         self.linear.argtypes = [ctypes.POINTER(Linear), pointer, pointer, number]
@@ -163,6 +166,12 @@ def load() -> Kernels | None:
         return None
     loaded.threads(processors())
     return loaded
+
+
+def settle() -> None:
+    """To be called before weights or a cache are freed: a thread that was left behind may still look at them."""
+    if loaded := load():
+        loaded.settle()
 
 
 def set_threads(count: int) -> None:

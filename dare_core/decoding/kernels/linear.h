@@ -186,8 +186,8 @@ struct Multiply {
 #endif
 
     // int8 by int8: four inputs at once, a block of them.
-    static void quads(const uint8_t* x, const uint8_t* magnitudes, long stride, const float* x_scales, long x_blocks,
-                      const int8_t* weights, const float* scales, const int32_t* shifts, long count, float* sums,
+    static void quads(const uint8_t* x, [[maybe_unused]] const uint8_t* magnitudes, long stride, const float* x_scales, long x_blocks,
+                      const int8_t* weights, const float* scales, [[maybe_unused]] const int32_t* shifts, long count, float* sums,
                       const char* next, long ahead) {
         auto ints = [](const uint8_t* from) {
             int32_t quad;

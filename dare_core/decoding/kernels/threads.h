@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -15,7 +16,9 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <new>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -51,14 +54,16 @@ struct Board {
     Counter claims[MOST_THREADS];                // of each thread's stretch: the call, and the next piece
     std::atomic<uint64_t> winners[MOST_PIECES];  // of each piece: the last call for which it is committed
     Counter committed;                           // pieces, of all calls
-    uint64_t call = 0, due = 0;                  // when a run begins: calls made, and their pieces
+    uint64_t call = 0, due = 0;                  // before the run: calls made, and their pieces
+    uint64_t next_call = 0, next_due = 0;        // after it
 
     Board() { clear(); }
 
     void clear() {
-        for (auto& claims_ : claims) claims_.value.store(0);
-        for (auto& winner : winners) winner.store(0);
-        committed.value.store(0);
+        for (auto& claims_ : claims) claims_.value.store(0, std::memory_order_relaxed);
+        for (auto& winner : winners) winner.store(0, std::memory_order_relaxed);
+        committed.value.store(0, std::memory_order_relaxed);
+        next_call = next_due = 0;
     }
 
     // The next piece of [begin, end) that nobody took for this call; -1 if there is none.
@@ -136,6 +141,48 @@ class Member {
     uint64_t call_, due_;
 };
 
+// Memory of a run, for whatever its threads read: one that was left behind may look at it when the caller has gone on.
+class Arena {
+   public:
+    void reserve(size_t bytes) {
+        if (memory_.size() < bytes) std::vector<char>().swap(memory_), memory_.resize(bytes);
+        used_ = 0;
+    }
+
+    template <typename Value>
+    Value* space(size_t count) {
+        Value* at = reinterpret_cast<Value*>(memory_.data() + used_);
+        used_ += room<Value>(count);
+        return at;
+    }
+
+    template <typename Value>
+    const Value* copy(const Value* from, size_t count) {
+        Value* to = space<Value>(count);
+        if (count) std::memcpy(static_cast<void*>(to), from, count * sizeof(Value));
+        return to;
+    }
+
+    template <typename Value>
+    static size_t room(size_t count) {
+        return (count * sizeof(Value) + 63) / 64 * 64;
+    }
+
+   private:
+    std::vector<char> memory_;
+    size_t used_ = 0;
+};
+
+// One run: what is to be done, and who is at it.
+struct Run {
+    Board board;
+    Arena arena;
+    int members = 1;
+    std::atomic<int> inside{0};  // threads but for the caller's
+    alignas(64) char body[512];
+    void (*join)(Run&, Member&) = nullptr;
+};
+
 // Threads of this process that help with runs. Made when they are first wanted, and anew after a fork.
 class Pool {
    public:
@@ -161,43 +208,75 @@ class Pool {
         return *pool;
     }
 
-    // Make a run of `body(Member&)` with this thread and up to `threads - 1` others.
-    template <typename Body>
-    void run(int threads, const Body& body) {
+    // Do `prepare(arena)(member)` with this thread and up to `threads - 1` others, and then `finish()`. `prepare` puts
+    // what is read into the arena, where it needs `bytes`. Others may be in the middle of a piece, of no use any more,
+    // when this returns; where they look at what is not in the arena, `wait` for them.
+    template <typename Prepare, typename Finish>
+    void run(int threads, size_t bytes, bool wait, const Prepare& prepare, const Finish& finish) {
+        using Body = decltype(prepare(std::declval<Arena&>()));
+        static_assert(std::is_trivially_destructible_v<Body> && sizeof(Body) <= sizeof(Run::body));
         if (threads <= 1 || busy_.test_and_set(std::memory_order_acquire)) {  // another thread of Python's has them
-            Member member(board_, 0, 1);
-            return body(member);
+            static Board unused;
+            static thread_local Arena arena;
+            arena.reserve(bytes);
+            Member member(unused, 0, 1);
+            prepare(arena)(member);
+            return finish();
         }
-        members_ = 1 + grow(std::min(threads, MOST_THREADS) - 1);
-        body_ = &body;
-        join_ = [](Pool& pool, int index) {
-            Member member(pool.board_, index, pool.members_);
-            (*static_cast<const Body*>(pool.body_))(member);
-            return std::pair(member.call(), member.due());
-        };
-        const uint32_t last = generation_.load(), generation = last + 1 ? last + 1 : 1;
-        open_.store(generation);
-        generation_.store(generation);
-        if (members_ > 1) generation_.notify_all();
-        std::exception_ptr failed;
-        std::pair<uint64_t, uint64_t> after{0, 0};
         try {
-            after = join_(*this, 0);
+            Run& run = idle();
+            run.arena.reserve(bytes);
+            new (run.body) Body(prepare(run.arena));
+            run.join = [](Run& of, Member& member) { (*std::launder(reinterpret_cast<Body*>(of.body)))(member); };
+            run.members = 1 + grow(std::min(threads, MOST_THREADS) - 1);
+            make(run, wait);
+            finish();
         } catch (...) {
-            failed = std::current_exception();
+            busy_.clear(std::memory_order_release);
+            throw;
         }
-        open_.store(0);
-        await_others();
-        if (failed) board_.clear();  // the others may have gone further, or not as far
-        board_.call = after.first, board_.due = after.second;
         busy_.clear(std::memory_order_release);
-        if (failed) std::rethrow_exception(failed);
+    }
+
+    // Wait until no thread looks at anything any more.
+    void settle() {
+        for (Run& run : runs_) await_others(run);
     }
 
    private:
     static std::atomic<Pool*>& current() {
         static std::atomic<Pool*> pool{nullptr};
         return pool;
+    }
+
+    Run& idle() {  // the first that nobody is inside of
+        for (Run& run : runs_)
+            if (!run.inside.load()) return run;
+        await_others(runs_[0]);
+        return runs_[0];
+    }
+
+    void make(Run& run, bool wait) {
+        const uint32_t last = generation_.load(), generation = last + 1 ? last + 1 : 1;
+        run.board.call = run.board.next_call, run.board.due = run.board.next_due;
+        open_run_.store(&run);
+        open_.store(generation);
+        generation_.store(generation);
+        if (run.members > 1) generation_.notify_all();
+        Member member(run.board, 0, run.members);
+        std::exception_ptr failed;
+        try {
+            run.join(run, member);
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        open_.store(0);
+        if (wait || failed) await_others(run);
+        if (failed) {  // the others may have gone further, or not as far
+            run.board.clear();
+            std::rethrow_exception(failed);
+        }
+        run.board.next_call = member.call(), run.board.next_due = member.due();
     }
 
     int grow(int wanted) {  // to so many helpers, if the system has them
@@ -215,14 +294,16 @@ class Pool {
     void serve(int index) {
         for (uint32_t seen = 0;;) {
             seen = await_run(seen);
-            inside_.fetch_add(1);
-            if (open_.load() == seen && index < members_) {
+            Run* run = open_run_.load();
+            run->inside.fetch_add(1);
+            if (open_.load() == seen && open_run_.load() == run && index < run->members) {
                 try {
-                    join_(*this, index);
+                    Member member(run->board, index, run->members);
+                    run->join(*run, member);
                 } catch (...) {  // no memory: the others make this thread's pieces, too
                 }
             }
-            if (inside_.fetch_sub(1) == 1) inside_.notify_all();
+            if (run->inside.fetch_sub(1) == 1) run->inside.notify_all();
         }
     }
 
@@ -236,29 +317,27 @@ class Pool {
         }
     }
 
-    void await_others() {  // who are inside; their last pieces are made already
+    void await_others(Run& run) {
         const double begun = now();
         for (long spins = 0;; spins++) {
-            const int inside = inside_.load();
+            const int inside = run.inside.load();
             if (!inside) return;
             pause_briefly();
-            if (spins % 16 == 15 && now() - begun > spin()) inside_.wait(inside);
+            if (spins % 16 == 15 && now() - begun > spin()) run.inside.wait(inside);
         }
     }
 
-    Board board_;
+    std::array<Run, 8> runs_;
+    std::atomic<Run*> open_run_{nullptr};
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::atomic<uint32_t> generation_{0}, open_{0};
-    std::atomic<int> inside_{0};
-    const void* body_ = nullptr;
-    std::pair<uint64_t, uint64_t> (*join_)(Pool&, int) = nullptr;
-    int members_ = 0, helpers_ = 0;
+    int helpers_ = 0;
 };
 
 std::atomic<int> wanted_threads{1};
 
 // Memory of a thread's own, by what it is for.
-enum Purpose { ROWS, SCALES, WIDENED, SUMS, QUERIES, SCORES, MADE, NORMED, SHARED, PURPOSES };
+enum Purpose { ROWS, SCALES, WIDENED, SUMS, QUERIES, SCORES, MADE, NORMED, PURPOSES };
 
 // It stays as it is until its thread asks for the same purpose again, and is kept for the next run.
 inline void* scratch_bytes(Purpose purpose, size_t bytes) {
