@@ -37,8 +37,9 @@ def evaluate(
 ) -> None:
     """Measure whether the features help: a click model with and without knowledge, strict, relaxed and in int8."""
     from dare_core.evaluation import run
+    from dare_core.evaluation.arms import choose_arms
 
-    names = [name.strip() for name in arms.split(",")] if arms is not None else []
+    names = [] if arms is None else choose_arms(settings_of(), [name.strip() for name in arms.split(",")])
     if chart is not None:
         require_writable(chart)
         if chart.suffix not in (".svg", ".png"):

@@ -10,8 +10,8 @@ from dare_core.config.domains import Domain, Form
 from dare_core.config.settings import Settings
 from dare_core.embedding.encoder import Encoder
 from dare_core.embedding.forms import describe
-from dare_core.evaluation import arms
 from dare_core.errors import InputError, SettingError
+from dare_core.evaluation import arms
 from dare_core.evaluation.arms import LABELS, arm_vectors, choose_arms, embed, written_for
 from dare_core.evaluation.inputs import Vectors
 from dare_core.evaluation.service import Entity
