@@ -23,7 +23,7 @@ class OwnEngines:
     """
 
     def __init__(self, settings: Settings) -> None:
-        precision_of(settings)
+        precision_of(settings)  # which refuses what cannot be had, before anything is loaded
         if storage_of(settings) != "model" and not has_kernels():
             raise ModelError(
                 f"{settings.weights} weights need our kernels, which are switched off or could not be compiled here; "

@@ -23,7 +23,7 @@ class VllmEngines:
     """
 
     def __init__(self, settings: Settings) -> None:
-        precision_of(settings)
+        precision_of(settings)  # which refuses what cannot be had, before anything is loaded
         self._settings = settings
         self.facts = models.model_facts(settings)
         self._server: VllmServer | None = None
