@@ -2,12 +2,13 @@
 
 `write_texts → evaluate`
 
-*write_texts* writes the texts that items and users would have had in service, strictly and relaxed, as far as they are
-not kept from the last time. *evaluate* trains click models on the domain's own interactions with and without each of
-them, and stores AUC and LogLoss in `knowledge.evaluation`.
+*write_texts* writes the texts that items and users would have had in service, strictly, relaxed and in int8, as far as
+they are not kept from the last time. *evaluate* trains click models on the domain's own interactions with and without
+each of them, and stores AUC and LogLoss in `knowledge.evaluation`.
 
 It is a gate: where the newest evaluation of a domain finds relaxed texts worse than strict ones by more than the
 setting `relaxed_auc_bound`, *plan* of the next `refresh_knowledge` falls back to strict, and says so in its log.
+Likewise it leaves int8 where that changes AUC by more than `int8_auc_bound`.
 
 One DAG for each file of `config/` that has a section `[evaluation]`.
 """

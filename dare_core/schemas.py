@@ -246,8 +246,9 @@ RUN_LEASE: Final = pa.schema(
 )
 
 #: One evaluation. Differences are of AUC, with the ends of their 95% intervals over test users and seeds: ``auc_delta``
-#: of relaxed (2, 0.1) minus strict texts, ``auc_gain`` of strict texts minus none. ``result`` is a JSON object with all
-#: figures. Key: (domain, evaluated_at).
+#: of relaxed (2, 0.1) minus strict texts, ``auc_gain`` of strict texts minus none, ``int8_auc`` of strict int8 texts
+#: minus strict ones. Those of arms that were left out are null. ``result`` is a JSON object with all figures. Key:
+#: (domain, evaluated_at).
 EVALUATION: Final = pa.schema(
     [
         _required("domain", pa.string()),
@@ -255,12 +256,14 @@ EVALUATION: Final = pa.schema(
         _required("model", pa.string()),
         _required("entities", pa.int32()),
         _required("seeds", pa.int32()),
-        _required("auc_delta_low", pa.float64()),
-        _required("auc_delta_high", pa.float64()),
-        _required("auc_gain", pa.float64()),
-        _required("auc_gain_low", pa.float64()),
-        _required("auc_gain_high", pa.float64()),
+        _optional("auc_delta_low", pa.float64()),
+        _optional("auc_delta_high", pa.float64()),
+        _optional("auc_gain", pa.float64()),
+        _optional("auc_gain_low", pa.float64()),
+        _optional("auc_gain_high", pa.float64()),
         _required("result", pa.string()),
+        _optional("int8_auc_low", pa.float64()),
+        _optional("int8_auc_high", pa.float64()),
     ]
 )
 

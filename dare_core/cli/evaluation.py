@@ -1,7 +1,7 @@
 """Commands that ask whether knowledge helps."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,24 +23,34 @@ def evaluate(
     domain: Annotated[str, typer.Option(help="a file of config/ with a section [evaluation]")] = "movies",
     seeds: Annotated[int, typer.Option(min=2, help="trainings of the click model on each arm and split")] = 20,
     control: Annotated[bool, typer.Option(help="also ask the made-up shop, whose customers' tastes are known")] = True,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="of none,attributes,shuffled,strict,relaxed,int8,nightly some; default: all that are to be had"
+        ),
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="compare forms of vectors and trainings, on what lies before all tests")
     ] = False,
     chart: Annotated[Path | None, typer.Option(help="draw the differences into this SVG or PNG file")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure whether the features help: a click model with and without knowledge, strict and relaxed."""
+    """Measure whether the features help: a click model with and without knowledge, strict, relaxed and in int8."""
     from dare_core.evaluation import run
+    from dare_core.evaluation.arms import choose_arms
 
+    names = [] if arms is None else choose_arms(settings_of(), [name.strip() for name in arms.split(",")])
     if chart is not None:
         require_writable(chart)
         if chart.suffix not in (".svg", ".png"):
             raise InputError(f"--chart {chart}: its name must end in .svg or .png")
+        if names and "none" not in names:
+            raise InputError("--chart draws differences to the arm none; add it to --arms")
     if search:
         _search(domain, as_json)
         return
     with _evaluated(domain) as settings, _steps() as on_progress:
-        result = run.evaluate(settings, domain, seeds, control, on_progress)
+        result = run.evaluate(settings, domain, seeds, control, on_progress, names)
     if chart is not None:
         from dare_core.reports.evaluation_charts import draw_evaluation
 
@@ -86,20 +96,23 @@ def _show(result: Mapping[str, Any]) -> None:
             _interval([result[key], result[f"{key}_low"], result[f"{key}_high"]]),
         )
         for key, (first, second) in DIFFERENCES.items()
+        if result[key] is not None
     ]
     console.print(result_table("differences of AUC, 95% intervals", ("figure", "arms", "difference"), differences))
     helped = [
-        (name, of["examples"], f"{of['auc']:.4f}", _interval(of["over_none"]), _interval(of["over_shuffled"]))
+        (name, of["examples"], f"{of['auc']:.4f}", *(_interval(of.get(f"over_{arm}")) for arm in ("none", "shuffled")))
         for name, of in result["slices"].items()
     ]
     console.print(result_table("where", ("test examples", "count", "AUC", "over none", "over shuffled"), helped))
+    if result["smallest_effect"] is not None:
+        smallest = f"{result['smallest_effect']:.4f}"
+        console.print(f"The smallest gain over shuffled texts that could have been told from zero: {smallest}.")
     console.print(
-        f"The smallest gain over shuffled texts that could have been told from zero: {result['smallest_effect']:.4f}. "
         f"Test examples with a text of the item: {result['item_coverage']:.0%}, of the user: "
         f"{result['user_coverage']:.0%}, nightly {result['user_coverage_nightly']:.0%}."
     )
     found = result["matching"]
-    if found["users"]:
+    if found is not None and found["users"]:
         console.print(
             f"Recall at {found['k']} of what {found['users']} users went on to like: "
             f"features.match {found['match']:.3f}, popularity {found['popularity']:.3f}, "
@@ -167,5 +180,7 @@ def _steps() -> Iterator[Callable[[str, int, int], None]]:
         yield told
 
 
-def _interval(values: list[float]) -> str:
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*values)
+def _interval(values: Sequence[float | None] | None) -> str:
+    """A difference and its interval; nothing where an arm was left out."""
+    found = [value for value in values or () if value is not None]
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found) if found else ""

@@ -89,8 +89,10 @@ class Settings(BaseSettings):
     quantization: str | None = Field(
         None, description="vllm: one of its methods, such as fp8; unset: as the model's config says"
     )
-    weights: Literal["model", "bfloat16", "int8"] = Field(
-        "model", description="how weights are stored on a CPU: as dtype says, or narrower; arithmetic stays in dtype"
+    weights: Literal["model", "bfloat16", "int8", "auto"] = Field(
+        "model",
+        description="precision of linear layers on a CPU: as dtype says, or narrower; auto: int8 where the domain's "
+        "newest evaluation keeps it inside int8_auc_bound, else as dtype says",
     )
     compile_layers: bool = Field(False, description="torch.compile the layers; for accelerators (no gain on CPUs)")
     encoder: str = Field(
@@ -145,6 +147,10 @@ class Settings(BaseSettings):
 
     relaxed_auc_bound: float = Field(
         0.002, ge=0, description="relaxed stays on while its AUC is lower than that of strict by no more than this"
+    )
+
+    int8_auc_bound: float = Field(
+        0.002, ge=0, description="int8 stays on while its AUC differs from the model's own by no more than this"
     )
 
     refresh_schedule: str = Field(

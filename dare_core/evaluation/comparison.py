@@ -1,4 +1,4 @@
-"""Relaxed texts beside strict ones of the same prompts: how varied, how long, how alike.
+"""Relaxed and int8 texts beside strict ones of the same prompts: how varied, how long, how alike.
 
 Words are those of :func:`dare_core.quality.metrics.bare_words`. Variety is measured over all texts of a group together.
 """

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from dare_core.config.domains import Domain, domain_names, load_domain
 from dare_core.config.settings import Settings
+from dare_core.engines.precision import model_precision
 from dare_core.errors import InputError
 from dare_core.evaluation import arms, texts
 from dare_core.evaluation.comparison import Compared, compare
@@ -43,6 +45,7 @@ DIFFERENCES: Final[Mapping[str, tuple[str, str]]] = {
     "auc_gain": ("strict", "none"),
     "auc_over_attributes": ("strict", "attributes"),
     "auc_delta": ("relaxed", "strict"),
+    "int8_auc": ("int8", "strict"),
     "auc_nightly": ("nightly", "none"),
 }
 
@@ -97,11 +100,12 @@ class Ground:
 
 
 def write_texts(settings: Settings, domain_name: str) -> dict[str, Any]:
-    """Write whatever text of an arm is not kept yet; returns what had to be written."""
+    """Write whatever text of all arms is not kept yet; returns what had to be written."""
     domain = load_domain(settings, domain_name)
     with open_warehouse(settings) as (_, engine):
         rows = read_source(engine, domain)
-    return texts.write_texts(settings, domain, Ground.of(domain, rows).entities).generated.summary()
+    wanted = arms.written_for(arms.choose_arms(settings))
+    return texts.write_texts(settings, domain, Ground.of(domain, rows).entities, wanted).generated.summary()
 
 
 def evaluate(
@@ -110,6 +114,7 @@ def evaluate(
     seeds: int = SEEDS,
     control: bool = True,
     on_progress: OnProgress = lambda what, done, wanted: None,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a domain's arms and store the result in the warehouse.
 
@@ -119,22 +124,24 @@ def evaluate(
         seeds: trainings of the click model on every arm and split, 2 at least.
         control: run the positive control, too, where the domain ``shop`` is configured.
         on_progress: told what is done, how much of it, and of how much.
+        names: of the arms; none: all (:func:`~dare_core.evaluation.arms.choose_arms`).
 
     Returns:
         Differences between arms with 95% intervals (:data:`DIFFERENCES`), the arms' figures, coverage,
-        slices, matching, the control, and what was measured on.
+        slices, matching, the control, and what was measured on. A figure of an arm that was left out is None.
     """
     if seeds < 2:
         raise InputError(f"{seeds} seed makes no interval; 2 are the least")
     domain = load_domain(settings, domain_name)
+    chosen = arms.choose_arms(settings, names)
     with open_warehouse(settings) as (_, engine):
         ground = Ground.of(domain, read_source(engine, domain))
-        written = texts.write_texts(settings, domain, ground.entities, on_progress=on_progress)
+        written = texts.write_texts(settings, domain, ground.entities, arms.written_for(chosen), on_progress)
         shop = load_domain(settings, _SHOP) if control and _SHOP in domain_names(settings) else None
         if shop is not None:
             write_control(settings, shop, on_progress)
         began = time.monotonic()
-        result = _measured(settings, ground, written, seeds, shop, on_progress)
+        result = _measured(settings, ground, chosen, written, seeds, shop, on_progress)
         result["seconds"] = round(time.monotonic() - began, 1)
         _store(engine, settings, result)
     return result
@@ -143,6 +150,7 @@ def evaluate(
 def _measured(
     settings: Settings,
     ground: Ground,
+    chosen: Sequence[str],
     written: Texts,
     seeds: int,
     shop: Domain | None,
@@ -153,7 +161,7 @@ def _measured(
     evaluation = domain.evaluation
     how = evaluation.training
     by_arm = arms.arm_vectors(settings, domain, domain.knowledge.embedded, ground.entities, written.by_arm)
-    ordered = {name: by_arm[name] for name in arms.LABELS}
+    ordered = {name: by_arm[name] for name in chosen}
     logits = of_tests(
         run_trials(
             ground.inputs(ordered),
@@ -184,7 +192,7 @@ def _measured(
         "item_coverage": coverage["item"],
         "shop_oracle_share": controlled and controlled["share"],
         "control": controlled,
-        "matching": _matching(ground, by_arm["strict"]),
+        "matching": _matching(ground, by_arm["strict"]) if "strict" in by_arm else None,
         "click_model": evaluation.click_model,
         "training": how.model_dump(),
         "form": domain.knowledge.embedded,
@@ -192,6 +200,7 @@ def _measured(
         "texts": {arm: _text_figures(of_arm) for arm, of_arm in written.by_arm.items()},
         "generated": written.generated.summary(),
         "model": settings.model,
+        "precision": model_precision(settings),
         "encoder": settings.encoder,
         "max_new_tokens": MAX_NEW_TOKENS,
         "splits": [
@@ -220,24 +229,36 @@ def _figures(ground: Ground, logits: Logits, seeds: int) -> dict[str, Any]:
     losses = {arm: bootstrap.log_losses(of_arm) for arm, of_arm in logits.items()}
     found: dict[str, Any] = {}
     for name, (first, second) in DIFFERENCES.items():
-        mean, low, high = interval(aucs[first] - aucs[second])
-        found |= {name: round(mean, 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
-    gain = found["gain_over_shuffled"]
-    kept = interval(aucs["relaxed"] - aucs["shuffled"]).mean
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), _over(aucs, first, second), strict=True))
+    shuffled = {"strict", "shuffled"} <= aucs.keys()
     return found | {
-        "relaxed_keeps_gain": round(kept / gain, 4) if gain > 0 else None,
-        "smallest_effect": round(smallest_effect(aucs["strict"] - aucs["shuffled"]), 6),
+        "relaxed_keeps_gain": _kept_gain(aucs, "relaxed"),
+        "int8_keeps_gain": _kept_gain(aucs, "int8"),
+        "smallest_effect": round(smallest_effect(aucs["strict"] - aucs["shuffled"]), 6) if shuffled else None,
         "arms": {
             arm: {
                 "auc": round(float(aucs[arm][0]), 6),
                 "log_loss": round(float(losses[arm][0]), 6),
-                "auc_over_none": [round(value, 6) for value in interval(aucs[arm] - aucs["none"])],
-                "log_loss_over_none": [round(value, 6) for value in interval(losses[arm] - losses["none"])],
+                "auc_over_none": _over(aucs, arm, "none"),
+                "log_loss_over_none": _over(losses, arm, "none"),
             }
             for arm in logits
         },
         "slices": by_slice(bootstrap, logits, slices(examples, ground.splits)),
     }
+
+
+def _over(figures: Mapping[str, NDArray[np.float64]], first: str, second: str) -> list[float | None]:
+    """By how much the first arm's figure is above the second's, and the interval; None thrice where one is left out."""
+    if first not in figures or second not in figures:
+        return [None] * 3
+    return [round(value, 6) for value in interval(figures[first] - figures[second])]
+
+
+def _kept_gain(aucs: Mapping[str, NDArray[np.float64]], arm: str) -> float | None:
+    """Which share of strict's gain over shuffled an arm has; None where there is none, or an arm is left out."""
+    kept, gain = (_over(aucs, first, "shuffled")[0] for first in (arm, "strict"))
+    return round(kept / gain, 4) if kept is not None and gain is not None and gain > 0 else None
 
 
 def _matching(ground: Ground, vectors: Vectors) -> dict[str, float | None]:
@@ -263,7 +284,10 @@ def _text_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _store(engine: Engine, settings: Settings, result: Mapping[str, Any]) -> None:
-    names = ("domain", "model", "auc_delta_low", "auc_delta_high", "auc_gain", "auc_gain_low", "auc_gain_high", "seeds")
+    names = (
+        "domain", "model", "auc_delta_low", "auc_delta_high", "auc_gain", "auc_gain_low", "auc_gain_high", "seeds",
+        "int8_auc_low", "int8_auc_high",
+    )  # fmt: skip
     record_evaluation(
         engine,
         {
@@ -273,11 +297,18 @@ def _store(engine: Engine, settings: Settings, result: Mapping[str, Any]) -> Non
             "result": dict(result),
         },
     )
-    if result["auc_delta_low"] < -settings.relaxed_auc_bound:
+    if result["auc_delta_low"] is not None and result["auc_delta_low"] < -settings.relaxed_auc_bound:
         log.warning(
             "domain %s: AUC with relaxed texts is lower than with strict ones by up to %.4f, more than "
             "relaxed_auc_bound %.4f; plans fall back to strict until an evaluation finds otherwise",
             result["domain"], -result["auc_delta_low"], settings.relaxed_auc_bound,
+        )  # fmt: skip
+    low, high, bound = result["int8_auc_low"], result["int8_auc_high"], settings.int8_auc_bound
+    if low is not None and not -bound <= low <= high <= bound:
+        log.warning(
+            "domain %s: AUC with int8 texts minus with %s ones is from %.4f to %.4f, not within int8_auc_bound %.4f; "
+            "with the setting weights int8 or auto, plans write in %s until an evaluation finds otherwise",
+            result["domain"], result["precision"], low, high, bound, result["precision"],
         )  # fmt: skip
 
 

@@ -44,13 +44,16 @@ def slices(examples: Examples, splits: Sequence[Split]) -> dict[str, list[NDArra
 def by_slice(
     bootstrap: Bootstrap, logits: Logits, parts: Mapping[str, Sequence[NDArray[np.bool_]]]
 ) -> dict[str, dict[str, Any]]:
-    """AUC of strict texts in each slice, and its difference to the other arms with 95% intervals."""
+    """AUC of strict texts in each slice, and its difference to the other arms there are, with 95% intervals."""
+    if "strict" not in logits:
+        return {}
+    compared = [arm for arm in ("none", "shuffled", "attributes", "strict") if arm in logits]
     found: dict[str, dict[str, Any]] = {}
     for name, rows in parts.items():
         count = int(sum(of_split.sum() for of_split in rows))
         if count < _LEAST:
             continue
-        aucs = {arm: bootstrap.aucs(logits[arm], rows) for arm in ("none", "shuffled", "attributes", "strict")}
+        aucs = {arm: bootstrap.aucs(logits[arm], rows) for arm in compared}
         if np.isnan(aucs["strict"][0]):  # likes alone, or none
             continue
         found[name] = {"examples": count, "auc": round(float(aucs["strict"][0]), 6)} | {

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dare_core import models
 from dare_core.config.domains import Domain
 from dare_core.config.settings import Settings, Verification
+from dare_core.engines.precision import INT8, model_precision, settings_at
 from dare_core.errors import ModelError
 from dare_core.evaluation.service import Entity
 from dare_core.knowledge.chat import ChatEncoder
@@ -40,19 +41,25 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to write the texts; ``label`` is for the reader."""
+    """One way to write the texts; ``label`` is for the reader.
+
+    Attributes:
+        precision: None is the model's own, as ``dtype`` says.
+    """
 
     name: str
     label: str
     verification: Verification
     top_k: int = 2
     min_prob: float = 0.1
+    precision: str | None = None
 
 
 STRICT: Final = Arm("strict", "strict", "strict")
 #: What the gate decides upon, so it has the defaults of the paper.
 RELAXED: Final = Arm("relaxed", "relaxed (2, 0.1)", "relaxed")
-WRITTEN_ARMS: Final = (STRICT, RELAXED)
+STRICT_INT8: Final = Arm("int8", "strict, int8", "strict", precision=INT8)
+WRITTEN_ARMS: Final = (STRICT, RELAXED, STRICT_INT8)
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,13 @@ def write_texts(
     settings: Settings,
     domain: Domain,
     entities: Sequence[Entity],
-    arms: Sequence[Arm] = WRITTEN_ARMS,
+    arms: Sequence[Arm],
     on_progress: OnProgress = lambda arm, done, wanted: None,
 ) -> Texts:
     """Every arm's text of every entity; those that are kept are read, the others written.
 
     Raises:
-        ModelError: a text could not be written.
+        ModelError: a text could not be written, or not in an arm's precision.
         InputError: a prompt does not fit the model's context.
     """
     desk = _Desk(settings, domain, entities)
@@ -128,15 +135,20 @@ class _Desk:
             arm.top_k,
             arm.min_prob,
             MAX_NEW_TOKENS,
+            self._precision(arm),
         )
         return [
             request_id(self._domain.name, one.kind, one.entity_id, prompt.token_ids, decoding, epoch=0)
             for one, prompt in zip(self._entities, self._prompts, strict=True)
         ]
 
+    def _precision(self, arm: Arm) -> str:
+        return arm.precision or model_precision(self._settings)
+
     def _write(self, arm: Arm, generated: Throughput, on_progress: OnProgress) -> None:
         decided = {"verification": arm.verification, "top_k": arm.top_k, "min_prob": arm.min_prob}
-        writer = Writer(self._settings.model_copy(update=decided), self._tokenizer)
+        settings = settings_at(self._settings, self._precision(arm)).model_copy(update=decided)
+        writer = Writer(settings, self._tokenizer)
         wanted = list(zip(self._request_ids(arm), self._entities, self._prompts, strict=True))
         missing = {name: (one, prompt) for name, one, prompt in wanted if name not in self._kept}
         for kind in KINDS:

@@ -94,7 +94,8 @@ def estimate(
         else f"{kind}: {max_new_tokens} tokens a text, the most that are allowed"
         for kind in requests
     ]
-    bases.append(f"speed of the last {measured.runs} runs" if speed else "no run of this model was measured yet")
+    unknown = "no run of this model and precision was measured yet"
+    bases.append(f"speed of the last {measured.runs} runs" if speed else unknown)
     return Estimate(
         tokens=tokens,
         seconds=seconds,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from dare_core.engines.precision import storage_of
 from dare_core.storage import run_files
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def probe(
         rule=Rule("strict"),
         eos_token_ids=engines.facts.eos_token_ids,
         draft_nodes=0,
-        weights=settings.weights,
+        weights=storage_of(settings),
         compile=settings.compile_layers,
     )
     engine = engines.open(config, None, drafts=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dare_core.config.domains import Domain, EntityTable
 from dare_core.config.settings import Verification
+from dare_core.engines.precision import FP32
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
@@ -16,7 +17,11 @@ from dare_core.schemas import Kind
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decides a text beside its prompt. Batch size, drafts and pools do not, and are not here."""
+    """What decides a text beside its prompt. Batch size, drafts and pools do not, and are not here.
+
+    Attributes:
+        precision: see :mod:`dare_core.engines.precision`; that of plans and requests that name none is fp32.
+    """
 
     model: str
     tokenizer_hash: str
@@ -24,6 +29,7 @@ class Decoding:
     top_k: int
     min_prob: float
     max_new_tokens: int
+    precision: str = FP32
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,14 @@ def request_id(
         decoding.min_prob if relaxed else None,
         decoding.max_new_tokens,
         epoch,
+        *_unless_fp32(decoding),
     ]
     return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def _unless_fp32(decoding: Decoding) -> list[str]:
+    """What ids take in of the precision: nothing where it is fp32, so that an upgrade writes no text again."""
+    return [] if decoding.precision == FP32 else [decoding.precision]
 
 
 def identify_settings(domain: Domain, kind: Kind, decoding: Decoding, prompt_encoding: str, max_tokens: int) -> str:
@@ -102,5 +114,6 @@ def identify_settings(domain: Domain, kind: Kind, decoding: Decoding, prompt_enc
     entry = {name: name for name in (*domain.source.items.attributes, "title", "value")}
     probe = {name: name for name in spec.attributes} | {"title": "title", "history": [entry]}
     wording = render(domain, kind, probe).text
-    shapes = [asdict(decoding), prompt_encoding, max_tokens, domain.knowledge.framework, wording]
+    decided = {name: value for name, value in asdict(decoding).items() if name != "precision"}
+    shapes = [decided, prompt_encoding, max_tokens, domain.knowledge.framework, wording, *_unless_fp32(decoding)]
     return hashlib.sha256(json.dumps(shapes, separators=(",", ":")).encode()).hexdigest()[:32]

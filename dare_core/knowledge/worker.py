@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from dare_core import models
 from dare_core.config.settings import Settings
+from dare_core.engines.precision import settings_at
 from dare_core.errors import ModelError
 from dare_core.knowledge import shards
 from dare_core.knowledge.answers import answer_form, structural_token_ids
@@ -66,16 +67,24 @@ class TextWriter(Protocol):
 
 
 class PlannedWriter:
-    """The model and the pools that a run was planned for.
+    """The model, its precision and the pools that a run was planned for.
 
     Raises:
-        ModelError: the model now in force is not the one that the run was planned for.
+        ModelError: the model now in force is not the one that the run was planned for, or cannot be had here in the
+            precision that it was planned for.
         OutOfMemoryError: the model does not fit into memory.
     """
 
     def __init__(self, settings: Settings, plan: Plan) -> None:
         decoding = plan.decoding
-        self._settings = settings.model_copy(
+        try:
+            at_precision = settings_at(settings, decoding.precision)
+        except ModelError as error:
+            raise ModelError(
+                f"run {plan.run_id}, planned in {decoding.precision}, cannot be written here: {error}; "
+                "plan again with the settings of the machines that write"
+            ) from None
+        self._settings = at_precision.model_copy(
             update={
                 "model": decoding.model,
                 "verification": decoding.verification,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.engines import load_engines
+from dare_core.engines.precision import storage_of
 from dare_core.errors import OutOfMemoryError, is_out_of_memory
 from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolStore
@@ -135,7 +136,7 @@ class Writer:
             structural_token_ids=structural,
             draft_nodes=settings.draft_nodes,
             budget="fixed" if settings.deterministic else settings.draft_budget,
-            weights=settings.weights,
+            weights=storage_of(settings),
             compile=settings.compile_layers,
             cache_bytes=int(settings.cache_gib * 2**30) if settings.cache_gib else None,
         )

@@ -11,6 +11,7 @@ from dare_core.models.loading import (
     load_model,
     load_tokenizer,
     model_facts,
+    torch_device,
     vocabulary_size,
 )
 from dare_core.models.location import locate
@@ -26,5 +27,6 @@ __all__ = [
     "model_facts",
     "prompt_format",
     "tokenizer_hash",
+    "torch_device",
     "vocabulary_size",
 ]

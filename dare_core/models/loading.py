@@ -57,7 +57,7 @@ def load_model(settings: Settings) -> LanguageModel:
         raise ModelError(f"model {settings.model!r} lacks {len(missing)} of its weights: {missing[0]}, …")
     for name in ignored:  # the baselines of plain decoding decode without them too
         setattr(model.generation_config, name, None)
-    model = model.eval().to(_device(settings.device))
+    model = model.eval().to(torch_device(settings.device))
     return LanguageModel(model, settings.model, facts.eos_token_ids, facts.context_length)
 
 
@@ -156,11 +156,12 @@ def context_length(settings: Settings) -> int:
     return min(positions, rotary_limit(config) or positions)
 
 
-def _device(name: str) -> str:
-    import torch
-
+def torch_device(name: str) -> str:
+    """The device that a setting names; of ``auto`` the best of this machine."""
     if name != "auto":
         return name
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

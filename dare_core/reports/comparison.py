@@ -1,4 +1,4 @@
-"""Relaxed texts beside strict ones, as one HTML file in the style of the run report."""
+"""Relaxed and int8 texts beside strict ones, as one HTML file in the style of the run report."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ _TABLE: Final = {
 }  # fmt: skip
 #: Prompts of each kind whose texts are shown in full.
 _SAMPLES: Final = 6
-_TONES: Final[Mapping[str, Tone]] = {"strict": "passed", "relaxed": "dare"}
+_TONES: Final[Mapping[str, Tone]] = {"strict": "passed", "relaxed": "dare", "int8": "neutral"}
 
 
 def write_comparison(path: Path, domain: str, figures: Mapping[str, Any], compared: Sequence[Compared]) -> None:

@@ -54,6 +54,7 @@ def figures(facts: RunFacts) -> dict[str, Any]:
     return {
         "state": facts.state,
         "headline": headline(facts),
+        "precision": facts.plan and facts.plan.decoding.precision,
         "texts": total.texts,
         "tokens": total.tokens,
         "seconds": round(facts.seconds, 3),

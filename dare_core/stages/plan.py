@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from dare_core import models
 from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
+from dare_core.engines.precision import precision_of
 from dare_core.errors import InputError
 from dare_core.evaluation.gate import gated
 from dare_core.knowledge import costs, shards
@@ -66,7 +67,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     Only entities that changed, whose text expired or that have none are rendered. Nobody needs a text: the run is done.
 
     Returns:
-        ``requests``, ``shards``, ``tasks`` that they are dealt out to, ``funnel`` by kind and ``estimate``.
+        ``requests``, ``shards``, ``tasks`` that they are dealt out to, ``precision``, ``funnel`` by kind, ``estimate``.
     """
     run_dir = settings.run_dir(request.run_id)
     if not (run_dir / "plan.json").exists():
@@ -78,6 +79,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         "requests": planned.requests,
         "shards": len(planned.shards),
         "tasks": len(planned.assignments(settings.max_generation_tasks)),
+        "precision": planned.decoding.precision,
         **planned.model_dump(include={"funnel", "estimate"}),
     }
     log.info("plan of run %s: %s", request.run_id, summary)
@@ -121,7 +123,7 @@ def _terms(settings: Settings, engine: Engine, request: RunRequest) -> _Terms:
     room = prompts.context_length - decoding.max_new_tokens
     if room < 1:
         raise InputError(f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}")
-    measured = throughput(engine, domain.name, decoding.model, decoding.max_new_tokens)
+    measured = throughput(engine, domain.name, decoding.model, decoding.precision, decoding.max_new_tokens)
     return _Terms(domain, decoding, prompts.files, room, measured)
 
 
@@ -133,6 +135,7 @@ def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> D
         top_k=request.top_k or settings.top_k,
         min_prob=settings.min_prob if request.min_prob is None else request.min_prob,
         max_new_tokens=request.max_new_tokens or settings.max_new_tokens,
+        precision=precision_of(settings),
     )
 
 
@@ -217,6 +220,7 @@ def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:
         planned=planned.requests,
         plan={
             "max_new_tokens": planned.decoding.max_new_tokens,
+            "precision": planned.decoding.precision,
             **planned.model_dump(mode="json", include={"funnel", "estimate"}),
         },
         **_begun(request, planned.decoding, planned.started_at) | done,

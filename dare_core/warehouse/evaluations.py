@@ -24,10 +24,26 @@ def record_evaluation(engine: Engine, row: Mapping[str, object]) -> None:
         raise WarehouseError(f"the evaluation of {row['domain']} cannot be recorded: {reason(error)}") from error
 
 
-def newest_evaluation(engine: Engine, domain: str, seeds: int, entities: int) -> dict[str, Any] | None:
-    """A domain's newest row of EVALUATION among those of so many seeds and entities at least; None: there is none."""
-    large = (EVALUATION.c.domain == domain, EVALUATION.c.seeds >= seeds, EVALUATION.c.entities >= entities)
-    query = select(EVALUATION).where(*large).order_by(EVALUATION.c.evaluated_at.desc()).limit(1)
+def newest_evaluation(
+    engine: Engine, domain: str, seeds: int, entities: int, figure: str, model: str | None = None
+) -> dict[str, Any] | None:
+    """A domain's newest row of EVALUATION that counts.
+
+    Args:
+        engine: the warehouse.
+        domain: whose.
+        seeds, entities: of at least so many.
+        figure: a column that the row must have a value of.
+        model: of this language model alone; None: of any.
+
+    Returns:
+        None where there is none.
+    """
+    rows = EVALUATION.c
+    counts = [rows.domain == domain, rows.seeds >= seeds, rows.entities >= entities, rows[figure].is_not(None)]
+    if model is not None:
+        counts.append(rows.model == model)
+    query = select(EVALUATION).where(*counts).order_by(rows.evaluated_at.desc()).limit(1)
     with engine.connect() as connection:
         row = connection.execute(query).mappings().one_or_none()
         return dict(row) if row else None

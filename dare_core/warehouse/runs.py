@@ -83,7 +83,7 @@ def unfinished_runs(engine: Engine, domain: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What earlier runs of a model measured.
+    """What earlier runs of a model measured in a precision.
 
     Attributes:
         runs: how many of them this rests on.
@@ -96,13 +96,17 @@ class Throughput:
     tokens_per_text: dict[str, float]
 
 
-def throughput(engine: Engine, domain: str, model: str, max_new_tokens: int) -> Throughput:
-    """What the last runs measured: of any domain the speed, of this one the length of texts."""
+def throughput(engine: Engine, domain: str, model: str, precision: str, max_new_tokens: int) -> Throughput:
+    """What the last runs measured: of any domain the speed in this precision, of this one the length of texts.
+
+    Runs of releases that recorded no precision count as fp32.
+    """
     speed = text("""
         SELECT count(*), sum(tokens) / nullif(sum(seconds), 0) FROM (
             SELECT (measured ->> 'tokens')::float8 AS tokens, (measured ->> 'seconds')::float8 AS seconds
             FROM knowledge.generation_run
             WHERE model = :model AND (measured ->> 'tokens')::bigint > 0
+                AND coalesce(plan ->> 'precision', 'fp32') = :precision
             ORDER BY started_at DESC LIMIT :runs
         ) AS recent
     """)
@@ -115,10 +119,11 @@ def throughput(engine: Engine, domain: str, model: str, max_new_tokens: int) -> 
         ) AS recent, jsonb_each(measured -> 'kinds') AS of_kind (kind, texts)
         GROUP BY kind
     """)
-    bound = {"model": model, "domain": domain, "max_new_tokens": max_new_tokens, "runs": _RECENT_RUNS}
+    bound = {"model": model, "runs": _RECENT_RUNS}
+    own = {"domain": domain, "max_new_tokens": max_new_tokens}
     with engine.connect() as connection:
-        runs, tokens_per_second = connection.execute(speed, bound).one()
-        means = {row.kind: row.mean for row in connection.execute(lengths, bound)}
+        runs, tokens_per_second = connection.execute(speed, bound | {"precision": precision}).one()
+        means = {row.kind: row.mean for row in connection.execute(lengths, bound | own)}
         return Throughput(runs, tokens_per_second, means)
 
 

@@ -95,6 +95,8 @@ def test_outputs_and_domains_are_looked_at_before_anything_slow(
         (("generate", "--prompts", broken, "--out", tmp_path / "o.parquet"), "broken.jsonl:1: group is None"),
         (("evaluate", "--chart", nowhere), "its folder does not exist"),
         (("evaluate", "--chart", tmp_path / "chart.doc"), "must end in .svg or .png"),
+        (("evaluate", "--chart", tmp_path / "chart.svg", "--arms", "strict,int8"), "add it to --arms"),
+        (("evaluate", "--arms", "strict,int9"), "there is no arm int9; arms are none, attributes"),
         (("evaluate", "--domain", "films"), "there are: movies"),
         (("compare-texts", "--html", tmp_path), "is a folder; name a file"),
         (("pool", "export", tmp_path, "--out", nowhere), "its folder does not exist"),

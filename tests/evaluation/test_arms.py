@@ -10,8 +10,9 @@ from dare_core.config.domains import Domain, Form
 from dare_core.config.settings import Settings
 from dare_core.embedding.encoder import Encoder
 from dare_core.embedding.forms import describe
+from dare_core.errors import InputError, SettingError
 from dare_core.evaluation import arms
-from dare_core.evaluation.arms import LABELS, arm_vectors, embed
+from dare_core.evaluation.arms import LABELS, arm_vectors, choose_arms, embed, written_for
 from dare_core.evaluation.inputs import Vectors
 from dare_core.evaluation.service import Entity
 
@@ -51,6 +52,7 @@ def texts(entities: list[Entity]) -> dict[str, list[dict[str, Any]]]:
     return {
         "strict": [{"text": text} for text in strict],
         "relaxed": [{"text": f"{text} Loosely."} for text in strict],
+        "int8": [{"text": f"{text} Narrowly."} for text in strict],
     }
 
 
@@ -84,7 +86,7 @@ def test_an_arm_s_vectors_are_of_the_form_and_attributes_of_what_the_form_adds(
     watched = '- "Film 1": 5 stars'
     of_item = () if form == "answer" else (film,)
     of_user = {"answer": (), "attributes+answer": (user,), "history+answer": (watched,)}[form]
-    for arm in ("strict", "relaxed"):
+    for arm in ("strict", "relaxed", "int8"):
         item_text, user_text = texts[arm][1]["text"], texts[arm][5]["text"]
         np.testing.assert_allclose(found[arm]["item"][1], encoded(encoder, *of_item, item_text), atol=1e-5)
         np.testing.assert_allclose(found[arm]["user"][1], encoded(encoder, *of_user, user_text), atol=1e-5)
@@ -130,3 +132,29 @@ def test_a_text_that_arms_share_is_embedded_once(encoder: Encoder, monkeypatch: 
     assert sorted(asked) == ["One.", "Two."]
     assert np.array_equal(found["a"][1], found["b"][0])
     assert not np.array_equal(found["a"][0], found["b"][1])
+
+
+def test_arms_are_chosen_by_name_or_all_that_can_be_written_here() -> None:
+    assert choose_arms(SETTINGS) == list(LABELS)
+    assert choose_arms(SETTINGS, ["int8", "strict", "none"]) == ["none", "strict", "int8"]
+    for elsewhere in ({"device": "cuda"}, {"engine": "vllm"}, {"dtype": "bfloat16"}):
+        settings = SETTINGS.model_copy(update=elsewhere)
+        assert choose_arms(settings) == [arm for arm in LABELS if arm != "int8"]
+        with pytest.raises(SettingError, match="the arm int8 needs our own engine"):
+            choose_arms(settings, ["int8"])
+    with pytest.raises(InputError, match="there is no arm int9, loose; arms are none, attributes"):
+        choose_arms(SETTINGS, ["strict", "loose", "int9"])
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["none", "attributes"], []),
+        (["shuffled"], ["strict"]),
+        (["strict", "int8", "nightly"], ["strict", "int8"]),
+        (["relaxed"], ["relaxed"]),
+        (list(LABELS), ["strict", "relaxed", "int8"]),
+    ],
+)
+def test_texts_are_written_that_the_chosen_arms_read(names: list[str], written: list[str]) -> None:
+    assert [arm.name for arm in written_for(names)] == written

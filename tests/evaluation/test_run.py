@@ -53,6 +53,7 @@ def settings(tmp_path: Path, warehouse_url: str, engine: Engine, monkeypatch: py
         warehouse_url=warehouse_url,
         model=str(save_tiny_model(tmp_path / "tiny")),
         draft_budget="fixed",
+        device="cpu",
     )
 
 
@@ -63,7 +64,7 @@ def test_an_evaluation_is_measured_stored_drawn_and_compared(
     told: list[tuple[str, int, int]] = []
     result = run.evaluate(settings, "movies", seeds=2, on_progress=lambda *step: told.append(step))
     assert result["generated"]["texts"] == 0  # the task before has written them
-    assert ("training", 36, 36) in told  # of six arms, three splits and two seeds
+    assert ("training", 42, 42) in told  # of seven arms, three splits and two seeds
     assert ("training, control", 27, 27) in told
     assert list(result["arms"]) == list(LABELS)
     for figures in result["arms"].values():
@@ -76,7 +77,7 @@ def test_an_evaluation_is_measured_stored_drawn_and_compared(
         if second == "none":
             interval = [result[key] for key in (name, f"{name}_low", f"{name}_high")]
             assert result["arms"][first]["auc_over_none"] == interval
-    assert {"relaxed_keeps_gain", "smallest_effect", "shop_oracle_share"} <= result.keys()
+    assert {"relaxed_keeps_gain", "int8_keeps_gain", "smallest_effect", "shop_oracle_share"} <= result.keys()
     assert result["seconds"] > 0
     assert result["item_coverage"] == 1
     assert 0 < result["user_coverage_nightly"] < result["user_coverage"] < 1
@@ -86,10 +87,11 @@ def test_an_evaluation_is_measured_stored_drawn_and_compared(
     assert result["entities"]["item"] == FILMS
     assert sum(split["test"] for split in result["splits"]) == pytest.approx(0.3 * RATINGS, abs=30)
 
-    stored = newest_evaluation(engine, "movies", seeds=2, entities=sum(result["entities"].values()))
+    size = sum(result["entities"].values())
+    stored = newest_evaluation(engine, "movies", 2, size, "int8_auc_low", settings.model)
     assert stored is not None
     assert stored["result"] == json.loads(json.dumps(result, allow_nan=False))
-    for key in ("auc_gain", "auc_gain_low", "auc_gain_high", "auc_delta_low", "auc_delta_high"):
+    for key in ("auc_gain", "auc_gain_low", "auc_delta_low", "auc_delta_high", "int8_auc_low", "int8_auc_high"):
         assert stored[key] == result[key]
 
     draw_evaluation(result, tmp_path / "chart.svg")
@@ -98,6 +100,30 @@ def test_an_evaluation_is_measured_stored_drawn_and_compared(
     figures, compared = run.compare_texts(settings, "movies")
     assert figures["item/all"]["strict"]["alike"] == pytest.approx(1, abs=1e-3)
     assert len(compared) == sum(result["entities"].values())
+
+
+def test_some_arms_alone_give_their_figures_and_none_of_the_others(
+    settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    result = run.evaluate(settings, "movies", 2, control=False, names=["strict", "int8", "shuffled"])
+    assert list(result["arms"]) == ["shuffled", "strict", "int8"]
+    assert set(result["texts"]) == {"strict", "int8"}
+    assert result["precision"] == "fp32"
+    arms = {name: of_arm["auc"] for name, of_arm in result["arms"].items()}
+    assert result["int8_auc"] == pytest.approx(arms["int8"] - arms["strict"], abs=2e-6)
+    assert result["int8_auc_low"] <= result["int8_auc"] <= result["int8_auc_high"]
+    if (gain := arms["strict"] - arms["shuffled"]) > 1e-3:
+        assert result["int8_keeps_gain"] == pytest.approx((arms["int8"] - arms["shuffled"]) / gain, abs=0.01)
+    for missing in ("auc_gain", "auc_delta_low", "auc_nightly_high", "relaxed_keeps_gain", "shop_oracle_share"):
+        assert result[missing] is None
+    assert result["arms"]["strict"]["auc_over_none"] == [None] * 3
+    assert newest_evaluation(engine, "movies", 2, 1, "auc_delta_low") is None
+    assert newest_evaluation(engine, "movies", 2, 1, "int8_auc_low") is not None
+
+    known = run.evaluate(settings, "movies", 2, control=False, names=["none", "int8"])
+    assert known["generated"]["texts"] == 0
+    assert (known["int8_auc"], known["matching"], known["slices"]) == (None, None, {})
+    draw_evaluation(known, tmp_path / "chart.svg")
 
 
 def test_texts_that_were_not_written_cannot_be_compared(settings: Settings) -> None:

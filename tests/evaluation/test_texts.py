@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(texts, "MAX_NEW_TOKENS", 12)
-    return Settings(data_dir=tmp_path, model=str(model), checkpoint_seconds=1e-6, draft_budget="fixed")
+    return Settings(data_dir=tmp_path, model=str(model), checkpoint_seconds=1e-6, draft_budget="fixed", device="cpu")
 
 
 @pytest.fixture
@@ -38,42 +38,42 @@ def entities(soon: Domain, rows: SourceRows) -> list[Entity]:
 def test_every_arm_writes_about_the_same_entities_in_their_order(
     settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
-    written = write_texts(settings, soon, entities)
-    assert list(written.by_arm) == [arm.name for arm in WRITTEN_ARMS] == ["strict", "relaxed"]
+    written = write_texts(settings, soon, entities, WRITTEN_ARMS)
+    assert list(written.by_arm) == [arm.name for arm in WRITTEN_ARMS] == ["strict", "relaxed", "int8"]
     for rows in written.by_arm.values():
         assert [(row["kind"], row["entity_id"]) for row in rows] == [(one.kind, one.entity_id) for one in entities]
         assert len({row["prompt"] for row in rows}) == len(entities)  # also of one user's versions
-    assert len({row["request_id"] for rows in written.by_arm.values() for row in rows}) == 2 * len(entities)
-    assert written.generated.texts == 2 * len(entities)
+    assert len({row["request_id"] for rows in written.by_arm.values() for row in rows}) == 3 * len(entities)
+    assert written.generated.texts == 3 * len(entities)
     assert sum(row["relaxed"] for row in written.by_arm["strict"]) == 0
 
 
 def test_what_is_kept_is_not_written_again(settings: Settings, soon: Domain, entities: list[Entity]) -> None:
-    first = write_texts(settings, soon, entities)
-    again = write_texts(settings, soon, entities)
+    first = write_texts(settings, soon, entities, WRITTEN_ARMS)
+    again = write_texts(settings, soon, entities, WRITTEN_ARMS)
     assert again.generated.texts == 0
     assert again.by_arm == first.by_arm == kept_texts(settings, soon, entities)
 
 
-def test_an_arm_can_be_written_alone_and_the_other_later(
+def test_an_arm_can_be_written_alone_and_the_others_later(
     settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
     alone = write_texts(settings, soon, entities, (STRICT,))
     assert list(alone.by_arm) == list(kept_texts(settings, soon, entities)) == ["strict"]
-    both = write_texts(settings, soon, entities)
+    both = write_texts(settings, soon, entities, WRITTEN_ARMS)
     assert both.by_arm["strict"] == alone.by_arm["strict"]
-    assert both.generated.texts == len(entities)
+    assert both.generated.texts == 2 * len(entities)
 
 
 def test_a_try_that_was_cut_off_goes_on_where_it_stopped(
     settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
-    first = write_texts(settings, soon, entities)
+    first = write_texts(settings, soon, entities, WRITTEN_ARMS)
     parts = sorted((settings.data_dir / "evaluation" / "movies" / "texts").glob("*.parquet"))
     lost = sum(pq.read_metadata(part).num_rows for part in parts[::2])
     for part in parts[::2]:
         part.unlink()
-    again = write_texts(settings, soon, entities)
+    again = write_texts(settings, soon, entities, WRITTEN_ARMS)
     assert again.generated.texts == lost > 0
     assert again.by_arm["strict"] == [
         {**row, **{name: new[name] for name in ("steps", "drafted", "accepted", "seconds")}}
@@ -84,5 +84,17 @@ def test_a_try_that_was_cut_off_goes_on_where_it_stopped(
 def test_an_arm_of_which_a_text_is_missing_is_not_handed_out_as_kept(
     settings: Settings, soon: Domain, entities: list[Entity]
 ) -> None:
-    write_texts(settings, soon, entities[1:])
+    write_texts(settings, soon, entities[1:], WRITTEN_ARMS)
     assert kept_texts(settings, soon, entities) == {}
+
+
+def test_the_settings_weights_change_no_arm_s_precision(
+    settings: Settings, soon: Domain, entities: list[Entity]
+) -> None:
+    first = write_texts(settings, soon, entities, WRITTEN_ARMS)
+    for weights in ("int8", "auto"):
+        again = write_texts(settings.model_copy(update={"weights": weights}), soon, entities, WRITTEN_ARMS)
+        assert again.generated.texts == 0
+        assert again.by_arm == first.by_arm
+    assert [row["text"] for row in first.by_arm["int8"]] != [row["text"] for row in first.by_arm["strict"]]
+    assert sum(row["relaxed"] for row in first.by_arm["int8"]) == 0

@@ -6,7 +6,7 @@ from dare_core.config.domains import Domain
 from dare_core.errors import InputError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import render
-from dare_core.knowledge.requests import Decoding, fit_prompt, request_id
+from dare_core.knowledge.requests import Decoding, fit_prompt, identify_settings, request_id
 
 ITEM = {"title": "Heat", "release_year": 1995, "genres": ["Action", "Crime"]}
 USER = {
@@ -82,6 +82,7 @@ def test_a_request_is_identified_by_all_that_decides_its_text() -> None:
         identify(replace(DECODING, top_k=3)),
         identify(replace(DECODING, min_prob=0.2)),
         identify(replace(DECODING, max_new_tokens=97)),
+        *(identify(replace(DECODING, precision=name)) for name in ("bf16", "fp16", "int8", "bf16+fp8")),
     ]
     assert len({same, *changed}) == len(changed) + 1
 
@@ -90,3 +91,30 @@ def test_strict_requests_do_not_depend_on_relaxations_parameters() -> None:
     strict = replace(DECODING, verification="strict")
     other = replace(strict, top_k=9, min_prob=0.5)
     assert request_id("d", "item", "1", [1], strict, 0) == request_id("d", "item", "1", [1], other, 0)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "known_request", "known_settings"),
+    [
+        (DECODING, "0fb72dafd12abc8c8909c29b7733c568", "38f5cd3bd4c2ec15fb4b7b68c1f0521b"),
+        (
+            replace(DECODING, verification="strict"),
+            "5caa939b1301fac09fdc14936a33b1d3",
+            "3eaed8b90645ae60fc5fc2b0393324f9",
+        ),
+    ],
+)
+def test_requests_in_fp32_keep_the_ids_that_they_had_before_precisions_were_told_apart(
+    movies: Domain, decoding: Decoding, known_request: str, known_settings: str
+) -> None:
+    def ids(decoding: Decoding) -> tuple[str, str]:
+        return (
+            request_id("movies", "item", "7", [1, 2], decoding, 0),
+            identify_settings(movies, "item", decoding, "files", 100),
+        )
+
+    assert ids(decoding) == (known_request, known_settings)
+    for precision in ("bf16", "int8"):
+        narrow = ids(replace(decoding, precision=precision))
+        assert narrow[0] != known_request
+        assert narrow[1] != known_settings

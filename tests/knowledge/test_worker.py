@@ -30,10 +30,16 @@ def settings(tmp_path: Path, model: Path) -> Settings:
     return Settings(data_dir=tmp_path, model=str(model), verification="strict", batch_size=2, checkpoint_seconds=1e-6)
 
 
-def planned(settings: Settings, titles: list[str], run_id: str = "run", pool_version: str | None = None) -> Plan:
+def planned(
+    settings: Settings,
+    titles: list[str],
+    run_id: str = "run",
+    pool_version: str | None = None,
+    precision: str = "fp32",
+) -> Plan:
     """A run of one shard that asks about some titles; None of them fails but one whose prompt is too long."""
     tokenizer = models.load_tokenizer(settings)
-    decoding = Decoding(settings.model, models.tokenizer_hash(tokenizer), "strict", 2, 0.1, NEW_TOKENS)
+    decoding = Decoding(settings.model, models.tokenizer_hash(tokenizer), "strict", 2, 0.1, NEW_TOKENS, precision)
     encoder = ChatEncoder(tokenizer)
     rows = []
     for title in titles:
@@ -140,3 +146,51 @@ def test_another_tokenizer_than_the_plans_is_refused(settings: Settings) -> None
     other = plan.model_copy(update={"decoding": Decoding(settings.model, "other", "strict", 2, 0.1, NEW_TOKENS)})
     with pytest.raises(ModelError, match="was planned with other; plan the run again"):
         work_off(settings, other)
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_a_plan_is_worked_in_its_precision_whatever_the_worker_s_settings_say(
+    settings: Settings, precision: str
+) -> None:
+    titles = ["Heat", "Alien", "Fargo", "Ran"]
+    here = settings.model_copy(update={"device": "cpu"})
+    other = here.model_copy(update={"weights": "bfloat16" if precision == "int8" else "int8"})
+    same = here.model_copy(update={"weights": "int8" if precision == "int8" else "bfloat16"})
+    found = []
+    for worker_settings, of_plan in ((here, precision), (other, precision), (same, precision), (same, "fp32")):
+        plan = planned(here, titles, f"run-{len(found)}", precision=of_plan)
+        work_off(worker_settings, plan)
+        found.append(texts(here, plan))
+    assert found[0] == found[1] == found[2]
+    plain = planned(here, titles, "plain")
+    work_off(here, plain)
+    assert found[3] == texts(here, plain) != found[0]
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(settings: Settings) -> None:
+    titles = ["Heat", "Alien", "Fargo", "Ran"]
+    here = settings.model_copy(update={"device": "cpu"})
+    undisturbed, plan = (planned(here, titles, name, precision="int8") for name in ("undisturbed", "run"))
+    work_off(here, undisturbed)
+    work_off(here, plan)
+    staged = settings.run_dir("run") / "staged" / "item-0000"
+    (staged / "manifest.json").unlink()
+    max(staged.glob("part-*.parquet")).unlink()
+    assert work_off(here.model_copy(update={"weights": "bfloat16"}), plan)["resumed"] > 0
+    assert texts(here, plan) == texts(here, undisturbed)
+
+
+def test_a_precision_that_the_worker_cannot_write_in_is_refused_before_a_text_is_written(settings: Settings) -> None:
+    plan = planned(settings, ["Heat"], precision="int8")
+    with pytest.raises(
+        ModelError, match=r"run run, planned in int8, cannot be written here: int8 is for CPUs.*cuda.*plan again"
+    ):
+        work_off(settings.model_copy(update={"device": "cuda"}), plan)
+    assert not list((settings.run_dir("run") / "staged").glob("*/*"))
+
+
+def test_a_plan_of_an_earlier_release_is_one_in_fp32(settings: Settings) -> None:
+    plan = planned(settings, ["Heat"])
+    told = json.loads(plan.model_dump_json())
+    del told["decoding"]["precision"]
+    assert Plan.model_validate(told) == plan

@@ -56,6 +56,8 @@ def test_a_loaded_run_shows_its_funnel_groups_speed_quarantine_and_samples(setti
     assert (figures["state"], figures["texts"], figures["tokens"]) == ("loaded", 7, run.new_tokens)
     assert figures["tokens_per_step"] == pytest.approx(run.new_tokens / run.steps, abs=1e-3)
     assert figures["quarantined"] == refused > 0
+    assert figures["precision"] == run.plan["precision"] == "fp32"
+    assert "<dt>precision</dt><dd>fp32</dd>" in page
     for section in ("funnel", "speed", "groups", "throughput", "quarantine", "pools", "samples"):
         assert f'<section id="{section}">' in page
     facts = gather(settings, engine, "loaded", "movies")

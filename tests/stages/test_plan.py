@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from transformers import AutoTokenizer
 
 from dare_core.config.settings import Settings
-from dare_core.errors import InputError
+from dare_core.errors import InputError, SettingError
 from dare_core.knowledge import shards
 from dare_core.knowledge.planning import Planner
 from dare_core.schemas import ENTITY, GROUPED, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
@@ -367,7 +367,7 @@ def test_expected_tokens_time_and_cost_rest_on_earlier_runs(engine: Engine, sett
     assert first["estimate"] == {
         "tokens": 14 * 16, "seconds": None, "cost": None, "tokens_per_second": None,
         "basis": "item: 16 tokens a text, the most that are allowed; "
-        "user: 16 tokens a text, the most that are allowed; no run of this model was measured yet",
+        "user: 16 tokens a text, the most that are allowed; no run of this model and precision was measured yet",
     }  # fmt: skip
     assert (first["shards"], first["tasks"]) == (7, 2)
     assert planning.assignments(dear, RunRequest(run_id="first")) == [{"first": 0, "end": 3}, {"first": 3, "end": 7}]
@@ -386,3 +386,41 @@ def test_expected_tokens_time_and_cost_rest_on_earlier_runs(engine: Engine, sett
             text("SELECT plan FROM knowledge.generation_run WHERE run_id = 'second'")
         ).scalar_one()
     assert (stored["funnel"], stored["estimate"]) == (second["funnel"], second["estimate"])
+
+
+def test_a_precision_is_planned_once_asks_for_texts_of_its_own_and_reopens_those_it_had(
+    engine: Engine, settings: Settings, answer: Answer
+) -> None:
+    put(engine, user(0))
+
+    def planned(run_id: str, weights: str) -> tuple[dict[str, Any], set[str]]:
+        changed = settings.model_copy(update={"weights": weights, "device": "cpu"})
+        summary = planning.run(changed, RunRequest(run_id=run_id, kinds=("user",)))
+        assert summary["precision"] == shards.read_plan(settings.run_dir(run_id)).decoding.precision
+        return summary, {row["request_id"] for row in requests(settings, run_id)}
+
+    first, in_fp32 = planned("first", "model")
+    answer("first")
+    record_run(engine, "first", measured={"tokens": 60, "seconds": 3.0, "kinds": {}})
+    second, in_int8 = planned("second", "int8")
+    assert (first["precision"], second["precision"]) == ("fp32", "int8")
+    assert len(in_fp32 | in_int8) == 2
+    assert second["estimate"]["tokens_per_second"] is None, "fp32's speed says nothing of int8's"
+    again, _ = planned("second", "model")
+    assert again["precision"] == "int8", "planned is planned"
+    answer("second")
+    third, asked = planned("third", "auto")  # which no evaluation has let pass
+    assert (third["precision"], asked) == ("fp32", set())
+    assert third["funnel"]["user"]["skipped"] == {"reopened": 1}
+    assert third["estimate"]["tokens_per_second"] == 20
+    with engine.connect() as connection:
+        stored = connection.execute(
+            text("SELECT run_id, plan ->> 'precision' FROM knowledge.generation_run ORDER BY 1")
+        )
+        assert dict(stored.tuples().all()) == {"first": "fp32", "second": "int8", "third": "fp32"}
+
+
+def test_narrow_weights_that_the_device_cannot_have_stop_the_plan(engine: Engine, settings: Settings) -> None:
+    put(engine, user(0))
+    with pytest.raises(SettingError, match=r"DARE_WEIGHTS=int8 is for CPUs, and the device is cuda"):
+        planning.run(settings.model_copy(update={"weights": "int8", "device": "cuda"}), RunRequest(run_id="r"))

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from dare_core import models
 from dare_core.config.settings import Settings
+from dare_core.engines.precision import precision_of
 from dare_core.engines.protocol import learned_tokens
 from dare_core.engines.vllm.options import vllm_options
-from dare_core.errors import SettingError
 from dare_core.pools import Pool
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ class VllmEngines:
     """
 
     def __init__(self, settings: Settings) -> None:
-        if settings.weights != "model":
-            raise SettingError(f"DARE_WEIGHTS={settings.weights} is for our own engine; vLLM has DARE_QUANTIZATION")
+        precision_of(settings)  # which refuses what cannot be had, before anything is loaded
         self._settings = settings
         self.facts = models.model_facts(settings)
         self._server: VllmServer | None = None
