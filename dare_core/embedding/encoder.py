@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from dare_core.config.settings import BUNDLED_ENCODER, Settings
 from dare_core.errors import ModelError
+from dare_core.storage.processors import Threads
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -82,6 +84,7 @@ class Encoder:
             ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
         """
         vectors = np.zeros((0, self.width), np.float32)
+        _threads().follow()
         if texts:
             vectors = self.model.encode(
                 list(texts),
@@ -96,6 +99,13 @@ class Encoder:
                 f"encoder {self.name!r} made {bad.size} vectors that are not finite, first for text {bad[0]}"
             )
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+
+@cache
+def _threads() -> Threads:
+    import torch
+
+    return Threads(torch.set_num_threads)
 
 
 def _locate(encoder: str) -> tuple[str, bool]:

@@ -25,8 +25,13 @@ def give_way(environment: Callable[[str, str], object] = os.environ.setdefault) 
 
 
 def processors() -> int:
-    """Threads that can run at once: processors that the system lets this process have, within its cgroup's quota."""
-    return max(1, math.ceil(min(len(_allowed()), _quota())))
+    """Threads that can run at once: processors that the system lets this process have, within its cgroup's quota.
+
+    ``OMP_NUM_THREADS`` sets a lower limit of the user's own.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(limit) if limit.isdigit() and int(limit) else math.inf
+    return max(1, math.ceil(min(len(_allowed()), _quota(), most)))
 
 
 class Threads:
@@ -39,9 +44,9 @@ class Threads:
     """
 
     def __init__(self, set_count: Callable[[int], object]) -> None:
-        self._set, self._most = set_count, processors()
+        self._set = set_count
         self._seen, self._busy, self._own = time.monotonic(), _busy_seconds(), time.process_time()
-        self.count = self._most
+        self.count = processors()
         set_count(self.count)
 
     def follow(self) -> None:
@@ -49,10 +54,10 @@ class Threads:
         now = time.monotonic()
         if (passed := now - self._seen) < _INTERVAL:
             return
-        most, busy, own = processors(), _busy_seconds(), time.process_time()
+        busy, own = _busy_seconds(), time.process_time()
         others = max(0.0, busy - self._busy - (own - self._own)) / passed
-        self._seen, self._busy, self._own, self._most = now, busy, own, most
-        count = max(1, min(most, len(_allowed()) - round(others) + 1))
+        self._seen, self._busy, self._own = now, busy, own
+        count = max(1, min(processors(), len(_allowed()) - round(others) + 1))
         if count != self.count:
             self.count = count
             self._set(count)

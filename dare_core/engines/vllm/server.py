@@ -16,7 +16,6 @@ input. Everything that vLLM has to say goes to standard error.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections import defaultdict, deque
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 from dare_core.engines.vllm import launch
 from dare_core.errors import DareError, ModelError
+from dare_core.storage.processors import processors
 
 #: Sequences of the steps that are timed when the engine starts, beside as many as it may have; and for each sequence,
 #: tokens drafted in them. Kernels work in blocks of rows, so a step's cost has steps of its own.
@@ -196,7 +196,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, required=True, help="tokens of a prompt and its text")
     parser.add_argument("--max-sequences", type=int, required=True, help="sequences decoded at once")
     parser.add_argument("--draft-tokens", type=int, required=True, help="longest path that is drafted")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=processors())
     parser.add_argument("--cache-bytes", type=int, help="memory for keys and values")
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--memory-share", type=float)
