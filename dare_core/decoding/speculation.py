@@ -221,7 +221,7 @@ class Speculation:
         forest = forest.keep(forest.depths <= room[forest.trees])
         if longest is None and cost is None:
             return forest
-        probabilities = self.probabilities(forest)
+        probabilities = self._acceptance.path_probabilities(forest, whole_trees=longest is None)
         if longest is not None:
             kept = best_paths(forest, probabilities)
             forest, probabilities = forest.keep(kept), probabilities[kept]
@@ -230,7 +230,8 @@ class Speculation:
         return forest
 
     def probabilities(self, forest: Forest) -> NDArray[np.float64]:
-        """``[n]``: that each node and all its ancestors are accepted, by what was accepted so far."""
+        """``[n]``: that each node is accepted with all its ancestors, and no sibling before any of these, by what was
+        accepted so far."""
         return self._acceptance.path_probabilities(forest)
 
     def verify(self, step: Step, logits: "torch.Tensor") -> Judgement:
@@ -258,8 +259,9 @@ class Speculation:
     def settle(self, step: Step, judgement: Judgement) -> Outcome:
         """The path of each tree that is accepted; drafts to come are chosen by what was."""
         paths = longest_paths(step.forest, judgement)
-        if len(step.forest):
+        if self._drafter:
             self._acceptance.observe(step.forest, paths.tried, judgement.passes)
+            self._budget.settle(int(paths.lengths.sum()))
         return Outcome(step, judgement, paths)
 
     def finish(self, text: Text) -> None:

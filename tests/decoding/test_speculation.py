@@ -242,7 +242,7 @@ def test_drafts_that_never_pass_are_soon_taken_for_improbable_and_untried_ones_a
     after = decided.probabilities(forest)
     assert before[0] > half[0] > after[0]
     assert half[0] == pytest.approx(0.5, abs=0.06)  # had the untried counted, a third of all had passed
-    assert after[0] == pytest.approx(1 / 6, abs=0.03)
+    assert after[0] < 1 / 6  # of all that were tried, one in six passed, and none of the latest
 
 
 def test_the_drafter_learns_whole_texts_but_not_those_that_failed() -> None:
