@@ -85,14 +85,14 @@ def bench_decode(
     from bench.decode import bench_decode as measure
     from bench.decode_prompts import Plan
     from bench.vllm_decode import bench_vllm
+    from dare_airflow.local.processes import exit_on_signals
 
     plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batches), repeats, minutes, tuple(contenders or ()))
     of_vllm = engine is EngineName.vllm
-    if contenders and of_vllm:
-        raise InputError("--contenders chooses among those of our own engine's bench; leave out --engine vllm")
-    result = (bench_vllm if of_vllm else measure)(settings_of(model=model), plan, on_progress=stderr.print)
-    if chart and of_vllm:
-        raise InputError("--chart draws the figures of our own engine; leave out --engine vllm")
+    if (contenders or chart) and of_vllm:
+        raise InputError("--contenders and --chart are of our own engine's bench; leave out --engine vllm")
+    with exit_on_signals():  # peers end with this process
+        result = (bench_vllm if of_vllm else measure)(settings_of(model=model), plan, on_progress=stderr.print)
     if chart:
         from bench.charts import draw_decode
 

