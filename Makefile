@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic lock clean
+.PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
 
 setup: $(STAMP)
 
@@ -77,13 +77,17 @@ vllm-env:
 vllm-test: $(STAMP) vllm-env
 	@$(BIN)/python -m pytest tests/engines/vllm
 
-# Arctic Inference's suffix cache likewise, for `dare bench pool`.
+# Arctic Inference's suffix cache likewise, for `dare bench pool`; after `make vllm-env` for vLLM's method `suffix` too.
 bench-arctic:
-	@sh scripts/install_arctic.sh .venv-arctic
+	@sh scripts/install_arctic.sh .venv-arctic .venv-vllm
+
+# llama.cpp, a peer in `make bench`.
+bench-llamacpp:
+	@sh scripts/install_llamacpp.sh .venv-llamacpp
 
 # Resolve pyproject.toml anew and write the pins of what was resolved; no addresses are recorded.
 lock:
 	@$(PYTHON) scripts/lock.py
 
 clean:
-	rm -rf $(VENV) .faults .venv-audit .venv-vllm .venv-arctic
+	rm -rf $(VENV) .faults .venv-audit .venv-vllm .venv-arctic .venv-llamacpp

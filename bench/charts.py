@@ -22,9 +22,14 @@ _CONTENDERS: Final = {
     "prompt_lookup": ("transformers prompt lookup", "#525252"),
     "vllm": ("vLLM", "#f2a93b"),
     "vllm_ngram": ("vLLM, n-gram drafts", "#b86b00"),
+    "vllm_suffix": ("vLLM, suffix decoding", "#7a4700"),
+    "llamacpp_f32": ("llama.cpp F32", "#d9b3d0"),
+    "llamacpp_f32_lookup": ("llama.cpp F32, lookup", "#b887ab"),
+    "llamacpp_q8": ("llama.cpp Q8_0", "#8f5f86"),
+    "llamacpp_q8_lookup": ("llama.cpp Q8_0, lookup", "#5c3a56"),
     "undrafted": ("DARE engine, no drafts", "#a6cbe8"),
     "strict": ("DARE strict", COLOURS["passed"]),
-    "ungrouped_relaxed": ("DARE relaxed, one pool for all groups", "#8fd0b4"),
+    "cold": ("DARE relaxed, no pool", "#8fd0b4"),
     "relaxed": ("DARE relaxed", COLOURS["dare"]),
 }
 #: For contenders that are not known here.
@@ -39,7 +44,9 @@ _PARTS: Final = {
 _POLICIES: Final = {"plain": COLOURS["plain"], "fixed": COLOURS["lost"], "budgeted": COLOURS["passed"]}
 _MODES: Final[dict[str, Literal["-", "--"]]] = {"relaxed": "-", "strict": "--"}
 
-_PRECISION: Final = re.compile(r"(?:^|_)(bf16|fp16|int8)(?=_)")
+_PRECISION: Final = re.compile(r"(?:^|_)(fp32|bf16|fp16|int8)(?=_)")
+#: Contenders in it stand beside those whose name says no precision.
+_FULL: Final = "fp32"
 _BATCH: Final = re.compile(r"_b(\d+)$")
 
 
@@ -210,5 +217,6 @@ def _parsed(names: Iterable[str]) -> list[_Measured]:
         contender = _BATCH.sub("", _PRECISION.sub("", name)).strip("_")
         if batch and contender:
             rank = known.index(contender) if contender in known else len(known)
-            measured.append(_Measured(precision[1] if precision else "", rank, contender, int(batch[1]), name))
+            reduced = precision[1] if precision and precision[1] != _FULL else ""
+            measured.append(_Measured(reduced, rank, contender, int(batch[1]), name))
     return sorted(measured)

@@ -56,17 +56,21 @@ def bench_query(
 
 @app.command("decode")
 def bench_decode(
-    prompts: Annotated[int, typer.Option(min=1, help="items to write about")] = 64,
-    pool_texts: Annotated[int, typer.Option(min=1, help="texts of other items in the pool")] = 1000,
-    batch_size: Annotated[list[int], typer.Option(min=1, help="sequences at once; may be given several times")] = [  # noqa: B006
+    contenders: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32_strict, int8_relaxed, vllm_suffix …; may be given several times; default: all"),
+    ] = None,
+    batches: Annotated[list[int], typer.Option(min=1, help="sequences at once; may be given several times")] = [  # noqa: B006
         1,
         4,
         16,
         32,
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 160,
+    prompts: Annotated[int, typer.Option(min=1, help="items to write about")] = 64,
+    pool_texts: Annotated[int, typer.Option(min=1, help="texts of other items in the pool")] = 1618,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contender; medians are reported")] = 3,
-    minutes: Annotated[float, typer.Option(min=0, help="no further repeat that would not end within these")] = 55,
+    minutes: Annotated[float, typer.Option(min=0, help="no further repeat that would not end within these")] = 90,
     engine: Annotated[
         EngineName, typer.Option(help="vllm: vLLM with our pools beside vLLM without")
     ] = EngineName.transformers,
@@ -74,16 +78,21 @@ def bench_decode(
     chart: Annotated[Path | None, typer.Option(help="draw the figures into this SVG file")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens per second of transformers, vLLM (where `make vllm-env` installed it) and the engine, in one run."""
+    """Tokens per second of the engine, transformers, vLLM and llama.cpp, in one run.
+
+    Peers in environments of their own: `make vllm-env bench-arctic bench-llamacpp`.
+    """
     from bench.decode import bench_decode as measure
     from bench.decode_prompts import Plan
     from bench.vllm_decode import bench_vllm
+    from dare_airflow.local.processes import exit_on_signals
 
-    plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batch_size), repeats, minutes)
+    plan = Plan(prompts, pool_texts, max_new_tokens, tuple(batches), repeats, minutes, tuple(contenders or ()))
     of_vllm = engine is EngineName.vllm
-    result = (bench_vllm if of_vllm else measure)(settings_of(model=model), plan, on_progress=stderr.print)
-    if chart and of_vllm:
-        raise InputError("--chart draws the figures of our own engine; leave out --engine vllm")
+    if (contenders or chart) and of_vllm:
+        raise InputError("--contenders and --chart are of our own engine's bench; leave out --engine vllm")
+    with exit_on_signals():  # peers end with this process
+        result = (bench_vllm if of_vllm else measure)(settings_of(model=model), plan, on_progress=stderr.print)
     if chart:
         from bench.charts import draw_decode
 

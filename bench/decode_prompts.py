@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dare_core import models
 from dare_core.config.domains import load_domain
@@ -17,15 +18,15 @@ from dare_core.knowledge.prompts import render
 from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 from dare_core.schemas import POOL_TEXT
 from dare_core.sources.movielens import read_movielens
+from dare_core.storage.atomic import appearing
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request
-    from dare_core.models import LanguageModel
 
 OnProgress = Callable[[str], None]
 
-#: Prompts for one sequence at a time; batches get two rounds of them, 16 at least.
-_PROMPTS_ALONE: Final = 8
+#: Prompts at least; batches get two rounds of them.
+_PROMPTS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,22 @@ class Plan:
         pool_texts: strict texts of other items that the pool is built of; written once and kept under ``data_dir``.
         max_new_tokens: length of a text.
         batch_sizes: sequences at once.
+        contenders: their names (:mod:`bench.contenders`); none means all.
         repeats: runs of each contender, in alternating order; medians are reported.
         minutes: no further repeat is begun when it would not end within these; the pool's writing counts.
     """
 
     prompts: int = 64
-    pool_texts: int = 1000
-    max_new_tokens: int = 160
+    pool_texts: int = 1618
+    max_new_tokens: int = 96
     batch_sizes: tuple[int, ...] = (1, 4, 16, 32)
     repeats: int = 3
-    minutes: float = 55
+    minutes: float = 90
+    contenders: tuple[str, ...] = ()
 
     def prompts_at(self, batch_size: int) -> int:
         """How many of the prompts are written ``batch_size`` at a time."""
-        return min(self.prompts, _PROMPTS_ALONE if batch_size == 1 else max(16, 2 * batch_size))
+        return min(self.prompts, max(_PROMPTS, 2 * batch_size))
 
 
 def movie_requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list[Request]]":
@@ -76,41 +79,47 @@ def movie_requests(settings: Settings, plan: Plan) -> "tuple[list[Request], list
 
 
 def strict_pool(
-    settings: Settings, plan: Plan, others: "list[Request]", language_model: "LanguageModel", on_progress: OnProgress
-) -> Pool:
-    """A pool of strict texts, written on first use.
+    settings: Settings, plan: Plan, others: "list[Request]", on_progress: OnProgress
+) -> tuple[Pool, list[list[int]]]:
+    """A pool of strict texts, written on first use, and the texts' token ids.
 
     Args:
         settings: the model's name, and where the pool is kept.
         plan: batch sizes.
         others: the texts to write.
-        language_model: the engine takes it over.
         on_progress: told how far it is.
     """
-    from dare_core.decoding import Engine, EngineConfig, Rule
-
-    tokenizer = models.load_tokenizer(settings)
-    tokenizer_hash = models.tokenizer_hash(tokenizer)
+    tokenizer_hash = models.tokenizer_hash(models.load_tokenizer(settings))
     asked = hashlib.sha256(repr([(r.id, r.max_new_tokens) for r in others]).encode()).hexdigest()[:12]
     store = PoolStore(settings.data_dir / "bench" / f"{tokenizer_hash}-{asked}")
-    if not (store.root / "CURRENT").exists():
+    kept = store.root / "texts.parquet"
+    if not kept.exists():
         on_progress(f"writing a pool of {len(others)} texts, once")
-        config = EngineConfig(
-            max_sequences=max(plan.batch_sizes),
-            max_length=max(len(request.prompt_token_ids) + request.max_new_tokens for request in others),
-            rule=Rule("strict"),
-            eos_token_ids=language_model.eos_token_ids,
-            draft_nodes=settings.draft_nodes,
-        )
-        engine = Engine(language_model.model, PoolDrafter(None), config)
-        rows = []
-        groups = {request.id: request.group for request in others}
-        for result in engine.generate(others):
-            rows.append({"group": groups[result.id], "token_ids": result.token_ids})
-            if len(rows) % 50 == 0:
-                on_progress(f"pool: {len(rows)} of {len(others)} texts")
-        rows.sort(key=lambda row: (row["group"], row["token_ids"]))
-        PoolBuilder(store, settings.model, tokenizer_hash, models.vocabulary_size(settings)).build(
-            pa.Table.from_pylist(rows, POOL_TEXT)
-        )
-    return Pool.open(store, tokenizer_hash)
+        texts = _write_texts(settings, plan, others, on_progress)
+        with appearing(kept) as scratch:
+            pq.write_table(texts, scratch)
+    texts = pq.read_table(kept)
+    if not (store.root / "CURRENT").exists():
+        PoolBuilder(store, settings.model, tokenizer_hash, models.vocabulary_size(settings)).build(texts)
+    return Pool.open(store, tokenizer_hash), texts["token_ids"].to_pylist()
+
+
+def _write_texts(settings: Settings, plan: Plan, others: "list[Request]", on_progress: OnProgress) -> pa.Table:
+    from dare_core.decoding import Engine, EngineConfig, Rule
+
+    language_model = models.load_model(settings)
+    config = EngineConfig(
+        max_sequences=max(plan.batch_sizes),
+        max_length=max(len(request.prompt_token_ids) + request.max_new_tokens for request in others),
+        rule=Rule("strict"),
+        eos_token_ids=language_model.eos_token_ids,
+        draft_nodes=settings.draft_nodes,
+    )
+    rows = []
+    groups = {request.id: request.group for request in others}
+    for result in Engine(language_model.model, PoolDrafter(None), config).generate(others):
+        rows.append({"group": groups[result.id], "token_ids": result.token_ids})
+        if len(rows) % 50 == 0:
+            on_progress(f"pool: {len(rows)} of {len(others)} texts")
+    rows.sort(key=lambda row: (row["group"], row["token_ids"]))
+    return pa.Table.from_pylist(rows, POOL_TEXT)

@@ -2,7 +2,7 @@
 
 ``dare bench decode`` records, for every step of a sequence, which of 64 drafted nodes passed. Here those steps are
 replayed in batches, and each batch's step is priced by a roofline: the longer of moving the bytes and doing the
-arithmetic, and the launches of its kernels.
+arithmetic, and the launches of its kernels, as many as were counted in a step of this engine (:mod:`bench.launches`).
 
 The acceptance was recorded with a small model (135M parameters by default) on a CPU; a larger model writes other texts
 and may accept more or less of its drafts. The same cost model, given two measured extremes of the CPU, predicts all
@@ -39,8 +39,7 @@ _DRAWN: Final = 1024
 #: What well-written kernels reach of a data sheet's bandwidth and arithmetic.
 _OF_BANDWIDTH: Final = 0.7
 _OF_ARITHMETIC: Final = 0.6
-#: Kernels of a layer and the seconds that launching one takes. Without CUDA graphs, since trees differ in every step.
-_KERNELS: Final = 5
+#: Seconds that launching a kernel takes. Without CUDA graphs, since trees differ in every step.
 _LAUNCH: Final = 4e-6
 #: Of the memory, what weights, keys and values may take.
 _OF_MEMORY: Final = 0.9
@@ -97,6 +96,23 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_value
 
 
+@dataclass(frozen=True)
+class Launches:
+    """Kernels that a step launches.
+
+    Attributes:
+        per_layer: by each layer.
+        outside_layers: by the rest of the step.
+    """
+
+    per_layer: int
+    outside_layers: int
+
+    def of(self, shape: Shape) -> int:
+        """Launches of a step of this model."""
+        return shape.layers * self.per_layer + self.outside_layers
+
+
 GPUS: Final = {
     "H100 SXM": Gpu(flops=989e12, bandwidth=3.35e12, memory=80e9),
     "A10": Gpu(flops=125e12, bandwidth=600e9, memory=24e9),
@@ -127,11 +143,14 @@ def project(record: Path, chart: Path | None) -> dict[str, Any]:
         timed. ``assumptions``: what all of it rests on.
 
     Raises:
-        InputError: a file is missing or holds no steps.
+        InputError: a file is missing, holds no steps, or was recorded before launches were counted.
     """
     acceptance = _read(record / "acceptance.parquet")
     steps = _read(record / "steps.parquet")
-    recorded_with = Shape(**json.loads(steps.schema.metadata[b"model"]))
+    metadata = steps.schema.metadata
+    if b"launches" not in metadata:
+        raise InputError(f"{record / 'steps.parquet'} counts no launches: run `dare bench decode` again")
+    recorded_with, launches = Shape(**json.loads(metadata[b"model"])), Launches(**json.loads(metadata[b"launches"]))
     speedup: dict[str, dict[str, dict[str, Any]]] = {
         gpu: {model: {mode: {policy: {} for policy in POLICIES} for mode in MODES} for model in MODELS} for gpu in GPUS
     }
@@ -139,7 +158,7 @@ def project(record: Path, chart: Path | None) -> dict[str, Any]:
         trees = Trees.of_mode(acceptance, mode)
         for batch in BATCH_SIZES if len(trees.sizes) else ():
             fitting = {
-                (gpu, model): partial(seconds, MODELS[model], GPUS[gpu], batch)
+                (gpu, model): partial(seconds, MODELS[model], GPUS[gpu], launches, batch)
                 for gpu in GPUS
                 for model in MODELS
                 if _fits(GPUS[gpu], MODELS[model], batch)
@@ -152,7 +171,7 @@ def project(record: Path, chart: Path | None) -> dict[str, Any]:
         "projection": True,
         "speedup": speedup,
         "cpu_check_error": None if error is None else round(error, 4),
-        "assumptions": _assumptions(recorded_with),
+        "assumptions": _assumptions(recorded_with, launches),
     }
     if chart:
         from bench.charts import draw_projection
@@ -217,11 +236,11 @@ def work(
     return flops, traffic
 
 
-def seconds(shape: Shape, gpu: Gpu, sequences: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def seconds(shape: Shape, gpu: Gpu, launches: Launches, sequences: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Roofline: seconds of decode steps of ``rows`` (``[n]``) tokens and nodes on a GPU, logits made of all of them."""
     flops, traffic = work(shape, rows, rows, sequences, sequences * _CONTEXT)
     slower = np.maximum(flops / (_OF_ARITHMETIC * gpu.flops), traffic / (_OF_BANDWIDTH * gpu.bandwidth))
-    priced: NDArray[np.float64] = slower + shape.layers * _KERNELS * _LAUNCH
+    priced: NDArray[np.float64] = slower + launches.of(shape) * _LAUNCH
     return priced
 
 
@@ -276,7 +295,7 @@ def _fits(gpu: Gpu, shape: Shape, batch: int) -> bool:
     return shape.parameters * shape.bytes_per_value + cache <= _OF_MEMORY * gpu.memory
 
 
-def _assumptions(recorded_with: Shape) -> dict[str, Any]:
+def _assumptions(recorded_with: Shape, launches: Launches) -> dict[str, Any]:
     return {
         "acceptance": f"recorded with a model of {recorded_with.parameters / 1e6:.0f}M parameters on a CPU; "
         "a larger model's may differ",
@@ -285,7 +304,11 @@ def _assumptions(recorded_with: Shape) -> dict[str, Any]:
         "share_of_bandwidth": _OF_BANDWIDTH,
         "share_of_arithmetic": _OF_ARITHMETIC,
         "share_of_memory": _OF_MEMORY,
-        "launch_seconds_per_layer": _KERNELS * _LAUNCH,
+        "launches": "operators of torch that compute, counted in steps of this engine on torch's own kernels: a linear "
+        "layer or an attention is one, views and copies from and to the host are none; nothing is fused or overlapped",
+        "launches_per_layer": launches.per_layer,
+        "launches_outside_layers": launches.outside_layers,
+        "launch_seconds": _LAUNCH,
         "cuda_graphs": False,
         "context": _CONTEXT,
         "left_out": "prompts, activations between kernels, the host's time to draft, verify and commit",

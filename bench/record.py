@@ -1,7 +1,7 @@
 """What an engine drafted, what of it was accepted, and how long its steps took: input of the projection to GPUs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,16 @@ class Recorder:
 
 
 def write_record(
-    folder: Path, model: PreTrainedModel, acceptance: Sequence[dict[str, Any]], timings: Sequence[dict[str, Any]]
+    folder: Path,
+    model: PreTrainedModel,
+    acceptance: Sequence[dict[str, Any]],
+    timings: Sequence[dict[str, Any]],
+    launches: Mapping[str, int],
 ) -> None:
-    """Write ``acceptance.parquet`` and ``steps.parquet``, the latter with the model's shape in its metadata."""
+    """Write ``acceptance.parquet`` and ``steps.parquet``.
+
+    The latter has in its metadata the model's shape and ``launches``, what :func:`bench.launches.count_launches` gave.
+    """
     config = model.config.get_text_config()
     shape = {
         "layers": config.num_hidden_layers,
@@ -79,5 +86,7 @@ def write_record(
     }
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(acceptance)), folder / "acceptance.parquet")
-    steps = pa.Table.from_pylist(list(timings)).replace_schema_metadata({"model": json.dumps(shape)})
+    steps = pa.Table.from_pylist(list(timings)).replace_schema_metadata(
+        {"model": json.dumps(shape), "launches": json.dumps(launches)}
+    )
     pq.write_table(steps, folder / "steps.parquet")

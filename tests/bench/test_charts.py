@@ -68,6 +68,12 @@ def test_precision_may_stand_behind_the_contender(tmp_path: Path) -> None:
     assert "full precision" not in shown
 
 
+def test_fp32_is_full_precision_whether_or_not_a_name_says_so(tmp_path: Path) -> None:
+    shown = decode(tmp_path, tokens_per_second={"fp32_relaxed_b1": 50.0, "vllm_b1": 20.0}, time_shares={})
+    assert {"full precision", "DARE relaxed", "vLLM"} <= set(shown)
+    assert "fp32" not in shown
+
+
 def test_a_contender_that_is_not_known_is_drawn_under_its_own_name(tmp_path: Path) -> None:
     assert "new thing" in decode(tmp_path, tokens_per_second={"new_thing_b2": 3.0, "relaxed_b1": 2.0})
 

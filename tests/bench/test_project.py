@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.project import BATCH_SIZES, GPUS, MODELS, POLICIES, Shape, project, work
+from bench.project import BATCH_SIZES, GPUS, MODELS, POLICIES, Launches, Shape, project, seconds, work
 from dare_core.errors import InputError
 
 SMALL = Shape(30, 576, 1536, 9, 3, 64, 49_152, 134_515_008, 4)
+LAUNCHES = {"per_layer": 5, "outside_layers": 0}
 
 
 def chains(probability: float, passed: int, mode: str = "relaxed", nodes: int = 64) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def write(folder: Path, trees: Sequence[dict[str, Any]], steps: pa.Table | None 
         }
     )
     pq.write_table(pa.Table.from_pylist(list(trees), schema), folder / "acceptance.parquet")
-    metadata = {"model": json.dumps(asdict(SMALL))}
+    metadata = {"model": json.dumps(asdict(SMALL)), "launches": json.dumps(LAUNCHES)}
     pq.write_table((steps or cpu_steps()).replace_schema_metadata(metadata), folder / "steps.parquet")
     return folder
 
@@ -163,6 +164,23 @@ def test_a_missing_file_is_named_with_what_writes_it(tmp_path: Path, file: str) 
 def test_an_empty_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no steps"):
         project(write(tmp_path, []), None)
+
+
+def test_launches_are_priced_as_they_were_counted_and_named_in_the_assumptions(tmp_path: Path) -> None:
+    rows, shape, gpu = np.array([8]), MODELS["7B"], GPUS["H100 SXM"]
+    few, many = Launches(5, 0), Launches(40, 50)
+    apart = seconds(shape, gpu, many, 1, rows) - seconds(shape, gpu, few, 1, rows)
+    assert apart[0] == pytest.approx((35 * shape.layers + 50) * 4e-6)
+    assumptions = project(write(tmp_path, [chains(0.8, 3)]), None)["assumptions"]
+    assert (assumptions["launches_per_layer"], assumptions["launches_outside_layers"]) == (5, 0)
+
+
+def test_a_record_that_counts_no_launches_is_refused(tmp_path: Path) -> None:
+    record = write(tmp_path, [chains(0.8, 3)])
+    steps = pq.read_table(record / "steps.parquet")
+    pq.write_table(steps.replace_schema_metadata({"model": json.dumps(asdict(SMALL))}), record / "steps.parquet")
+    with pytest.raises(InputError, match="counts no launches"):
+        project(record, None)
 
 
 @pytest.mark.parametrize("name", MODELS)
