@@ -21,7 +21,7 @@ from dare_core.decoding import attention, kernels
 from dare_core.decoding.batch import PackedBatch
 from dare_core.decoding.config import EngineConfig
 from dare_core.decoding.kv_cache import CacheShape, KVCache
-from dare_core.decoding.layers import compile_layers, fuse_layers
+from dare_core.decoding.layers import FusedLayer, compile_layers, fuse_layers
 from dare_core.decoding.proof import prove
 from dare_core.decoding.requests import OnTokens, Request, Result
 from dare_core.decoding.rotary import rotary_limit
@@ -32,7 +32,7 @@ from dare_core.decoding.verification import Judgement, Paths, Rule
 from dare_core.decoding.weights import pack_weights
 from dare_core.drafts import Context, Drafter, Forest
 from dare_core.errors import is_out_of_memory
-from dare_core.storage.processors import Threads
+from dare_core.storage.processors import Threads, torch_threads
 
 #: Steps without a shortage of memory after which one more sequence is let in, where a shortage had sent some away.
 _CALM_STEPS: Final = 32
@@ -148,8 +148,14 @@ class Engine(TextEngine):
         self._most = config.max_sequences  # fewer after memory ran out
         self._calm = 0  # steps since then, or since one more was let in
         self._threads = Threads(kernels.set_threads)
+        self._is_fused = all(isinstance(layer, FusedLayer) for layer in getattr(model.get_decoder(), "layers", [None]))
         drafts = drafter is not None and config.draft_nodes > 0
         self.step_cost = self._measure_cost() if drafts and config.budget == "measured" else None
+
+    @property
+    def _torch_threads(self) -> int:
+        """One where our kernels do all the work: others would only stand in their threads' way."""
+        return 1 if self._is_fused else self._threads.count
 
     @property
     def waiting(self) -> int:
@@ -165,6 +171,10 @@ class Engine(TextEngine):
     def step(self, on_tokens: OnTokens | None = None) -> list[Result]:
         """One forward pass over all running sequences; the texts that it finished."""
         self._threads.follow()
+        with torch_threads(self._torch_threads):
+            return self._step(on_tokens)
+
+    def _step(self, on_tokens: OnTokens | None) -> list[Result]:
         finished = self._admit()
         if not self._running:
             return finished
@@ -362,4 +372,5 @@ class Engine(TextEngine):
             strict.verify(step, self._forward(step))
             return time.perf_counter() - started
 
-        return measure_step_cost(self._cache, seconds)
+        with torch_threads(self._torch_threads):
+            return measure_step_cost(self._cache, seconds)

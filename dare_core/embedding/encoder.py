@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dare_core.config.settings import BUNDLED_ENCODER, Settings
 from dare_core.errors import ModelError
-from dare_core.storage.processors import Threads
+from dare_core.storage.processors import Threads, torch_threads
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -84,15 +84,17 @@ class Encoder:
             ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
         """
         vectors = np.zeros((0, self.width), np.float32)
-        _threads().follow()
+        threads = _threads()
+        threads.follow()
         if texts:
-            vectors = self.model.encode(
-                list(texts),
-                batch_size=1 if self.model.device.type == "cpu" else batch_size,
-                normalize_embeddings=True,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            ).astype(np.float32)
+            with torch_threads(threads.count):
+                vectors = self.model.encode(
+                    list(texts),
+                    batch_size=1 if self.model.device.type == "cpu" else batch_size,
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                ).astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if bad.size:
             raise ModelError(
@@ -103,9 +105,7 @@ class Encoder:
 
 @cache
 def _threads() -> Threads:
-    import torch
-
-    return Threads(torch.set_num_threads)
+    return Threads()
 
 
 def _locate(encoder: str) -> tuple[str, bool]:

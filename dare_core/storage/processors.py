@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -41,9 +42,12 @@ class Threads:
 
     Args:
         set_count: told the number, at once and whenever it changes.
+
+    Attributes:
+        count: the number.
     """
 
-    def __init__(self, set_count: Callable[[int], object]) -> None:
+    def __init__(self, set_count: Callable[[int], object] = lambda count: None) -> None:
         self._set = set_count
         self._seen, self._busy, self._own = time.monotonic(), _busy_seconds(), time.process_time()
         self.count = processors()
@@ -61,6 +65,19 @@ class Threads:
         if count != self.count:
             self.count = count
             self._set(count)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Have torch's operators run on ``count`` threads meanwhile."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _allowed() -> set[int]:

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from dare_core.decoding.kernels.build import built
 from dare_core.storage.processors import processors
 
@@ -175,7 +173,6 @@ def settle() -> None:
 
 
 def set_threads(count: int) -> None:
-    """Have up to ``count`` threads take part in a call, this one included; torch's operators, too."""
-    torch.set_num_threads(count)
+    """Have up to ``count`` threads take part in a call, this one included."""
     if loaded := load():
         loaded.threads(count)

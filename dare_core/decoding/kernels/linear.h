@@ -23,6 +23,7 @@ constexpr long BLOCK = 128;  // input features that are worked through before th
 constexpr long LINE = 64;    // bytes of a line of the processor's caches
 constexpr long QUAD = 4;     // int8 inputs that are multiplied and summed at once
 constexpr float INT8_MOST = 127.0f;
+constexpr float NEAREST = 12582912.0f;  // added to a float, it leaves the nearest whole number in the lowest bits
 
 #if defined(__AVX512BF16__)
 constexpr long BF16_GROUP = 2;  // bfloat16 inputs likewise
@@ -82,13 +83,18 @@ inline float quantise(const float* x, long count, uint8_t* to, uint8_t* magnitud
     for (int lane = 0; lane < LANES; lane++) most = std::max(most, peaks[lane]), broken |= unordered[lane] != 0;
     for (; i < count; i++) most = std::max(most, std::fabs(x[i])), broken |= x[i] != x[i];
     const float per_unit = most > 0 ? INT8_MOST / most : 0.0f;
-    for (i = 0; i < count; i++) {
-        const float shifted = x[i] * per_unit + 12582912.0f;  // the nearest whole number stands in the lowest bits
-        int32_t bits;
-        std::memcpy(&bits, &shifted, sizeof bits);
-        const int8_t value = (int8_t)bits;
-        to[i] = (uint8_t)(SHIFTED ? value + 128 : value);
-        magnitudes[i] = (uint8_t)(value < 0 ? -value : value);
+    auto put = [&](Vec values, long at, long n) {
+        const IntVec whole = (IntVec)(values * per_unit + NEAREST) - (IntVec)(Vec{} + NEAREST);
+        const ByteVec bytes = __builtin_convertvector(SHIFTED ? whole + 128 : whole, ByteVec);
+        const ByteVec sizes = __builtin_convertvector(whole < 0 ? -whole : whole, ByteVec);
+        std::memcpy(to + at, &bytes, n);
+        std::memcpy(magnitudes + at, &sizes, n);
+    };
+    for (i = 0; i + LANES <= count; i += LANES) put(load(x + i), i, LANES);
+    if (i < count) {
+        Vec rest = {};
+        for (long lane = 0; i + lane < count; lane++) rest[lane] = x[i + lane];
+        put(rest, i, count - i);
     }
     return broken ? NAN : most / INT8_MOST;
 }
