@@ -188,12 +188,20 @@ void attend(const Attention& shape, const Batch& batch, long task, long head, lo
                 }
             }
         }
-    // `each(query, its number, keys [begin, end))`, a block of keys for all queries that have it, then the next.
-    auto over_keys = [&](auto each) {
+    // `each(query, its number, keys [begin, end))`, a block of keys for all queries that have it, then the next, which is
+    // fetched from `memory`, keys or values, meanwhile.
+    auto over_keys = [&](const float* memory, auto each) {
+        auto fetch = [&](const Sequence& s, long begin, long end, long part, long parts) {
+            if (last_head - head < shape.kv_heads || begin >= end) return;  // of some heads it is not in a row
+            const char* at = reinterpret_cast<const char*>(memory + cache.place(s, begin));
+            const long lines = (std::min(begin + KEY_BLOCK, end) - begin) * cache.width * sizeof(float) / LINE;
+            for (long i = part * lines / parts; i < (part + 1) * lines / parts; i++) __builtin_prefetch(at + i * LINE);
+        };
         for (long key = first_shared; key < shared; key += KEY_BLOCK) {
             const long end = std::min(key + KEY_BLOCK, shared);
             for (long q = 0; q < queries; q++) {
                 const long begin = std::max(key, asked[q].from), last = std::min(end, asked[q].end());
+                fetch(*asked[q].sequence, end, shared, q, queries);
                 if (begin < last) each(asked[q], q, begin, last);
             }
         }
@@ -207,13 +215,14 @@ void attend(const Attention& shape, const Batch& batch, long task, long head, lo
             }
             for (long key = from; key < to; key += KEY_BLOCK)
                 for (long p = q; p < next; p++) {
+                    fetch(*s, key + KEY_BLOCK, to, p - q, next - q);
                     const long begin = std::max({key, (long)s->shared, asked[p].from});
                     const long last = std::min(key + KEY_BLOCK, asked[p].end());
                     if (begin < last) each(asked[p], p, begin, last);
                 }
         }
     };
-    over_keys([&](const Query& q, long, long begin, long end) {
+    over_keys(cache.keys, [&](const Query& q, long, long begin, long end) {
         score<DIM>(q.at, cache.keys + cache.place(*q.sequence, begin) + q.kv_head * dim, cache.width, dim, end - begin,
                    shape.scale, q.scores + begin);
     });
@@ -242,7 +251,7 @@ void attend(const Attention& shape, const Batch& batch, long task, long head, lo
         }
     }
     std::fill(out, out + queries * dim, 0.0f);
-    over_keys([&](const Query& q, long number, long begin, long end) {
+    over_keys(cache.values, [&](const Query& q, long number, long begin, long end) {
         weigh<DIM>(q.scores + begin, cache.values + cache.place(*q.sequence, begin) + q.kv_head * dim, cache.width, dim,
                    end - begin, out + number * dim);
     });

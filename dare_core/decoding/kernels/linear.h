@@ -20,7 +20,6 @@
 namespace {
 
 constexpr long BLOCK = 128;  // input features that are worked through before the next row tile's turn
-constexpr long LINE = 64;    // bytes of a line of the processor's caches
 constexpr long QUAD = 4;     // int8 inputs that are multiplied and summed at once
 constexpr float INT8_MOST = 127.0f;
 constexpr float NEAREST = 12582912.0f;  // added to a float, it leaves the nearest whole number in the lowest bits

@@ -15,6 +15,7 @@ constexpr int LANES = 8, TILE = 6;
 #else
 constexpr int LANES = 4, TILE = 6;
 #endif
+constexpr long LINE = 64;          // bytes of a line of the processor's caches
 constexpr int PANEL = 2 * LANES;  // output features whose weights lie side by side
 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
