@@ -41,7 +41,7 @@ _CONFIG: Final = "dare.toml"
 _PREFIX: Final = "DARE_"
 #: What begins like a setting and is none: of this package, of compose, of the tests and benchmarks.
 _NO_SETTINGS: Final = frozenset(
-    ("CONFIG", "SECRETS_DIR", "KERNELS", "AIRFLOW_PASSWORD", "UID", "FUZZ", "BENCH_SETTINGS")
+    ("CONFIG", "SECRETS_DIR", "KERNELS", "THREAD_SPIN", "AIRFLOW_PASSWORD", "UID", "FUZZ", "BENCH_SETTINGS")
 )
 #: What Kubernetes tells every container of a service whose name begins with ``dare-``.
 _OF_SERVICES: Final = re.compile(r"\w+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")

@@ -59,6 +59,7 @@ int dare_panel() { return PANEL; }
 int dare_lanes() { return LANES; }
 int dare_bf16_group() { return BF16_GROUP; }
 void dare_threads(int count) { wanted_threads.store(count); }
+void dare_spin(double seconds) { spin_seconds.store(seconds); }
 
 void dare_settle() { Pool::of_process().settle(); }
 

@@ -5,6 +5,7 @@ The structures mirror those in the C++ sources, field by field.
 
 import ctypes
 import logging
+import math
 import os
 import subprocess
 from functools import cache
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from dare_core.decoding.kernels.build import built
+from dare_core.errors import SettingError
 from dare_core.storage.processors import processors
 
 log = logging.getLogger(__name__)
 
 #: Set to ``0`` to do without.
 _SWITCH: Final = "DARE_KERNELS"
+#: Microseconds that a waiting thread looks for work before it sleeps; ``active``: it never sleeps.
+_SPIN: Final = "DARE_THREAD_SPIN"
+_DEFAULT_SPIN: Final = 50.0
 
 #: How weights are stored, by the number that the kernels know it by.
 STORAGES: Final = ("float32", "bfloat16", "int8")
@@ -112,6 +117,7 @@ class Kernels:
         lanes: a head's width, and a fused layer's inner one, are multiples of it.
         bf16_group: of bfloat16 weights, inputs that lie side by side: two where the processor multiplies pairs.
         threads: ``(count)``: how many threads may take part in a call, this one included.
+        spin: ``(seconds)``: that a waiting thread looks for work before it sleeps.
         settle: ``()``: waits for threads that still look at weights or cache after a call.
         linear: ``(Linear, x [rows, inputs], y [rows, outputs], rows)``.
         attention: ``(Attention, Batch, query, key, value: Rows, out [rows, heads, dim])``; writes the cache too.
@@ -129,6 +135,8 @@ class Kernels:
         self.bf16_group = int(loaded.dare_bf16_group())
         self.threads = loaded.dare_threads
         self.threads.argtypes, self.threads.restype = [ctypes.c_int], None
+        self.spin = loaded.dare_spin
+        self.spin.argtypes, self.spin.restype = [ctypes.c_double], None
         self.settle = loaded.dare_settle
         self.settle.argtypes, self.settle.restype = [], None
         self.linear, self.attention, self.layers = loaded.dare_linear, loaded.dare_attention, loaded.dare_layers
@@ -153,7 +161,12 @@ def _check(status: Any, *_: object) -> Any:
 
 @cache
 def load() -> Kernels | None:
-    """The kernels, compiled if they are not yet; None where they cannot be."""
+    """The kernels, compiled if they are not yet; None where they cannot be.
+
+    Raises:
+        SettingError: ``DARE_THREAD_SPIN`` is no number of microseconds.
+    """
+    spin = _spin_seconds(os.environ.get(_SPIN, ""))
     if os.environ.get(_SWITCH) == "0":
         return None
     try:
@@ -163,7 +176,20 @@ def load() -> Kernels | None:
         log.warning("no compiled kernels, decoding runs on torch's own, which is slower: %s", reason)
         return None
     loaded.threads(processors())
+    loaded.spin(spin)
     return loaded
+
+
+def _spin_seconds(said: str) -> float:
+    if said == "active":
+        return math.inf
+    try:
+        microseconds = float(said or _DEFAULT_SPIN)
+    except ValueError:
+        microseconds = math.nan
+    if not 0 <= microseconds < math.inf:
+        raise SettingError(f"{_SPIN} is {said!r}; set it to microseconds, 0 or more, or to `active`")
+    return microseconds * 1e-6
 
 
 def settle() -> None:

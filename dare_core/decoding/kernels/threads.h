@@ -12,7 +12,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -44,6 +43,9 @@ inline void pause_briefly() {
 inline double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+std::atomic<int> wanted_threads{1};
+std::atomic<double> spin_seconds{5e-5};  // that a waiting thread looks for work before it sleeps
 
 struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
@@ -186,15 +188,6 @@ struct Run {
 // Threads of this process that help with runs. Made when they are first wanted, and anew after a fork.
 class Pool {
    public:
-    // Microseconds that a waiting thread looks for work before it sleeps.
-    static double spin() {
-        static const double seconds = [] {
-            const char* said = std::getenv("DARE_THREAD_SPIN");
-            return !said || !*said ? 5e-5 : std::strcmp(said, "active") == 0 ? 1e9 : std::atof(said) * 1e-6;
-        }();
-        return seconds;
-    }
-
     static Pool& of_process() {
         Pool* pool = current().load();
         if (!pool) {
@@ -313,7 +306,7 @@ class Pool {
             const uint32_t generation = generation_.load(std::memory_order_acquire);
             if (generation != seen) return generation;
             pause_briefly();
-            if (spins % 16 == 15 && now() - begun > spin()) generation_.wait(seen);
+            if (spins % 16 == 15 && now() - begun > spin_seconds.load(std::memory_order_relaxed)) generation_.wait(seen);
         }
     }
 
@@ -323,7 +316,7 @@ class Pool {
             const int inside = run.inside.load();
             if (!inside) return;
             pause_briefly();
-            if (spins % 16 == 15 && now() - begun > spin()) run.inside.wait(inside);
+            if (spins % 16 == 15 && now() - begun > spin_seconds.load(std::memory_order_relaxed)) run.inside.wait(inside);
         }
     }
 
@@ -333,8 +326,6 @@ class Pool {
     std::atomic<uint32_t> generation_{0}, open_{0};
     int helpers_ = 0;
 };
-
-std::atomic<int> wanted_threads{1};
 
 // Memory of a thread's own, by what it is for.
 enum Purpose { ROWS, SCALES, WIDENED, SUMS, QUERIES, SCORES, MADE, NORMED, PURPOSES };

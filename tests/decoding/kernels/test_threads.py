@@ -1,5 +1,6 @@
 """Threads that are not scheduled, and processes that fork: answers stay the same, and nobody waits for ever."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,9 +33,16 @@ kernels.set_threads(THREADS)
 """
 
 
-def run(code: str, threads: int = 6, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(code: str, threads: int = 6, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     program = WORK.replace("THREADS", str(threads)) + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
@@ -132,6 +140,12 @@ def test_waiting_threads_sleep() -> None:
         print(time.process_time() - before)
         """
     assert float(run(code, threads=2).stdout) < 0.05
+    assert float(run(code, threads=2, DARE_THREAD_SPIN="active").stdout) > 0.2
+
+
+def test_a_wrong_number_of_microseconds_is_refused() -> None:
+    refused = run("", DARE_THREAD_SPIN="soon")
+    assert "DARE_THREAD_SPIN is 'soon'; set it to microseconds, 0 or more, or to `active`" in refused.stderr
 
 
 def test_it_ends_at_once_while_helpers_sleep() -> None:
