@@ -1,14 +1,16 @@
 """The text encoder: a sentence-transformers model, by default the one that is shipped as a wheel."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dare_core.config.settings import BUNDLED_ENCODER, Settings
 from dare_core.errors import ModelError
@@ -69,8 +71,9 @@ class Encoder:
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> pa.FixedSizeListArray:
         """Embed texts.
 
-        On a CPU one at a time: a product of matrices rounds otherwise with other numbers of rows, and a text of a
-        hundred tokens fills the cores by itself. So a vector is the same, bit for bit, whatever is embedded beside it.
+        On a CPU a thread embeds a text by itself, and as many at once as cores are free: a product of matrices rounds
+        otherwise with other numbers of rows or threads. So a vector is the same, bit for bit, whatever is embedded
+        beside it, and whatever else the machine does.
 
         Args:
             texts: what to embed.
@@ -84,23 +87,31 @@ class Encoder:
             ModelError: a vector is not finite, which a damaged model or a half-precision overflow makes.
         """
         vectors = np.zeros((0, self.width), np.float32)
-        threads = _threads()
-        threads.follow()
-        if texts:
-            with torch_threads(threads.count):
-                vectors = self.model.encode(
-                    list(texts),
-                    batch_size=1 if self.model.device.type == "cpu" else batch_size,
-                    normalize_embeddings=True,
-                    convert_to_numpy=True,
-                    show_progress_bar=False,
-                ).astype(np.float32)
+        if texts and self.model.device.type == "cpu":
+            vectors = self._encode_each(texts)
+        elif texts:
+            vectors = self._vectors(list(texts), batch_size)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if bad.size:
             raise ModelError(
                 f"encoder {self.name!r} made {bad.size} vectors that are not finite, first for text {bad[0]}"
             )
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+    def _encode_each(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        import torch
+
+        threads = _threads()
+        threads.follow()
+        alone = partial(torch.set_num_threads, 1)
+        with torch_threads(1), ThreadPoolExecutor(min(threads.count, len(texts)), initializer=alone) as pool:
+            return np.concatenate(list(pool.map(lambda text: self._vectors([text], 1), texts)))
+
+    def _vectors(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self.model.encode(
+            texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        ).astype(np.float32)
+        return vectors
 
 
 @cache

@@ -66,7 +66,7 @@ def test_a_vector_that_is_not_finite_is_an_error() -> None:
     class Broken:
         def encode(self, texts: list[str], **_: object) -> np.ndarray:
             made = np.ones((len(texts), 384), np.float32)
-            made[1, 5] = np.nan
+            made[[text == "b" for text in texts], 5] = np.nan
             return made
 
         device = torch.device("cpu")
@@ -76,6 +76,17 @@ def test_a_vector_that_is_not_finite_is_an_error() -> None:
 
     with pytest.raises(ModelError, match="1 vectors that are not finite, first for text 1"):
         Encoder("broken", Broken()).encode(["a", "b"])  # type: ignore[arg-type]
+
+
+def test_a_vector_does_not_depend_on_how_many_cores_are_free(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcdefgh ijkl,.mnop"), random.integers(5, 150))) for _ in range(20)]
+    made = []
+    for count in (1, 2, 5):
+        monkeypatch.setattr(encoder_module, "_threads", lambda count=count: SimpleNamespace(count=count, follow=int))
+        made.append(encoder.encode(texts))
+    assert made[0].equals(made[1])
+    assert made[0].equals(made[2])
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
