@@ -84,7 +84,7 @@ def test_nobody_waits_for_helpers_that_are_not_scheduled() -> None:
         spin = [multiprocessing.Process(target=exec, args=("while True: pass",), daemon=True) for _ in range(4)]
         [one.start() for one in spin]
         began = time.monotonic()
-        for _ in range(300):
+        for _ in range(100):
             assert torch.equal(layer(rows), expected)
         print(time.monotonic() - began)
         [one.kill() for one in spin]
