@@ -3,7 +3,6 @@
 A contender is a function of the batch size. All use all cores, decode greedily, and end texts at the same tokens.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,6 +16,7 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.engines.plain import Run, generate_continuously, generate_plainly
 from dare_core.errors import InputError
+from dare_core.storage.processors import processors
 
 if TYPE_CHECKING:
     from dare_core.decoding import Engine, Request
@@ -176,9 +176,8 @@ class Contenders:
         kind, looks_up = _LLAMACPP[name]
         folder = self._settings.data_dir / "bench"
         lookup = llamacpp.write_lookup(self._pool_texts, folder / "llamacpp" / "lookup") if looks_up else None
-        threads = len(os.sched_getaffinity(0))
         weights = llamacpp.weights(self._settings, kind)
-        peer = llamacpp.LlamaCpp(weights, self._longest, threads, folder / f"{name}.log", lookup)
+        peer = llamacpp.LlamaCpp(weights, self._longest, processors(), folder / f"{name}.log", lookup)
         self.versions["llama.cpp"] = llamacpp.version()
         return lambda size: peer.write(self._prompts(size), self._plan.max_new_tokens, size)
 

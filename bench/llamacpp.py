@@ -23,6 +23,7 @@ from dare_core.config.settings import BUNDLED_MODEL, PROJECT_DIR, Settings
 from dare_core.engines.plain import Run
 from dare_core.errors import DareError
 from dare_core.storage.atomic import appearing
+from dare_core.storage.processors import users_environment
 
 #: Made by ``make bench-llamacpp``.
 VENV: Final = PROJECT_DIR / ".venv-llamacpp"
@@ -92,7 +93,9 @@ class LlamaCpp:
             command += ["--lookup-cache-static", self.lookup / "corpus.bin"]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=users_environment()
+            )
         try:
             self._await(process, port)
             yield port

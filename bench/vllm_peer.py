@@ -15,7 +15,6 @@ It ends with its input. Everything that vLLM has to say goes to standard error.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from dare_core.engines.vllm import launch
+from dare_core.storage.processors import processors
 
 #: By name, what vLLM takes; suffix decoding with vLLM's own defaults.
 _SPECULATION: Final[dict[str, dict[str, Any] | None]] = {
@@ -133,7 +133,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of a prompt and its text")
     parser.add_argument("--max-sequences", type=int, default=32, help="largest batch size that will be asked for")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=processors())
     parser.add_argument("--speculation", choices=list(_SPECULATION), default="none")
     parser.add_argument("--eos", type=int, nargs="*", default=[], help="instead of the model folder's")
     parser.add_argument("--cache-mib", type=int, default=2048, help="memory for keys and values")

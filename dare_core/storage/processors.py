@@ -12,6 +12,8 @@ from typing import Final
 _INTERVAL: Final = 1.0
 #: Turns of a waiting loop after which a thread of GNU's OpenMP sleeps; its own default is 300,000, milliseconds.
 _SPINS: Final = "5000"
+#: The variables that :func:`give_way` found unset.
+_ours: Final = set[str]()
 
 
 def give_way(environment: Callable[[str, str], object] = os.environ.setdefault) -> None:
@@ -20,9 +22,15 @@ def give_way(environment: Callable[[str, str], object] = os.environ.setdefault) 
     Args:
         environment: sets a variable unless the user has.
     """
+    _ours.update({"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} - os.environ.keys())
     if "OMP_WAIT_POLICY" not in os.environ:
         environment("GOMP_SPINCOUNT", _SPINS)
     environment("KMP_BLOCKTIME", "0")
+
+
+def users_environment() -> dict[str, str]:
+    """The environment without what :func:`give_way` put there: for programs that are measured beside ours."""
+    return {name: value for name, value in os.environ.items() if name not in _ours}
 
 
 def processors() -> int:

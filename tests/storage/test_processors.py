@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dare_core.storage import processors as module
-from dare_core.storage.processors import Threads, _busy_seconds, _quota, give_way, processors
+from dare_core.storage.processors import Threads, _busy_seconds, _quota, give_way, processors, users_environment
 
 
 class Machine:
@@ -113,3 +113,12 @@ def test_openmps_threads_are_told_to_sleep_unless_the_user_says_otherwise(monkey
     said = {}
     give_way(said.setdefault)
     assert "GOMP_SPINCOUNT" not in said
+
+
+def test_programs_measured_beside_ours_wait_as_the_user_has_them_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("KMP_BLOCKTIME", "7")
+    monkeypatch.setattr(module, "_ours", set())
+    give_way()
+    assert "GOMP_SPINCOUNT" not in users_environment()
+    assert users_environment()["KMP_BLOCKTIME"] == "7"

@@ -261,11 +261,10 @@ void attend(const Attention& shape, const Batch& batch, long task, long head, lo
 template <typename Turn>
 void remembered(Member& member, const LayerCache& cache, const Attention& shape, const Batch& batch, const Rows& key,
                 const Rows& value, const Turn& turn) {
-    const long count = batch.n_sequences, width = shape.kv_heads * shape.dim;
-    const long pieces = std::min<long>(count, 64);
-    auto first_of = [&](long piece) { return piece * count / pieces; };
+    const long width = shape.kv_heads * shape.dim;
+    const Pieces pieces = Pieces::of(batch.n_sequences, 64);
     auto each_row = [&](long piece, auto call) {
-        for (long i = first_of(piece), n = 0; i < first_of(piece + 1); i++)
+        for (long i = pieces.begin(piece), n = 0; i < pieces.end(piece); i++)
             for (long row = 0; row < batch.sequences[i].rows; row++) call(batch.sequences[i], row, n++);
     };
     auto buffer_of = [&](long piece) {
@@ -275,7 +274,7 @@ void remembered(Member& member, const LayerCache& cache, const Attention& shape,
     };
     float* turned = nullptr;
     member.each(
-        pieces,
+        pieces.number,
         [&](long piece) {
             turned = buffer_of(piece);
             each_row(piece, [&](const Sequence& s, long row, long n) {
@@ -301,10 +300,9 @@ void attended(Member& member, const LayerCache& cache, const Attention& shape, c
     const long group = shape.heads / shape.kv_heads;
     // All heads of a position lie side by side: they are read together, unless that leaves threads idle.
     const long parts = batch.n_tasks < MANY_TASKS ? shape.kv_heads : 1, heads = shape.kv_heads / parts;
-    const long count = batch.n_tasks * parts, pieces = std::min(count, MOST_PIECES);
-    auto first_of = [&](long piece) { return piece * count / pieces; };
+    const Pieces pieces = Pieces::of(batch.n_tasks * parts);
     auto each_row = [&](long piece, auto call) {  // (head, row of the batch), in the queries' order
-        for (long i = first_of(piece); i < first_of(piece + 1); i++)
+        for (long i = pieces.begin(piece); i < pieces.end(piece); i++)
             for (long head = i % parts * heads; head < (i % parts + 1) * heads; head++)
                 for (long s = batch.tasks[i / parts]; s < batch.tasks[i / parts + 1]; s++) {
                     const Stretch& stretch = batch.stretches[s];
@@ -314,12 +312,12 @@ void attended(Member& member, const LayerCache& cache, const Attention& shape, c
     };
     float* made = nullptr;
     member.each(
-        pieces,
+        pieces.number,
         [&](long piece) {
             long queries = 0;
             each_row(piece, [&](long, long) { queries += group; });
             float* to = made = scratch<float>(MADE, queries * shape.dim);
-            for (long i = first_of(piece); i < first_of(piece + 1); i++) {
+            for (long i = pieces.begin(piece); i < pieces.end(piece); i++) {
                 const auto attend_task = shape.dim == 64    ? attend<64, QueryOf>
                                          : shape.dim == 128 ? attend<128, QueryOf>
                                                             : attend<0, QueryOf>;

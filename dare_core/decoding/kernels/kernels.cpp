@@ -93,19 +93,18 @@ int dare_attention(const Attention* asked, const Batch* given, const Rows* queri
 
 int dare_peaks(const float* logits, long rows, long width, float* peaks, int32_t* places) {
     return run(0, true, [=](Arena&) { return [=](Member& member) {
-        const long pieces = std::min(rows, MOST_PIECES);
+        const Pieces pieces = Pieces::of(rows);
         float* found = nullptr;
         int32_t* at = nullptr;
-        auto first_of = [=](long piece) { return piece * rows / pieces; };
         member.each(
-            pieces,
+            pieces.number,
             [&](long piece) {
-                const long first = first_of(piece), count = first_of(piece + 1) - first;
+                const long first = pieces.begin(piece), count = pieces.end(piece) - first;
                 found = scratch<float>(ROWS, count), at = scratch<int32_t>(SCALES, count);
                 for (long r = 0; r < count; r++) found[r] = peak_of(logits + (first + r) * width, width, at + r);
             },
             [&](long piece) {
-                const long first = first_of(piece), count = first_of(piece + 1) - first;
+                const long first = pieces.begin(piece), count = pieces.end(piece) - first;
                 std::copy(found, found + count, peaks + first);
                 std::copy(at, at + count, places + first);
             });
@@ -115,21 +114,20 @@ int dare_peaks(const float* logits, long rows, long width, float* peaks, int32_t
 int dare_compare(const float* logits, long width, const int64_t* rows, const float* values, const float* peaks, long n,
                  int32_t* above, float* log_sums) {
     return run(0, true, [=](Arena&) { return [=](Member& member) {
-        const long pieces = std::min(n, MOST_PIECES);
-        auto first_of = [=](long piece) { return piece * n / pieces; };
+        const Pieces pieces = Pieces::of(n);
         int32_t* counts = nullptr;
         float* sums = nullptr;
         member.each(
-            pieces,
+            pieces.number,
             [&](long piece) {
-                const long first = first_of(piece), count = first_of(piece + 1) - first;
+                const long first = pieces.begin(piece), count = pieces.end(piece) - first;
                 counts = scratch<int32_t>(ROWS, count), sums = scratch<float>(SCALES, count);
                 for (long i = 0; i < count; i++)
                     compare(logits + rows[first + i] * width, width, values[first + i], peaks[first + i], counts + i,
                             sums + i);
             },
             [&](long piece) {
-                const long first = first_of(piece), count = first_of(piece + 1) - first;
+                const long first = pieces.begin(piece), count = pieces.end(piece) - first;
                 std::copy(counts, counts + count, above + first);
                 std::copy(sums, sums + count, log_sums + first);
             });

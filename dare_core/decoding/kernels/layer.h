@@ -51,18 +51,19 @@ inline Vec activated(Vec x, bool gelu) {
 // out [rows, inner] = activation(gate(x)) * up(x), of `of()`'s rows.
 template <typename Of>
 void gated(Member& member, const Layer& layer, const Of& of, float* out, long rows) {
-    const long inner = layer.gate.outputs, panels = layer.gate.panels();
-    const long pieces = pieces_of(panels), most = (panels + pieces - 1) / pieces;
+    const long inner = layer.gate.outputs;
+    const Pieces pieces = pieces_of(layer.gate.panels());
+    const long most = pieces.longest();
     Operand prepared{};
     bool is_prepared = false;
     float *gates = scratch<float>(SUMS, (most + 1) * rows * PANEL), *ups = gates + most * rows * PANEL;
     auto each_panel = [&](long piece, auto call) {
-        const long first = piece * panels / pieces;
-        for (long panel = first; panel < (piece + 1) * panels / pieces; panel++)
+        const long first = pieces.begin(piece);
+        for (long panel = first; panel < pieces.end(piece); panel++)
             call(panel, gates + (panel - first) * rows * PANEL);
     };
     member.each(
-        pieces,
+        pieces.number,
         [&](long piece) {
             if (!is_prepared) prepared = of(), is_prepared = true;
             each_panel(piece, [&](long panel, float* gate) {

@@ -49,7 +49,9 @@ struct Linear {  // y = x W^T, plus bias
 
     long panels() const { return (outputs + PANEL - 1) / PANEL; }
     long blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
-    long padded() const { return (inputs + QUAD - 1) / QUAD * QUAD; }
+    long bytes() const { return storage == 0 ? 4 : storage == 1 ? 2 : 1; }  // of a weight
+    long group() const { return storage == 0 ? 1 : storage == 1 ? BF16_GROUP : QUAD; }
+    long padded() const { return (inputs + group() - 1) / group() * group(); }  // inputs, to whole groups
 };
 
 // Rows as a layer's weights are multiplied with them.
@@ -103,11 +105,10 @@ inline Operand operand(const Linear& layer, const float* x, long rows) {
     Operand made{x, nullptr, nullptr, nullptr, nullptr};
     const long inputs = layer.inputs, padded = layer.padded(), blocks = layer.blocks();
     if (layer.storage == 1 && BF16_GROUP == 2) {
-        const long pairs = (inputs + 1) / 2;
-        uint16_t* narrow = scratch<uint16_t>(ROWS, rows * pairs * 2);
+        uint16_t* narrow = scratch<uint16_t>(ROWS, rows * padded);
         for (long r = 0; r < rows; r++) {
-            narrow[(r + 1) * pairs * 2 - 1] = 0;
-            for (long i = 0; i < inputs; i++) narrow[r * pairs * 2 + i] = rounded_to_bf16(x[r * inputs + i]);
+            narrow[(r + 1) * padded - 1] = 0;
+            for (long i = 0; i < inputs; i++) narrow[r * padded + i] = rounded_to_bf16(x[r * inputs + i]);
         }
         made.narrow = narrow;
     } else if (layer.storage == 2) {
@@ -191,9 +192,9 @@ struct Multiply {
 #endif
 
     // int8 by int8: four inputs at once, a block of them.
-    static void quads(const uint8_t* x, [[maybe_unused]] const uint8_t* magnitudes, long stride, const float* x_scales, long x_blocks,
-                      const int8_t* weights, const float* scales, [[maybe_unused]] const int32_t* shifts, long count, float* sums,
-                      const char* next, long ahead) {
+    static void quads(const uint8_t* x, [[maybe_unused]] const uint8_t* magnitudes, long stride,
+                      const float* x_scales, long x_blocks, const int8_t* weights, const float* scales,
+                      [[maybe_unused]] const int32_t* shifts, long count, float* sums, const char* next, long ahead) {
         auto ints = [](const uint8_t* from) {
             int32_t quad;
             std::memcpy(&quad, from, sizeof quad);
@@ -299,9 +300,7 @@ inline void of_rows(long rows, const Call& call) {  // `call` for so many rows, 
 inline void multiply_panel(const Linear& layer, const Operand& rows_of, long panel, long rows, float* sums) {
     const long inputs = layer.inputs, blocks = layer.blocks(), most = layer.storage == 2 ? INT8_TILE : TILE;
     const long tiles = (rows + most - 1) / most;
-    const long bytes = layer.storage == 0 ? 4 : layer.storage == 1 ? 2 : 1;  // of a weight
-    const long groups = layer.storage == 2 ? QUAD : layer.storage == 1 ? BF16_GROUP : 1;
-    const long padded = (inputs + groups - 1) / groups * groups;
+    const long bytes = layer.bytes(), padded = layer.padded();
     const char* weights = static_cast<const char*>(layer.weights) + panel * padded * PANEL * bytes;
     std::fill(sums, sums + rows * PANEL, 0.0f);
     for (long block = 0; block < blocks; block++) {
@@ -345,29 +344,30 @@ inline void multiply_panel(const Linear& layer, const Operand& rows_of, long pan
         for (long j = 0; j < count; j++) sums[r * PANEL + j] += layer.bias[first + j];
 }
 
-// How many pieces `count` equal parts make: enough for threads to share evenly, no more than pay for being taken.
-inline long pieces_of(long count) { return std::clamp(count / 4, std::min(count, 48L), MOST_PIECES); }
+// Panels in pieces: enough for threads to share evenly, no more than pay for being taken.
+inline Pieces pieces_of(long panels) {
+    return {panels, std::clamp(panels / 4, std::min(panels, 48L), MOST_PIECES)};
+}
 
 // y [rows, outputs] = layer(x), plus `added` [rows, outputs] where there is such; all that of `of` says, in one call.
 // `of()` gives each thread its operand.
 template <typename Of>
 inline void multiplied(Member& member, const Linear& layer, const Of& of, const float* added, float* y, long rows) {
-    const long panels = layer.panels(), pieces = pieces_of(panels), most = (panels + pieces - 1) / pieces;
+    const Pieces pieces = pieces_of(layer.panels());
     Operand prepared{};
     bool is_prepared = false;
-    float* sums = scratch<float>(SUMS, most * rows * PANEL);
-    auto first_of = [&](long piece) { return piece * panels / pieces; };
+    float* sums = scratch<float>(SUMS, pieces.longest() * rows * PANEL);
     member.each(
-        pieces,
+        pieces.number,
         [&](long piece) {
             if (!is_prepared) prepared = of(), is_prepared = true;
-            const long first = first_of(piece);
-            for (long panel = first; panel < first_of(piece + 1); panel++)
+            const long first = pieces.begin(piece);
+            for (long panel = first; panel < pieces.end(piece); panel++)
                 multiply_panel(layer, prepared, panel, rows, sums + (panel - first) * rows * PANEL);
         },
         [&](long piece) {
-            const long first = first_of(piece);
-            for (long panel = first; panel < first_of(piece + 1); panel++) {
+            const long first = pieces.begin(piece);
+            for (long panel = first; panel < pieces.end(piece); panel++) {
                 const float* of_panel = sums + (panel - first) * rows * PANEL;
                 const long begin = panel * PANEL, count = std::min((long)PANEL, layer.outputs - begin);
                 for (long r = 0; r < rows; r++) {

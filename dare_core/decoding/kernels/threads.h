@@ -51,6 +51,16 @@ struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
 };
 
+// So many parts, dealt out to pieces of which none is longer than another by more than one.
+struct Pieces {
+    long parts, number;
+
+    static Pieces of(long parts, long most = MOST_PIECES) { return {parts, std::min(parts, most)}; }
+    long begin(long piece) const { return piece * parts / number; }
+    long end(long piece) const { return begin(piece + 1); }
+    long longest() const { return (parts + number - 1) / number; }
+};
+
 // What the threads of a run share. Calls are numbered on from run to run, so that nothing has to be set back.
 struct Board {
     Counter claims[MOST_THREADS];                // of each thread's stretch: the call, and the next piece
@@ -113,8 +123,9 @@ class Member {
         };
         for (int i = 0; i < count_ && !done(); i++) {  // the own stretch first
             const int stretch = (index_ + i) % count_;
-            const long begin = stretch * pieces / count_, end = (stretch + 1) * pieces / count_;
-            for (long piece; (piece = board_.claim(stretch, call_, begin, end)) >= 0;) make(piece);
+            const Pieces stretches{pieces, count_};
+            for (long piece; (piece = board_.claim(stretch, call_, stretches.begin(stretch), stretches.end(stretch))) >= 0;)
+                make(piece);
         }
         if (done()) return;
         const double ended = now();
