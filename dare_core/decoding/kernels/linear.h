@@ -21,6 +21,7 @@ namespace {
 
 constexpr long BLOCK = 128;  // input features that are worked through before the next row tile's turn
 constexpr long QUAD = 4;     // int8 inputs that are multiplied and summed at once
+constexpr long WORD = 4;     // bytes of the narrow inputs that are
 constexpr float INT8_MOST = 127.0f;
 constexpr float NEAREST = 12582912.0f;  // added to a float, it leaves the nearest whole number in the lowest bits
 
@@ -52,14 +53,27 @@ struct Linear {  // y = x W^T, plus bias
     long bytes() const { return storage == 0 ? 4 : storage == 1 ? 2 : 1; }  // of a weight
     long group() const { return storage == 0 ? 1 : storage == 1 ? BF16_GROUP : QUAD; }
     long padded() const { return (inputs + group() - 1) / group() * group(); }  // inputs, to whole groups
+    bool is_narrow() const { return storage == 2 || (storage == 1 && BF16_GROUP == 2); }  // of its rows, too
+    long words() const { return padded() / group(); }
 };
 
-// Rows as a layer's weights are multiplied with them.
+// Rows that are multiplied together; tiles differ by one row at most.
+struct Tiles {
+    long rows, number;
+
+    Tiles(const Linear& layer, long rows) : rows(rows) {
+        const long most = layer.storage == 2 ? INT8_TILE : TILE;
+        number = (rows + most - 1) / most;
+    }
+    long begin(long tile) const { return tile * rows / number; }
+    long count(long tile) const { return begin(tile + 1) - begin(tile); }
+};
+
+// Rows as a layer's weights are multiplied with them. Words of narrow inputs lie side by side over the rows of a tile.
 struct Operand {
-    const float* x;  // [rows, inputs]
-    const uint16_t* narrow;
-    const uint8_t *quantised, *magnitudes;  // [rows, padded]
-    const float* scales;                    // [rows, blocks]
+    const float* x;                      // [rows, inputs]
+    const uint8_t *narrow, *magnitudes;  // [tiles, words, rows of the tile, WORD]
+    const float* scales;                 // [rows, blocks]
 };
 
 inline uint16_t rounded_to_bf16(float value) {
@@ -69,8 +83,9 @@ inline uint16_t rounded_to_bf16(float value) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// One row's block in units of its largest value's 127th. Returns the unit; NaN where the block holds one.
-inline float quantise(const float* x, long count, uint8_t* to, uint8_t* magnitudes) {
+// One row's block in units of its largest value's 127th, a word every `stride` bytes. Returns the unit; NaN where the
+// block holds one.
+inline float quantise(const float* x, long count, uint8_t* to, uint8_t* magnitudes, long stride) {
     Vec peaks = {};
     IntVec unordered = {};
     long i = 0;
@@ -88,8 +103,11 @@ inline float quantise(const float* x, long count, uint8_t* to, uint8_t* magnitud
         const IntVec whole = (IntVec)(values * per_unit + NEAREST) - (IntVec)(Vec{} + NEAREST);
         const ByteVec bytes = __builtin_convertvector(SHIFTED ? whole + 128 : whole, ByteVec);
         const ByteVec sizes = __builtin_convertvector(whole < 0 ? -whole : whole, ByteVec);
-        std::memcpy(to + at, &bytes, n);
-        std::memcpy(magnitudes + at, &sizes, n);
+        for (long i = 0; i < n; i += QUAD) {
+            const long word = (at + i) / QUAD * stride;
+            std::memcpy(to + word, reinterpret_cast<const uint8_t*>(&bytes) + i, WORD);
+            if (!SHIFTED) std::memcpy(magnitudes + word, reinterpret_cast<const uint8_t*>(&sizes) + i, WORD);
+        }
     };
     for (i = 0; i + LANES <= count; i += LANES) put(load(x + i), i, LANES);
     if (i < count) {
@@ -102,30 +120,34 @@ inline float quantise(const float* x, long count, uint8_t* to, uint8_t* magnitud
 
 // `x` [rows, inputs] as `layer` takes it, in this thread's memory.
 inline Operand operand(const Linear& layer, const float* x, long rows) {
-    Operand made{x, nullptr, nullptr, nullptr, nullptr};
-    const long inputs = layer.inputs, padded = layer.padded(), blocks = layer.blocks();
-    if (layer.storage == 1 && BF16_GROUP == 2) {
-        uint16_t* narrow = scratch<uint16_t>(ROWS, rows * padded);
-        for (long r = 0; r < rows; r++) {
-            narrow[(r + 1) * padded - 1] = 0;
-            for (long i = 0; i < inputs; i++) narrow[r * padded + i] = rounded_to_bf16(x[r * inputs + i]);
-        }
-        made.narrow = narrow;
-    } else if (layer.storage == 2) {
-        uint8_t* quantised = scratch<uint8_t>(ROWS, 2 * rows * padded);
-        uint8_t* magnitudes = quantised + rows * padded;
-        float* scales = scratch<float>(SCALES, rows * blocks);
-        for (long r = 0; r < rows; r++) {
-            for (long i = inputs; i < padded; i++) quantised[r * padded + i] = magnitudes[r * padded + i] = 0;
-            for (long b = 0; b < blocks; b++) {
-                const long at = r * padded + b * BLOCK;
-                scales[r * blocks + b] = quantise(x + r * inputs + b * BLOCK, std::min(BLOCK, inputs - b * BLOCK),
-                                                  quantised + at, magnitudes + at);
+    if (!layer.is_narrow()) return {x, nullptr, nullptr, nullptr};
+    const Tiles tiles(layer, rows);
+    const long inputs = layer.inputs, words = layer.words(), blocks = layer.blocks(), size = rows * words * WORD;
+    uint8_t* narrow = scratch<uint8_t>(ROWS, 2 * size);
+    uint8_t* magnitudes = narrow + size;
+    float* scales = scratch<float>(SCALES, rows * blocks);
+    for (long tile = 0; tile < tiles.number; tile++) {
+        const long begin = tiles.begin(tile), stride = tiles.count(tile) * WORD;
+        for (long r = begin; r < tiles.begin(tile + 1); r++) {
+            const long first = begin * words * WORD + (r - begin) * WORD;
+            const float* row = x + r * inputs;
+            if (layer.storage == 2) {
+                for (long b = 0; b < blocks; b++) {
+                    const long at = first + b * (BLOCK / QUAD) * stride;
+                    scales[r * blocks + b] = quantise(row + b * BLOCK, std::min(BLOCK, inputs - b * BLOCK),
+                                                      narrow + at, magnitudes + at, stride);
+                }
+                continue;
+            }
+            for (long word = 0; word < words; word++) {
+                const bool whole = 2 * word + 1 < inputs;
+                const uint16_t pair[2] = {rounded_to_bf16(row[2 * word]),
+                                          whole ? rounded_to_bf16(row[2 * word + 1]) : (uint16_t)0};
+                std::memcpy(narrow + first + word * stride, pair, WORD);
             }
         }
-        made.quantised = quantised, made.magnitudes = magnitudes, made.scales = scales;
     }
-    return made;
+    return {x, narrow, magnitudes, scales};
 }
 
 inline Vec widen(const float* from) { return load(from); }
@@ -142,6 +164,24 @@ inline Vec widen(const uint16_t* from) {  // bfloat16 is float's upper half
 #endif
 }
 
+inline int32_t word_at(const uint8_t* from) {
+    int32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return word;
+}
+
+#if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+// In the instruction itself: with the compiler's intrinsic GCC 12 moves every sum to another register and back.
+inline IntVec plus_products(IntVec sums, IntVec unsigned_bytes, IntVec signed_bytes) {
+#if defined(__AVX512F__)
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(unsigned_bytes), "v"(signed_bytes));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(unsigned_bytes), "x"(signed_bytes));
+#endif
+    return sums;
+}
+#endif
+
 // One panel's outputs for ROWS rows: += the products of `inputs` features. Meanwhile `ahead` lines are fetched.
 template <int ROWS>
 struct Multiply {
@@ -151,7 +191,7 @@ struct Multiply {
                      long ahead) {
         Vec low[ROWS], high[ROWS];
         for (int r = 0; r < ROWS; r++) low[r] = load(sums + r * PANEL), high[r] = load(sums + r * PANEL + LANES);
-        auto step = [&](long k) {
+        auto step = [&](long k) __attribute__((always_inline)) {  // else the sums go through memory
             const Vec a = widen(weights + k * PANEL), b = widen(weights + k * PANEL + LANES);
             for (int r = 0; r < ROWS; r++) {
                 const Vec value = x[r * stride + k] - Vec{};
@@ -169,8 +209,8 @@ struct Multiply {
     }
 
 #if defined(__AVX512BF16__)
-    static void pairs(const uint16_t* x, long stride, const uint16_t* weights, long count, float* sums,
-                      const char* next, long ahead) {
+    static void pairs(const uint8_t* x, const uint16_t* weights, long count, float* sums, const char* next,
+                      long ahead) {
         __m512 low[ROWS], high[ROWS];
         for (int r = 0; r < ROWS; r++)
             low[r] = _mm512_loadu_ps(sums + r * PANEL), high[r] = _mm512_loadu_ps(sums + r * PANEL + LANES);
@@ -179,9 +219,7 @@ struct Multiply {
             const __m512bh a = (__m512bh)_mm512_loadu_si512(weights + k * PANEL * 2);
             const __m512bh b = (__m512bh)_mm512_loadu_si512(weights + k * PANEL * 2 + PANEL);
             for (int r = 0; r < ROWS; r++) {
-                int32_t pair;
-                std::memcpy(&pair, x + r * stride + 2 * k, sizeof pair);
-                const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
+                const __m512bh value = (__m512bh)_mm512_set1_epi32(word_at(x + (k * ROWS + r) * WORD));
                 low[r] = _mm512_dpbf16_ps(low[r], value, a);
                 high[r] = _mm512_dpbf16_ps(high[r], value, b);
             }
@@ -192,76 +230,54 @@ struct Multiply {
 #endif
 
     // int8 by int8: four inputs at once, a block of them.
-    static void quads(const uint8_t* x, [[maybe_unused]] const uint8_t* magnitudes, long stride,
-                      const float* x_scales, long x_blocks, const int8_t* weights, const float* scales,
+    static void quads(const uint8_t* x, [[maybe_unused]] const uint8_t* magnitudes, const float* x_scales,
+                      long x_blocks, const int8_t* weights, const float* scales,
                       [[maybe_unused]] const int32_t* shifts, long count, float* sums, const char* next, long ahead) {
-        auto ints = [](const uint8_t* from) {
-            int32_t quad;
-            std::memcpy(&quad, from, sizeof quad);
-            return quad;
-        };
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-        __m512i low[ROWS], high[ROWS];
-        for (int r = 0; r < ROWS; r++)
-            low[r] = _mm512_loadu_si512(shifts), high[r] = _mm512_loadu_si512(shifts + LANES);
+#if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+        IntVec low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = load_ints(shifts), high[r] = load_ints(shifts + LANES);
         for (long k = 0; k < count; k++) {
             if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
-            const __m512i a = _mm512_loadu_si512(weights + k * PANEL * QUAD);
-            const __m512i b = _mm512_loadu_si512(weights + k * PANEL * QUAD + LANES * QUAD);
+            const IntVec a = load_ints(weights + k * PANEL * QUAD), b = load_ints(weights + (k * PANEL + LANES) * QUAD);
             for (int r = 0; r < ROWS; r++) {
-                const __m512i value = _mm512_set1_epi32(ints(x + r * stride + QUAD * k));
-                low[r] = _mm512_dpbusd_epi32(low[r], value, a);
-                high[r] = _mm512_dpbusd_epi32(high[r], value, b);
-            }
-        }
-#elif defined(__AVXVNNI__) && defined(__AVX2__) && !defined(__AVX512F__)
-        __m256i low[ROWS], high[ROWS];
-        for (int r = 0; r < ROWS; r++)
-            low[r] = _mm256_loadu_si256((const __m256i*)shifts),
-            high[r] = _mm256_loadu_si256((const __m256i*)(shifts + LANES));
-        for (long k = 0; k < count; k++) {
-            if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
-            const __m256i a = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD));
-            const __m256i b = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD + LANES * QUAD));
-            for (int r = 0; r < ROWS; r++) {
-                const __m256i value = _mm256_set1_epi32(ints(x + r * stride + QUAD * k));
-                low[r] = _mm256_dpbusd_avx_epi32(low[r], value, a);
-                high[r] = _mm256_dpbusd_avx_epi32(high[r], value, b);
+                const IntVec value = word_at(x + (k * ROWS + r) * WORD) - IntVec{};
+                low[r] = plus_products(low[r], value, a);
+                high[r] = plus_products(high[r], value, b);
             }
         }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
         // The signs of the rows are given to the weights: |x| * (w sign x). Pairs fit 16 bits: none is -128.
         const __m256i ones = _mm256_set1_epi16(1);
-        __m256i low[ROWS], high[ROWS];
-        for (int r = 0; r < ROWS; r++) low[r] = high[r] = _mm256_setzero_si256();
+        IntVec low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = high[r] = IntVec{};
         for (long k = 0; k < count; k++) {
             if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
             const __m256i a = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD));
             const __m256i b = _mm256_loadu_si256((const __m256i*)(weights + k * PANEL * QUAD + LANES * QUAD));
             for (int r = 0; r < ROWS; r++) {
-                const __m256i sign = _mm256_set1_epi32(ints(x + r * stride + QUAD * k));
-                const __m256i size = _mm256_set1_epi32(ints(magnitudes + r * stride + QUAD * k));
+                const __m256i sign = _mm256_set1_epi32(word_at(x + (k * ROWS + r) * WORD));
+                const __m256i size = _mm256_set1_epi32(word_at(magnitudes + (k * ROWS + r) * WORD));
                 const __m256i c = _mm256_maddubs_epi16(size, _mm256_sign_epi8(a, sign));
                 const __m256i d = _mm256_maddubs_epi16(size, _mm256_sign_epi8(b, sign));
-                low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(ones, c));
-                high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(ones, d));
+                low[r] += (IntVec)_mm256_madd_epi16(ones, c);
+                high[r] += (IntVec)_mm256_madd_epi16(ones, d);
             }
         }
 #elif defined(__AVX512BW__)
         const __m512i ones = _mm512_set1_epi16(1), zero = _mm512_setzero_si512();
-        __m512i low[ROWS], high[ROWS];
-        for (int r = 0; r < ROWS; r++) low[r] = high[r] = zero;
+        IntVec low[ROWS], high[ROWS];
+        for (int r = 0; r < ROWS; r++) low[r] = high[r] = IntVec{};
         for (long k = 0; k < count; k++) {
             if (k < ahead) __builtin_prefetch(next + k * LINE, 0, 3);
             const __m512i a = _mm512_loadu_si512(weights + k * PANEL * QUAD);
             const __m512i b = _mm512_loadu_si512(weights + k * PANEL * QUAD + LANES * QUAD);
             for (int r = 0; r < ROWS; r++) {
-                const __mmask64 below = _mm512_movepi8_mask(_mm512_set1_epi32(ints(x + r * stride + QUAD * k)));
-                const __m512i size = _mm512_set1_epi32(ints(magnitudes + r * stride + QUAD * k));
+                const __mmask64 below = _mm512_movepi8_mask(_mm512_set1_epi32(word_at(x + (k * ROWS + r) * WORD)));
+                const __m512i size = _mm512_set1_epi32(word_at(magnitudes + (k * ROWS + r) * WORD));
                 const __m512i c = _mm512_maddubs_epi16(size, _mm512_mask_sub_epi8(a, below, zero, a));
                 const __m512i d = _mm512_maddubs_epi16(size, _mm512_mask_sub_epi8(b, below, zero, b));
-                low[r] = _mm512_add_epi32(low[r], _mm512_madd_epi16(ones, c));
-                high[r] = _mm512_add_epi32(high[r], _mm512_madd_epi16(ones, d));
+                low[r] += (IntVec)_mm512_madd_epi16(ones, c);
+                high[r] += (IntVec)_mm512_madd_epi16(ones, d);
             }
         }
 #else
@@ -271,7 +287,7 @@ struct Multiply {
             for (int r = 0; r < ROWS; r++)
                 for (int i = 0; i < LANES; i++)
                     for (long j = 0; j < QUAD; j++) {
-                        const int32_t value = (int8_t)x[r * stride + QUAD * k + j];
+                        const int32_t value = (int8_t)x[(k * ROWS + r) * WORD + j];
                         low[r][i] += value * weights[(k * PANEL + i) * QUAD + j];
                         high[r][i] += value * weights[(k * PANEL + LANES + i) * QUAD + j];
                     }
@@ -280,8 +296,8 @@ struct Multiply {
         for (int r = 0; r < ROWS; r++) {
             const Vec unit = x_scales[r * x_blocks] - Vec{};
             float* of_row = sums + r * PANEL;
-            store(of_row, load(of_row) + as_floats((IntVec)low[r]) * (unit * low_scale));
-            store(of_row + LANES, load(of_row + LANES) + as_floats((IntVec)high[r]) * (unit * high_scale));
+            store(of_row, load(of_row) + as_floats(low[r]) * (unit * low_scale));
+            store(of_row + LANES, load(of_row + LANES) + as_floats(high[r]) * (unit * high_scale));
         }
     }
 };
@@ -298,9 +314,8 @@ inline void of_rows(long rows, const Call& call) {  // `call` for so many rows, 
 
 // `sums` [rows, PANEL]: what `operand`'s rows make with the weights of one panel.
 inline void multiply_panel(const Linear& layer, const Operand& rows_of, long panel, long rows, float* sums) {
-    const long inputs = layer.inputs, blocks = layer.blocks(), most = layer.storage == 2 ? INT8_TILE : TILE;
-    const long tiles = (rows + most - 1) / most;
-    const long bytes = layer.bytes(), padded = layer.padded();
+    const Tiles tiles(layer, rows);
+    const long inputs = layer.inputs, blocks = layer.blocks(), bytes = layer.bytes(), padded = layer.padded();
     const char* weights = static_cast<const char*>(layer.weights) + panel * padded * PANEL * bytes;
     std::fill(sums, sums + rows * PANEL, 0.0f);
     for (long block = 0; block < blocks; block++) {
@@ -308,13 +323,14 @@ inline void multiply_panel(const Linear& layer, const Operand& rows_of, long pan
         const char* stored = weights + k * PANEL * bytes;
         // The tiles share in fetching the next block, which is another panel's when this one's are used up.
         const char* next = stored + width * PANEL * bytes;
-        const long share = (BLOCK * PANEL * bytes / LINE + tiles - 1) / tiles;
-        const bool widened = layer.storage == 1 && BF16_GROUP == 1 && tiles > 2;  // once for all rows
+        const long share = (BLOCK * PANEL * bytes / LINE + tiles.number - 1) / tiles.number;
+        const bool widened = layer.storage == 1 && BF16_GROUP == 1 && tiles.number > 2;  // once for all rows
         float* wide = widened ? scratch<float>(WIDENED, BLOCK * PANEL) : nullptr;
         for (long i = 0; widened && i < width * PANEL; i += LANES)
             store(wide + i, widen(reinterpret_cast<const uint16_t*>(stored) + i));
-        for (long tile = 0; tile < tiles; tile++) {  // of sizes that differ by one at most
-            const long begin = tile * rows / tiles, count = (tile + 1) * rows / tiles - begin;
+        for (long tile = 0; tile < tiles.number; tile++) {
+            const long begin = tiles.begin(tile), count = tiles.count(tile);
+            const long words = (begin * layer.words() + k / layer.group() * count) * WORD;
             const char* ahead = next + tile * share * LINE;
             const float* x = rows_of.x + begin * inputs + k;
             float* to = sums + begin * PANEL;
@@ -325,13 +341,13 @@ inline void multiply_panel(const Linear& layer, const Operand& rows_of, long pan
                 } else if (layer.storage == 1) {
                     const auto* narrow = reinterpret_cast<const uint16_t*>(stored);
 #if defined(__AVX512BF16__)
-                    multiply.pairs(rows_of.narrow + begin * padded + k, padded, narrow, width / 2, to, ahead, share);
+                    multiply.pairs(rows_of.narrow + words, narrow, width / 2, to, ahead, share);
 #else
                     multiply.wide(x, inputs, narrow, width, to, ahead, share);
 #endif
                 } else {
-                    const long at = begin * padded + k, of_block = (panel * blocks + block) * PANEL;
-                    multiply.quads(rows_of.quantised + at, rows_of.magnitudes + at, padded,
+                    const long of_block = (panel * blocks + block) * PANEL;
+                    multiply.quads(rows_of.narrow + words, rows_of.magnitudes + words,
                                    rows_of.scales + begin * blocks + block, blocks,
                                    reinterpret_cast<const int8_t*>(stored), layer.scales + of_block,
                                    layer.shifts + of_block, width / QUAD, to, ahead, share);

@@ -21,9 +21,11 @@ constexpr int PANEL = 2 * LANES;  // output features whose weights lie side by s
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef float LooseVec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef int32_t LooseIntVec __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(1), may_alias));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
+inline IntVec load_ints(const void* from) { return *static_cast<const LooseIntVec*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<LooseVec*>(to) = value; }
 
 inline float sum(Vec value) {
