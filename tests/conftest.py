@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from dare_core import schemas
 from dare_core.config.settings import Settings
+from dare_core.warehouse import server
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving, stop
@@ -57,20 +58,29 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @contextmanager
 def _database(server_url: str, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
-    server = connect(server_url)
-    with server.connect().execution_options(isolation_level="AUTOCOMMIT") as administrator:
+    administration = connect(server_url)
+    with administration.connect().execution_options(isolation_level="AUTOCOMMIT") as administrator:
         administrator.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield database_url(server_url, name)
         finally:
             administrator.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    server.dispose()
+    administration.dispose()
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings with a data folder of the test's own and no warehouse URL."""
     return Settings(data_dir=tmp_path / "data", warehouse_url=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_without_fsync() -> Iterator[None]:
+    """The servers that tests start wait for no disk: what they hold need not outlive a loss of power."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(server._OPTIONS, "fsync", "off")
+        patched.setattr(server, "_CLUSTER_OPTIONS", (*server._CLUSTER_OPTIONS, "--no-sync"))
+        yield
 
 
 @pytest.fixture(scope="session")
