@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# pip would compile to bytecode on one processor.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 export GX_ANALYTICS_ENABLED = false
 
 .PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
@@ -16,9 +18,10 @@ $(STAMP): requirements.lock pyproject.toml scripts/install_java.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; several minutes)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|hatchling|editables)==' requirements.lock) -c requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install $(PIP_OPTIONS) $$(grep -E '^(torch|hatchling|editables)==' requirements.lock) -c requirements.lock
+	@$(BIN)/pip install $(PIP_OPTIONS) --no-deps -r requirements.lock
+	@$(BIN)/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold templates that are no Python
 	@sh scripts/install_java.sh $(BIN)/python
 	@touch $@
 
