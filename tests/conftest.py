@@ -1,12 +1,15 @@
-"""A PostgreSQL server for the whole session, a fresh migrated database for each test that asks for one, rows for it."""
+"""For a whole session one PostgreSQL server and one Spark; for a test a fresh migrated database, and rows for it."""
 
+import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +23,9 @@ from dare_core.warehouse import server
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving, stop
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _numbers = count(1)
 _MOMENT = datetime(1998, 1, 1, tzinfo=UTC)
@@ -130,6 +136,39 @@ def engine(warehouse_url: str) -> Iterator[Engine]:
     engine = connect(warehouse_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def spark() -> "Iterator[SparkSession]":
+    """A session of Spark's, for a handful of rows."""
+    from spark_jobs.session import open_session
+
+    session = open_session()
+    # Derby, the driver that Spark brings along, would write its log into the working directory.
+    session._jvm.java.lang.System.setProperty("derby.stream.error.file", os.devnull)
+    session.conf.set("spark.sql.codegen.wholeStage", False)  # compiling takes longer than a handful of rows
+    session.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+    session.conf.set("spark.sql.shuffle.partitions", 1)
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def submit_here(spark: "SparkSession") -> Callable[[Settings, str, Sequence[str], str], dict[str, Any]]:
+    """What :func:`dare_core.sources.spark_submit.submit` does, but in ``spark``, without a Java of its own."""
+
+    def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse_url: str) -> dict[str, Any]:
+        module = import_module(f"spark_jobs.{program}")
+        results: list[Any] = []
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+            patched.setattr(module, "run", lambda job: results.append(job(spark)))
+            module.main(arguments)
+        [result] = results
+        found: dict[str, Any] = json.loads(json.dumps(result))
+        return found
+
+    return submit
 
 
 def _entities(rows: Sequence[dict[str, Any]]) -> pa.Table:
