@@ -81,9 +81,10 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def servers_without_fsync() -> Iterator[None]:
-    """The servers that tests start wait for no disk: what they hold need not outlive a loss of power."""
+def no_fsync() -> Iterator[None]:
+    """Nobody waits for a disk, neither here nor the servers that are started: nothing need outlive a loss of power."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
         patched.setitem(server._OPTIONS, "fsync", "off")
         patched.setattr(server, "_CLUSTER_OPTIONS", (*server._CLUSTER_OPTIONS, "--no-sync"))
         yield
