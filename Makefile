@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
+.PHONY: setup demo ui test check test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
 
 setup: $(STAMP)
 
@@ -36,7 +36,12 @@ test: $(STAMP)
 	@sh scripts/install_chromium.sh
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15
 
-# The same and what takes too long for every day: benches at toy size, Spark where a plan would do, fuzzing in full.
+# Tests and faults at once, since faults wait as much as they work; .ci/run makes this.
+check: $(STAMP)
+	@sh scripts/install_chromium.sh
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not bench and not full'
+
+# The tests and what takes too long for every day: benches at toy size, Spark where a plan would do, fuzzing in full.
 test-full: $(STAMP)
 	@sh scripts/install_chromium.sh
 	@DARE_FUZZ=full OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not faults'

@@ -31,12 +31,18 @@ _numbers = count(1)
 _MOMENT = datetime(1998, 1, 1, tzinfo=UTC)
 
 
+#: What takes longest, the longest first.
+_LONG = ("/integration/", "/faults/", "/spark_jobs/", "/test_operate_doc.py", "/decoding/", "/bench/")
+#: Tests that share something that takes long to start, an Airflow or a Spark, by what it is.
+_TOGETHER = {"/integration/": "airflow", "/spark_jobs/": "spark", "/stages/test_shop_days.py": "spark"}
+
+
 class _ByFile(LoadScopeScheduling):
-    """Shares out whole files, and the files that share an Airflow as one."""
+    """Shares out whole files, and those of ``_TOGETHER`` as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "integration" if "/integration/" in file else file
+        return next((what for part, what in _TOGETHER.items() if part in file), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
@@ -45,8 +51,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest scope is begun first, so that no worker is left alone with it."""
-    items.sort(key=lambda item: "/integration/" not in item.nodeid)
+    """The longest is begun first, so that no worker is left alone with it."""
+
+    def place(item: pytest.Item) -> int:
+        return next((place for place, part in enumerate(_LONG) if part in item.nodeid), len(_LONG))
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
