@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# pip would compile to bytecode on one processor.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
+.PHONY: setup demo ui test check test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
 
 setup: $(STAMP)
 
@@ -16,9 +18,10 @@ $(STAMP): requirements.lock pyproject.toml scripts/install_java.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; several minutes)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|hatchling|editables)==' requirements.lock) -c requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install $(PIP_OPTIONS) $$(grep -E '^(torch|hatchling|editables)==' requirements.lock) -c requirements.lock
+	@$(BIN)/pip install $(PIP_OPTIONS) --no-deps -r requirements.lock
+	@$(BIN)/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold templates that are no Python
 	@sh scripts/install_java.sh $(BIN)/python
 	@touch $@
 
@@ -33,7 +36,12 @@ test: $(STAMP)
 	@sh scripts/install_chromium.sh
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15
 
-# The same and what takes too long for every day: benches at toy size, Spark where a plan would do, fuzzing in full.
+# Tests and faults at once, since faults wait as much as they work; .ci/run makes this.
+check: $(STAMP)
+	@sh scripts/install_chromium.sh
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not bench and not full'
+
+# The tests and what takes too long for every day: benches at toy size, Spark where a plan would do, fuzzing in full.
 test-full: $(STAMP)
 	@sh scripts/install_chromium.sh
 	@DARE_FUZZ=full OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not faults'

@@ -12,7 +12,6 @@ other steps that were timed there; ``cpu_check_error`` says how well.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -157,8 +156,9 @@ def project(record: Path, chart: Path | None) -> dict[str, Any]:
     for mode in MODES:
         trees = Trees.of_mode(acceptance, mode)
         for batch in BATCH_SIZES if len(trees.sizes) else ():
+            rows = np.arange(1 + batch * (1 + trees.probabilities.shape[1]))  # however many are verified
             fitting = {
-                (gpu, model): partial(seconds, MODELS[model], GPUS[gpu], launches, batch)
+                (gpu, model): seconds(MODELS[model], GPUS[gpu], launches, batch, rows).take
                 for gpu in GPUS
                 for model in MODELS
                 if _fits(GPUS[gpu], MODELS[model], batch)

@@ -12,6 +12,8 @@ except ProgramMissingError as error:
 '
 "$1" -c "$check" 2>/dev/null && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    exec 9<"$(dirname "$0")"
+    flock 9 # apt-get does not wait for another one
     echo "installing Java for Spark"
     apt-get update -qq
     for version in 17 21; do

@@ -29,7 +29,7 @@ def open_session() -> SparkSession:
     Side effect: Python workers run this interpreter (``PYSPARK_PYTHON``) unless the variable is set.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder
+    builder = SparkSession.builder.config("spark.python.daemon.module", "spark_jobs.worker_daemon")
     for key, value in _REQUIRED.items():
         builder = builder.config(key, value)
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; without it nobody has chosen a master

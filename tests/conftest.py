@@ -1,12 +1,15 @@
-"""A PostgreSQL server for the whole session, a fresh migrated database for each test that asks for one, rows for it."""
+"""For a whole session one PostgreSQL server and one Spark; for a test a fresh migrated database, and rows for it."""
 
+import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +19,30 @@ from xdist.scheduler import LoadScopeScheduling
 
 from dare_core import schemas
 from dare_core.config.settings import Settings
+from dare_core.warehouse import server
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import database_url, serving, stop
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _numbers = count(1)
 _MOMENT = datetime(1998, 1, 1, tzinfo=UTC)
 
 
+#: What takes longest, the longest first.
+_LONG = ("/integration/", "/faults/", "/spark_jobs/", "/test_operate_doc.py", "/decoding/", "/bench/")
+#: Tests that share something that takes long to start, an Airflow or a Spark, by what it is.
+_TOGETHER = {"/integration/": "airflow", "/spark_jobs/": "spark", "/stages/test_shop_days.py": "spark"}
+
+
 class _ByFile(LoadScopeScheduling):
-    """Shares out whole files, and the files that share an Airflow as one."""
+    """Shares out whole files, and those of ``_TOGETHER`` as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "integration" if "/integration/" in file else file
+        return next((what for part, what in _TOGETHER.items() if part in file), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
@@ -38,8 +51,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest scope is begun first, so that no worker is left alone with it."""
-    items.sort(key=lambda item: "/integration/" not in item.nodeid)
+    """The longest is begun first, so that no worker is left alone with it."""
+
+    def place(item: pytest.Item) -> int:
+        return next((place for place, part in enumerate(_LONG) if part in item.nodeid), len(_LONG))
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -57,20 +74,30 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @contextmanager
 def _database(server_url: str, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
-    server = connect(server_url)
-    with server.connect().execution_options(isolation_level="AUTOCOMMIT") as administrator:
+    administration = connect(server_url)
+    with administration.connect().execution_options(isolation_level="AUTOCOMMIT") as administrator:
         administrator.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield database_url(server_url, name)
         finally:
             administrator.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    server.dispose()
+    administration.dispose()
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings with a data folder of the test's own and no warehouse URL."""
     return Settings(data_dir=tmp_path / "data", warehouse_url=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nobody waits for a disk, neither here nor the servers that are started: nothing need outlive a loss of power."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        patched.setitem(server._OPTIONS, "fsync", "off")
+        patched.setattr(server, "_CLUSTER_OPTIONS", (*server._CLUSTER_OPTIONS, "--no-sync"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +147,39 @@ def engine(warehouse_url: str) -> Iterator[Engine]:
     engine = connect(warehouse_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def spark() -> "Iterator[SparkSession]":
+    """A session of Spark's, for a handful of rows."""
+    from spark_jobs.session import open_session
+
+    session = open_session()
+    # Derby, the driver that Spark brings along, would write its log into the working directory.
+    session._jvm.java.lang.System.setProperty("derby.stream.error.file", os.devnull)
+    session.conf.set("spark.sql.codegen.wholeStage", False)  # compiling takes longer than a handful of rows
+    session.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+    session.conf.set("spark.sql.shuffle.partitions", 1)
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def submit_here(spark: "SparkSession") -> Callable[[Settings, str, Sequence[str], str], dict[str, Any]]:
+    """What :func:`dare_core.sources.spark_submit.submit` does, but in ``spark``, without a Java of its own."""
+
+    def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse_url: str) -> dict[str, Any]:
+        module = import_module(f"spark_jobs.{program}")
+        results: list[Any] = []
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("DARE_WAREHOUSE_URL", warehouse_url)
+            patched.setattr(module, "run", lambda job: results.append(job(spark)))
+            module.main(arguments)
+        [result] = results
+        found: dict[str, Any] = json.loads(json.dumps(result))
+        return found
+
+    return submit
 
 
 def _entities(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -50,6 +50,11 @@ _SYSTEM_USER: Final = "pgserver"  # PostgreSQL refuses to run as root
 _HERE: Final = Path("/proc/self/cwd")
 #: Where the programs are copied to when they are below a folder that is root's alone.
 _PUBLIC: Final = Path("/var/lib/dare")
+#: The built-in locale: sorting must not depend on the machine, nor the start on a LANG that is not installed.
+_CLUSTER_OPTIONS: Final = (
+    *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--encoding=UTF8"),
+    *("--auth=trust", "--username=postgres"),
+)
 _PORT: Final = "5432"  # a part of the socket's name; stated everywhere, or PGPORT would decide
 _LOOPBACK: Final = "127.0.0.1"
 _OPTIONS: Final = {
@@ -269,9 +274,7 @@ class _Server:
         scratch.mkdir(0o700)
         if os.geteuid() == 0:
             shutil.chown(scratch, _SYSTEM_USER)
-        # The built-in locale: sorting must not depend on the machine, nor the start on a LANG that is not installed.
-        locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--encoding=UTF8")
-        failure = self.run(scratch, "initdb", "--auth=trust", *locale, "--username=postgres")
+        failure = self.run(scratch, "initdb", *_CLUSTER_OPTIONS)
         if failure is not None:
             raise WarehouseError(f"no PostgreSQL cluster can be created in {self.home}: {failure}")
         scratch.rename(self.data)

@@ -55,6 +55,7 @@ _PRELOADED: Final = [
 ]  # fmt: skip
 
 _process = multiprocessing.get_context("forkserver")
+_process.set_forkserver_preload(_PRELOADED)  # else every stage's process would import it anew, for seconds
 Inventory = Mapping[str, Counter[Row]]
 
 
@@ -427,7 +428,6 @@ def run(work: Path, times: Mapping[str, int], on_try: Callable[[Try], None]) -> 
     work.mkdir(parents=True, exist_ok=True)
     work.chmod(0o755)
     results = work / "results.jsonl"
-    _process.set_forkserver_preload(_PRELOADED)
     server = Settings(data_dir=work / "server", warehouse_url=None)
     with serving(server):
         url = start(server)

@@ -16,11 +16,15 @@ from dare_core.sources.movielens import read_movielens
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
+from tests.integration.browser import CHROMIUM, logged_in, trigger_by_form
 from tests.integration.metrics_receiver import MetricsReceiver
 from tests.support.tiny_model import LAX
 
 #: The DAGs that the tests here run.
 REFRESH, REBUILD, BACKFILL = (f"{name}_movies" for name in ("refresh_knowledge", "rebuild_pools", "backfill_knowledge"))
+
+#: What the run of ``REFRESH`` is asked for.
+ITEMS, USERS, MAX_NEW_TOKENS = 5, 3, 12
 
 
 @pytest.fixture(scope="package")
@@ -81,3 +85,23 @@ def airflow(
             running.runs.active(REFRESH, REBUILD, BACKFILL, "maintain"),
         ):
             yield running
+
+
+@pytest.fixture(scope="package")
+def run_id(airflow: LocalAirflow) -> str:
+    """A run of ``REFRESH``, triggered by the form in a browser where one is there."""
+    if CHROMIUM is not None:
+        with logged_in(airflow) as page:
+            return trigger_by_form(page, airflow, REFRESH, ITEMS, USERS, MAX_NEW_TOKENS)
+    conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
+    run_id = "manual__1998-04-01T00:00:00+00:00"
+    airflow.api.trigger(REFRESH, conf, run_id)
+    return run_id
+
+
+@pytest.fixture(scope="package")
+def finished(airflow: LocalAirflow, run_id: str) -> LocalAirflow:
+    """Airflow after that run, and the one of ``REBUILD`` that it started."""
+    airflow.runs.wait(REFRESH, run_id)
+    airflow.runs.wait(REBUILD, airflow.runs.await_triggered(REFRESH, run_id, REBUILD))
+    return airflow

@@ -10,25 +10,12 @@ import sqlalchemy as sa
 from dare_airflow.local.airflow import LocalAirflow
 from dare_airflow.run_names import folder_name
 from dare_core.config.settings import Settings
-from tests.integration.conftest import BACKFILL, REBUILD, REFRESH
+from tests.integration.conftest import BACKFILL, ITEMS, MAX_NEW_TOKENS, REBUILD, REFRESH, USERS
 from tests.support.airflow_tasks import clear, respond
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
-ITEMS, USERS, MAX_NEW_TOKENS = 3, 2, 12
-RUN_ID = "manual__1998-04-01T00:00:00+00:00"
-RUN_NAME = folder_name(REFRESH, RUN_ID)  # the run as a folder and in the warehouse
 TABLES = ("entity", "knowledge", "knowledge_embedding", "quarantine")
-
-
-@pytest.fixture(scope="module")
-def finished(airflow: LocalAirflow) -> LocalAirflow:
-    """Airflow after one run of each DAG."""
-    conf = {"item_limit": ITEMS, "user_limit": USERS, "max_new_tokens": MAX_NEW_TOKENS}
-    airflow.api.trigger(REFRESH, conf, RUN_ID)
-    airflow.runs.wait(REFRESH, RUN_ID)
-    airflow.runs.wait(REBUILD, airflow.runs.await_triggered(REFRESH, RUN_ID, REBUILD))
-    return airflow
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +55,24 @@ def test_every_entity_of_the_source_is_in_the_warehouse_with_a_group(finished: L
 
 
 def test_the_texts_asked_for_are_loaded_with_their_vectors_or_quarantined(
-    finished: LocalAirflow, engine: sa.Engine
+    finished: LocalAirflow, run_id: str, engine: sa.Engine
 ) -> None:
+    run_name = folder_name(REFRESH, run_id)  # the run as a folder and in the warehouse
     with engine.connect() as connection:
         run = connection.execute(
-            sa.text("SELECT * FROM knowledge.generation_run WHERE run_id = :run_id"), {"run_id": RUN_NAME}
+            sa.text("SELECT * FROM knowledge.generation_run WHERE run_id = :run_id"), {"run_id": run_name}
         ).one()
     assert (run.state, run.planned, run.failed) == ("loaded", ITEMS + USERS, 0)
     assert run.loaded + run.quarantined == ITEMS + USERS
     assert 0 < run.new_tokens <= (ITEMS + USERS) * MAX_NEW_TOKENS
 
     loaded = "SELECT count(*) FROM knowledge.knowledge WHERE run_id = :run_id AND valid_to IS NULL"
-    assert scalar(engine, loaded, run_id=RUN_NAME) == run.loaded
+    assert scalar(engine, loaded, run_id=run_name) == run.loaded
     embedded = (
         "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id) "
         "WHERE run_id = :run_id"
     )
-    assert scalar(engine, embedded, run_id=RUN_NAME) == run.loaded
+    assert scalar(engine, embedded, run_id=run_name) == run.loaded
 
 
 def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engine: sa.Engine) -> None:
@@ -94,9 +82,11 @@ def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engin
         assert scalar(engine, pooled, kind=kind) == scalar(engine, texts, kind=kind)
 
 
-def test_a_run_that_misses_its_deadline_raises_an_alert(finished: LocalAirflow, airflow_settings: Settings) -> None:
+def test_a_run_that_misses_its_deadline_raises_an_alert(
+    finished: LocalAirflow, run_id: str, airflow_settings: Settings
+) -> None:
     alerts = [json.loads(line) for line in (airflow_settings.data_dir / "alerts.jsonl").read_text("utf-8").splitlines()]
-    assert ("deadline missed", REFRESH, RUN_ID) in [
+    assert ("deadline missed", REFRESH, run_id) in [
         (alert["alert"], alert["dag_id"], alert["run_id"]) for alert in alerts
     ]
 
@@ -111,13 +101,13 @@ def expect_deadlines_again(engine: sa.Engine) -> None:
 
 
 def test_running_the_load_again_changes_nothing_though_the_deadline_is_to_come(
-    finished: LocalAirflow, engine: sa.Engine
+    finished: LocalAirflow, run_id: str, engine: sa.Engine
 ) -> None:
     before = contents(engine)
     expect_deadlines_again(engine)
-    clear(finished.api, REFRESH, RUN_ID, "load")
-    finished.runs.wait(REFRESH, RUN_ID)
-    load = next(task for task in finished.api.tasks(REFRESH, RUN_ID) if task.task_id == "load")
+    clear(finished.api, REFRESH, run_id, "load")
+    finished.runs.wait(REFRESH, run_id)
+    load = next(task for task in finished.api.tasks(REFRESH, run_id) if task.task_id == "load")
     assert (load.state, load.try_number) == ("success", 2)
     assert contents(engine) == before
 

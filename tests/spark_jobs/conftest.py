@@ -1,6 +1,5 @@
-"""One Spark session and one database of a small shop for all tests of the Spark programs."""
+"""A database of a small shop for all tests of the Spark programs."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,10 +7,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from pyspark.sql import SparkSession
 
 from dare_core.config.domains import Domain, read_domain
-from spark_jobs.session import open_session
 
 #: Text that breaks careless quoting, joining and logging.
 ODD_TITLE = 'Say "hi", it\'s \\ {curly} | pipe\n\ttab \x01 \U0001f600 \u2028 $1 日本'
@@ -109,18 +106,6 @@ class Shop:
         """The same domain with other lines under ``[source]``."""
         self.domain_file.write_text(DOMAIN.format(source=source), "utf-8")
         return self.domain
-
-
-@pytest.fixture(scope="session")
-def spark() -> Iterator[SparkSession]:
-    session = open_session()
-    # Derby, the driver that Spark brings along, would write its log into the working directory.
-    session._jvm.java.lang.System.setProperty("derby.stream.error.file", os.devnull)
-    session.conf.set("spark.sql.codegen.wholeStage", False)  # compiling takes longer than a handful of rows
-    session.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
-    session.conf.set("spark.sql.shuffle.partitions", 1)
-    yield session
-    session.stop()
 
 
 @pytest.fixture

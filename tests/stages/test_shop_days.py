@@ -1,5 +1,6 @@
 """Days pass in the shop: what Spark pulls of them, and what is asked about afterwards."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from sqlalchemy import Engine, text
 from dare_core.config.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.shop import advance, make_shop
-from dare_core.sources.spark_submit import submit
 from dare_core.stages import group, plan, pull
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.entities import watermark
@@ -23,7 +23,12 @@ CLUSTERS = "[grouping.users.clusters]"
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
 def test_a_day_in_the_shop_costs_what_it_changed(
-    settings: Settings, warehouse_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    warehouse_url: str,
+    engine: Engine,
+    submit_here: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = str(save_tiny_model(tmp_path / "tiny"))
     config = tmp_path / "config"
@@ -42,6 +47,9 @@ def test_a_day_in_the_shop_costs_what_it_changed(
         with engine.connect() as connection:
             return int(connection.execute(text(statement)).scalar_one())
 
+    started: list[str] = []
+    for stage in (pull, group):
+        monkeypatch.setattr(stage, "submit", lambda *given: started.append(given[1]) or submit_here(*given))
     import_tables(engine, make_shop(120, 150, 0, datetime.now(UTC)))
     before = datetime.now(UTC)
     _, grouped, planned = refresh("first")
@@ -71,9 +79,7 @@ def test_a_day_in_the_shop_costs_what_it_changed(
     """
     assert count(miscounted) == 0
 
-    started = []
-    for stage in (pull, group):
-        monkeypatch.setattr(stage, "submit", lambda *given: started.append(given[1]) or submit(*given))
+    started.clear()
     pulled, grouped, planned = refresh("third")
     assert pulled["user"] > 0, "the overlap is read again"
     assert grouped == {"item_changed": 0, "item_deleted": 0, "user_changed": 0, "user_deleted": 0}

@@ -2,6 +2,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -79,12 +80,17 @@ def dags_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def airflow(settings: Settings, warehouse_url: str, dags_dir: Path) -> Iterator[LocalAirflow]:
-    with (
-        LocalAirflow(settings, warehouse_url, port=0, dags_dir=dags_dir) as running,
-        running.runs.active("producer", "consumer"),
-    ):
-        yield running
+def block(warehouse_url: str) -> Iterator[ExitStack]:
+    """The ``with`` block of ``airflow``, which the last test leaves; within that of the server."""
+    with ExitStack() as block:
+        yield block
+
+
+@pytest.fixture(scope="module")
+def airflow(block: ExitStack, settings: Settings, warehouse_url: str, dags_dir: Path) -> LocalAirflow:
+    running = block.enter_context(LocalAirflow(settings, warehouse_url, port=0, dags_dir=dags_dir))
+    block.enter_context(running.runs.active("producer", "consumer"))
+    return running
 
 
 def test_a_taken_port_is_refused_with_the_name_of_its_setting(tmp_path: Path) -> None:
@@ -147,18 +153,12 @@ def test_an_airflow_of_another_data_folder_on_the_same_server_is_refused(
 
 
 @pytest.mark.integration
-def test_leaving_in_the_middle_of_a_run_ends_every_process_and_the_run(settings: Settings, dags_dir: Path) -> None:
-    with (
-        TemporaryDirectory(prefix="dare-") as folder,
-        serving(here := settings.model_copy(update={"data_dir": Path(folder)})) as warehouse_url,
-        pytest.raises(KeyboardInterrupt),
-        LocalAirflow(here, warehouse_url, port=0, dags_dir=dags_dir) as running,
-        running.runs.active("producer"),
-    ):
-        running.api.trigger("producer", {"parts": 4}, "interrupted")
+def test_leaving_in_the_middle_of_a_run_ends_every_process_and_the_run(airflow: LocalAirflow, block: ExitStack) -> None:
+    with pytest.raises(KeyboardInterrupt), block:
+        airflow.api.trigger("producer", {"parts": 4}, "interrupted")
         while not (sleepers := sleeping()):
             time.sleep(0.5)
-        family = processes.family(list(running.processes.values()))
+        family = processes.family(list(airflow.processes.values()))
         raise KeyboardInterrupt
     assert sleepers[0] in family
     assert not any(is_running(process.pid) for process in family)
