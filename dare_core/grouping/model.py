@@ -310,8 +310,9 @@ def _without(model: GroupModel, users: Sequence[str], items: Sequence[str]) -> G
     model = replace(model, assignments=model.assignments.filter(of_others).combine_chunks())
     if model.items is None:
         return model
-    kept = np.array([item not in items for item in model.items.ids], np.bool_)
-    ids = tuple(item for item in model.items.ids if item not in items)
+    gone = set(items)
+    kept = np.array([item not in gone for item in model.items.ids], np.bool_)
+    ids = tuple(item for item in model.items.ids if item not in gone)
     return replace(model, items=replace(model.items, ids=ids, factors=model.items.factors[kept]))
 
 
