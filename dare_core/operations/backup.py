@@ -9,7 +9,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version as release_of
 from pathlib import Path
@@ -181,7 +181,7 @@ class _Made:
             self.target.remove(name)
         if self.target.local:
             for path in sorted(self.target.local.rglob("*"), reverse=True):
-                if path.is_dir():
+                with suppress(OSError):  # of a file, or of a folder that somebody else has used
                     path.rmdir()
 
 

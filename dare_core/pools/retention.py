@@ -67,6 +67,9 @@ def _expire(store: PoolStore, keep: int) -> list[str]:
         store.files.remove(manifest_path(version))
         expired.append(version)
     left = [name.removesuffix(".json") for name in store.files.names("versions") if name.endswith(".json")]
+    for name, written in store.files.names("loaded").items():  # what builders note beside a version
+        if name not in left and time.time() - written > _GRACE_SECONDS:
+            store.files.remove(f"loaded/{name}")
     needed = {entry.sha256 for version in left for entry in store.manifest(version).segments}
     for folder in ("segments", "versions"):
         for name, written in store.files.names(folder).items():

@@ -8,13 +8,18 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from dare_core.storage.machine_code import compiled
 
 _WIDTHS: Final = (8, 4, 2, 1)
+#: Of longer words every so many windows may become the anchor.
+_SHORT: Final = 64
+_STRIDE: Final = 16
+#: Anchors are looked up where a bit says that their hash may be one; a multiple of the golden ratio mixes it.
 _FILTER_BITS: Final = 18
-_MIX: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX: Final = 0x9E3779B97F4A7C15
 
 
 class Words:
@@ -42,7 +47,7 @@ class Words:
             offsets.append(at[order])
             self.words += [mine[k] for k in order]
             ends.append(len(self.words))
-            self._filter[row, (values * _MIX) >> np.uint64(64 - _FILTER_BITS)] = True
+            self._filter[row, (values * np.uint64(_MIX)) >> np.uint64(64 - _FILTER_BITS)] = True
         self._anchors = np.concatenate([*anchors, np.empty(0, np.uint64)])
         self._offsets = np.concatenate([*offsets, np.empty(0, np.int64)])
         self._ends = np.array(ends, np.int64)
@@ -66,21 +71,26 @@ class Words:
 
 
 def _rarest(words: list[bytes], wide: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Of each word, the window of so many bytes that the fewest words' windows equal: its value and its offset."""
-    windows = [_windows(np.frombuffer(word, np.uint8), wide) for word in words]
+    """Of each word, the window of so many bytes that the fewest words' windows equal: its value and its offset.
+
+    Of long words only every so many windows are candidates: what they begin with alike is at one offset in all of them.
+    """
+    strides = [1 if len(word) <= _SHORT else _STRIDE for word in words]
+    windows = [_windows(np.frombuffer(word, np.uint8), wide, step) for word, step in zip(words, strides, strict=True)]
     _, which, counts = np.unique(np.concatenate(windows), return_inverse=True, return_counts=True)
     shared = counts[which]
     ends = np.cumsum([len(one) for one in windows])
-    at = np.array([part.argmin() for part in np.split(shared, ends[:-1])], np.int64)
-    return np.array([one[offset] for one, offset in zip(windows, at, strict=True)], np.uint64), at
+    best = [int(part.argmin()) for part in np.split(shared, ends[:-1])]
+    values = np.array([one[at] for one, at in zip(windows, best, strict=True)], np.uint64)
+    return values, np.array(best, np.int64) * np.array(strides, np.int64)
 
 
-def _windows(data: NDArray[np.uint8], wide: int) -> NDArray[np.uint64]:
-    """The values of all runs of so many bytes, the first byte the highest."""
-    count = len(data) - wide + 1
-    values = np.zeros(count, np.uint64)
+def _windows(data: NDArray[np.uint8], wide: int, step: int) -> NDArray[np.uint64]:
+    """The values of every so many runs of ``wide`` bytes, the first byte the highest."""
+    runs = sliding_window_view(data, wide)[::step]
+    values = np.zeros(len(runs), np.uint64)
     for k in range(wide):
-        values = (values << np.uint64(8)) | data[k : k + count]
+        values = (values << np.uint64(8)) | runs[:, k]
     return values
 
 
@@ -105,7 +115,7 @@ def _find(
             if i + 1 < wide:
                 continue
             value = last & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * wide))
-            if not anchored[row, (value * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - 18)]:
+            if not anchored[row, (value * np.uint64(_MIX)) >> np.uint64(64 - _FILTER_BITS)]:
                 continue
             low, high = ends[row], ends[row + 1]
             while low < high:

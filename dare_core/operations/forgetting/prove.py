@@ -22,6 +22,7 @@ from dare_core.warehouse.connection import transaction
 from dare_core.warehouse.imported import SourceCopy
 from dare_core.warehouse.tables import PARTITIONS, SCHEMA
 
+#: Types of columns that may say anything.
 _TEXTS: Final = ("text", "character varying", "character", "json", "jsonb", "text[]", "character varying[]")
 _SEARCHED_SCHEMAS: Final = (SCHEMA, PARTITIONS, "staging", "features")
 
@@ -136,7 +137,6 @@ def _columns(engine: Engine, copies: Iterable[SourceCopy]) -> dict[tuple[str, st
 
 
 #: Types of columns that may say anything.
-_TEXTS: Final = ("text", "character varying", "character", "json", "jsonb", "text[]", "character varying[]")
 
 
 @dataclass(frozen=True)

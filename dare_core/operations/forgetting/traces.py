@@ -167,8 +167,8 @@ class Sought:
         """All that is looked for, and what each is."""
         unmistakable = [entity_id for entity_id in self.who.ids if _is_unmistakable(entity_id)]
         meant: dict[bytes, int] = {name.encode(): _NAME for name in (self.who.kind, *self.columns)}
-        for meaning, words in ((_ID, unmistakable), (_TITLE, self.traces.titles), (_WHOLE, self.traces.texts)):
-            meant |= {form.encode(): meaning for word in words for form in written_forms(word)}
+        for meaning, told in ((_ID, unmistakable), (_TITLE, self.traces.titles), (_WHOLE, self.traces.texts)):
+            meant |= {form.encode(): meaning for word in told for form in written_forms(word)}
         meant |= {request.encode(): _WHOLE for request in self.traces.request_ids}
         words = Words(meant)
         return words, np.array([meant[word] for word in words.words], np.int64)
