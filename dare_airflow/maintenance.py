@@ -24,6 +24,22 @@ def expire_runs() -> dict[str, Any]:
 
 
 @task
+def expire_data_docs() -> dict[str, Any]:
+    """Remove Great Expectations' results and pages of runs that are long over."""
+    from dare_core.operations import maintenance
+
+    return maintenance.expire_data_docs(settings())
+
+
+@task
+def expire_files() -> dict[str, Any]:
+    """Remove texts of evaluations that nobody uses, old logs and old alerts."""
+    from dare_core.operations import maintenance
+
+    return maintenance.expire_files(settings())
+
+
+@task
 def retry_quarantine() -> dict[str, Any]:
     """Let the next run ask again for texts that failed validation."""
     from dare_core.operations import maintenance

@@ -127,10 +127,16 @@ def copied_database(server_url: str) -> Callable[[str], AbstractContextManager[s
     return lambda original: _database(server_url, str(make_url(original).database))
 
 
+@pytest.fixture(scope="session")
+def empty_database(server_url: str) -> Callable[[], AbstractContextManager[str]]:
+    """Makes databases with nothing in them, for as long as a block lasts."""
+    return lambda: _database(server_url, "template0")
+
+
 @pytest.fixture
-def empty_database_url(server_url: str) -> Iterator[str]:
+def empty_database_url(empty_database: Callable[[], AbstractContextManager[str]]) -> Iterator[str]:
     """A database with nothing in it."""
-    with _database(server_url, "template0") as url:
+    with empty_database() as url:
         yield url
 
 
@@ -240,3 +246,9 @@ def knowledge_rows() -> Callable[[Sequence[dict[str, Any]]], pa.Table]:
 def embedding_rows() -> Callable[[Sequence[str]], pa.Table]:
     """Rows of KNOWLEDGE_EMBEDDING, one per request."""
     return _embeddings
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> dict[str, Callable[[Sequence[Any]], pa.Table]]:
+    """The three above by the table that their rows are of."""
+    return {"entity": _entities, "knowledge": _knowledge, "embedding": _embeddings}

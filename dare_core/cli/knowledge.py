@@ -72,7 +72,8 @@ def generate(
 @app.command()
 def forget(
     kind: Annotated[EntityKind, typer.Option(help="what the ids are of")],
-    entity: Annotated[list[str], typer.Option(help="id of a user or item in the source; repeatable")],
+    entity: Annotated[list[str] | None, typer.Option(help="id of a user or item in the source; repeatable")] = None,
+    file: Annotated[Path | None, typer.Option(help="ids in a text file, one a line, beside those of --entity")] = None,
     domain: Annotated[str, typer.Option(help="a file of config/")] = "movies",
     yes: Annotated[bool, typer.Option("--yes", help="do not ask first")] = False,
     as_json: Json = False,
@@ -84,7 +85,10 @@ def forget(
     from dare_core.operations.forgetting import forget as forget_entities
     from dare_core.operations.forgetting.traces import Entities
 
-    who = Entities(domain, kind.value, tuple(dict.fromkeys(entity)))
+    ids = dict.fromkeys([*(entity or ()), *(_ids_of(file) if file else ())])
+    if not ids:
+        raise InputError("name whom to forget: --entity ID, as often as you like, or --file FILE with an id a line")
+    who = Entities(domain, kind.value, tuple(ids))
     if not yes and not typer.confirm(f"Remove {who} for good: texts, vectors, pools, staged files, reports?", err=True):
         raise InputError("nothing was removed")
     done = forget_entities(settings_of(), who, on_step=lambda step: stderr.print(f"{step} …"))
@@ -107,3 +111,12 @@ def forget(
             print(f"out of reach: {what}")
     if done.found:
         raise typer.Exit(1)
+
+
+def _ids_of(file: Path) -> list[str]:
+    """The lines of a file but empty ones, without the space around them."""
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return [line for line in lines if line]

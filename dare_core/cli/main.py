@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from dare_core.cli import (
+    backup,
     bench,
     evaluation,
     everyday,
@@ -33,6 +34,7 @@ from dare_core.config.settings import load_settings
 
 app = typer.Typer(help="Knowledge features for recommenders, written by DARE decoding.", no_args_is_help=True)
 app.add_typer(everyday.app)
+app.add_typer(backup.app)
 app.add_typer(knowledge.app)
 app.add_typer(evaluation.app)
 app.add_typer(source.app, name="source")

@@ -165,9 +165,25 @@ class Settings(BaseSettings):
     )
     task_hours: float = Field(6, gt=0, le=8_760, description="any other task that takes longer is ended and fails")
     keep_pool_versions: int = Field(7, ge=1, description="versions of a pool that maintain keeps")
-    keep_run_days: float = Field(
-        14, gt=0, le=36_500, description="maintain removes the staged files of runs older than this"
+    pool_group_mb: int = Field(
+        512, ge=1, description="megabytes that a group of a retrieval pool may take; the least useful texts go"
     )
+    pool_text_days: int | None = Field(
+        None, ge=1, le=36_500, description="texts written longer ago leave retrieval pools; unset: none for their age"
+    )
+    keep_run_days: float = Field(
+        14, gt=0, le=36_500, description="maintain removes the staged files and reports of runs older than this"
+    )
+    keep_data_docs_days: float = Field(
+        30, gt=0, le=36_500, description="maintain removes Great Expectations' results and pages older than this"
+    )
+    keep_evaluation_days: float = Field(
+        90, gt=0, le=36_500, description="maintain removes texts that no evaluation has used for so long"
+    )
+    keep_log_days: float = Field(
+        30, gt=0, le=36_500, description="maintain removes log files that nobody has written to for so long"
+    )
+    keep_alert_days: float = Field(365, gt=0, le=36_500, description="maintain removes alerts older than this")
     quarantine_retries: int = Field(2, ge=0, description="times that a text which failed validation is asked for again")
     airflow_port: int = Field(8080, ge=1024, le=65535, description="where `make ui` serves Airflow, on loopback")
 

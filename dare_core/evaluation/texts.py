@@ -116,6 +116,14 @@ class _Desk:
         self._kept: dict[str, dict[str, Any]] = {}
         for part in sorted(self._folder.glob("*.parquet")):
             self._kept |= {row["request_id"]: row for row in pq.read_table(part, schema=_TEXT).to_pylist()}
+        self._note_use()
+
+    def _note_use(self) -> None:
+        """Files with a text that is asked for are as young as those of today: `maintain` removes those of nobody."""
+        wanted = {name for arm in WRITTEN_ARMS for name in self._request_ids(arm)} & set(self._kept)
+        for part in self._folder.glob("*.parquet"):
+            if wanted.intersection(pq.read_table(part, columns=["request_id"])["request_id"].to_pylist()):
+                part.touch()
 
     def texts_of(self, arm: Arm, generated: Throughput, on_progress: OnProgress) -> list[dict[str, Any]]:
         """An arm's texts, in the order of the entities."""

@@ -202,6 +202,18 @@ class GroupModelStore:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise _DamageError(f"group model {version}: {path} is damaged: {error}") from None
 
+    def files_of(self, version: str) -> list[str]:
+        """The files that a version is made of, the one that names the others last.
+
+        Raises:
+            PoolError: it is missing or damaged.
+        """
+        try:
+            tables = json.loads(self.files.read(_path(version)))["tables"].values()
+        except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:
+            raise PoolError(f"group model {self.files.location}/{_path(version)} cannot be read: {error}") from None
+        return [*(f"tables/{digest}.parquet" for digest in tables), _path(version)]
+
     def publish(self, model: GroupModel) -> str:
         """Write a model and make it the version in force; the same model gives the same version.
 
@@ -298,8 +310,9 @@ def _without(model: GroupModel, users: Sequence[str], items: Sequence[str]) -> G
     model = replace(model, assignments=model.assignments.filter(of_others).combine_chunks())
     if model.items is None:
         return model
-    kept = np.array([item not in items for item in model.items.ids], np.bool_)
-    ids = tuple(item for item in model.items.ids if item not in items)
+    gone = set(items)
+    kept = np.array([item not in gone for item in model.items.ids], np.bool_)
+    ids = tuple(item for item in model.items.ids if item not in gone)
     return replace(model, items=replace(model.items, ids=ids, factors=model.items.factors[kept]))
 
 

@@ -1,13 +1,20 @@
 """What happens when a run misses its deadline, or a backfill stops: any way to be told can be added here."""
 
+import fcntl
 import json
 import logging
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
 
 from dare_core.config.settings import Settings, load_settings
+from dare_core.storage.atomic import write_atomically
 
 log = logging.getLogger(__name__)
+
+_FILE: Final = "alerts.jsonl"
 
 
 def deadline_missed(hours: float, context: dict[str, Any], **_: Any) -> None:
@@ -25,7 +32,35 @@ def deadline_missed(hours: float, context: dict[str, Any], **_: Any) -> None:
 def raise_alert(settings: Settings, alert: str, **facts: Any) -> None:
     """Add a JSON line to ``alerts.jsonl`` in the data folder."""
     line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "alert": alert, **facts}
-    path = settings.data_dir / "alerts.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(settings) as path, path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def expire_alerts(settings: Settings) -> dict[str, Any]:
+    """Remove alerts older than ``settings.keep_alert_days``; what is no alert stays."""
+    before = (datetime.now(UTC) - timedelta(days=settings.keep_alert_days)).isoformat(timespec="seconds")
+    if not (settings.data_dir / _FILE).exists():
+        return {"removed": 0, "left": 0}
+    with _alone(settings) as path:
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        left = [line for line in lines if _at(line) >= before]
+        if len(left) < len(lines):
+            write_atomically(path, "".join(left).encode())
+    return {"removed": len(lines) - len(left), "left": len(left)}
+
+
+def _at(line: str) -> str:
+    """When an alert was raised, in UTC; of a line that is none, after all others."""
+    try:
+        return str(json.loads(line)["at"])
+    except (ValueError, KeyError, TypeError):
+        return "~"
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[Path]:
+    """The file of alerts, to which nobody else writes meanwhile."""
+    with (settings.data_dir / f".{_FILE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes
+        yield settings.data_dir / _FILE

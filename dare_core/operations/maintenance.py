@@ -1,20 +1,30 @@
 """What `maintain` does, one function for each of its tasks; each can be run at any time and again."""
 
+import os
 import shutil
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from dare_core.config.domains import domain_names
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
+from dare_core.operations import alerts
 from dare_core.pools import PoolStore, retention
+from dare_core.quality import data_docs
 from dare_core.schemas import KINDS
-from dare_core.warehouse import quarantine, upkeep
+from dare_core.storage.atomic import is_scratch, scratch_name
+from dare_core.warehouse import leases, quarantine, upkeep
 from dare_core.warehouse.pools import pool_store
 from dare_core.warehouse.runs import run_state
 from dare_core.warehouse.session import open_warehouse
 
 _DAY: Final = 24 * 3600.0
+#: A folder that was changed less long ago may be about to get a file.
+_FRESH: Final = 3600.0
 
 
 def expire_pools(settings: Settings) -> dict[str, Any]:
@@ -45,16 +55,67 @@ def expire_pools(settings: Settings) -> dict[str, Any]:
 
 
 def expire_runs(settings: Settings) -> dict[str, Any]:
-    """Remove the staged files of runs that nothing was written to for ``settings.keep_run_days``."""
+    """Remove the files of runs that nothing was written to for ``settings.keep_run_days``, reports included.
+
+    A run that is under way stays, however long it has waited.
+    """
+    runs = settings.data_dir / "runs"
     removed = size = 0
-    folders = [path for path in (settings.data_dir / "runs").glob("*") if path.is_dir()]
+    busy = _under_way(settings)
+    folders = [path for path in runs.glob("*") if path.is_dir()]
     for folder in folders:
         files = [path for path in folder.rglob("*") if path.is_file()]
-        if _is_old(settings, max(path.stat().st_mtime for path in (folder, *files))):
-            size += sum(path.stat().st_size for path in files)
-            shutil.rmtree(folder)
-            removed += 1
+        if folder.name in busy or not _is_old(settings, max(path.stat().st_mtime for path in (folder, *files))):
+            continue
+        size += sum(path.stat().st_size for path in files)
+        # Whole or gone: what breaks off has another name by then, and is removed the next time.
+        gone = folder if is_scratch(folder.name) else folder.rename(scratch_name(folder))
+        os.utime(gone, (0, 0))
+        shutil.rmtree(gone)
+        removed += 1
     return {"removed": removed, "bytes": size, "left": len(folders) - removed}
+
+
+def expire_data_docs(settings: Settings) -> dict[str, Any]:
+    """Remove Great Expectations' results and pages of runs that were checked ``keep_data_docs_days`` ago."""
+    before = time.time() - settings.keep_data_docs_days * _DAY
+    return {"removed": data_docs.expire(settings.data_docs_dir, before, _under_way(settings))}
+
+
+def expire_files(settings: Settings) -> dict[str, Any]:
+    """Remove what evaluations wrote and no longer use, log files that nobody writes to any more, and old alerts.
+
+    Returns:
+        How many files of ``evaluation`` and ``logs``, and lines of ``alerts``, were removed.
+    """
+    evaluation, logs = settings.data_dir / "evaluation", settings.data_dir / "airflow" / "logs"
+    vllm = settings.data_dir / "vllm"
+    return {
+        "evaluation": _remove_old(evaluation.glob("*/texts/*"), settings.keep_evaluation_days),
+        # Of Airflow's components each has one file, which it keeps open, beside the folders of its tasks.
+        "logs": _remove_old((*logs.glob("*/**/*"), *vllm.glob("*.log")), settings.keep_log_days, logs),
+        "alerts": alerts.expire_alerts(settings)["removed"],
+    }
+
+
+def _remove_old(paths: Iterable[Path], days: float, folder: Path | None = None) -> int:
+    """Remove the files that nobody wrote to for so long, and below ``folder`` the folders that this leaves empty."""
+    removed = 0
+    for path in sorted(paths, reverse=True):  # a folder after what is in it
+        with suppress(OSError):  # somebody else was quicker, or has written into the folder
+            if path.is_dir() and not path.is_symlink():
+                if folder is not None and time.time() - path.stat().st_mtime > _FRESH:
+                    path.rmdir()
+            elif time.time() - path.lstat().st_mtime > days * _DAY:
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _under_way(settings: Settings) -> set[str]:
+    """Runs that somebody is at, or that wait for their next stage."""
+    with open_warehouse(settings) as (_, engine):
+        return {run.run_id for run in leases.under_way(engine, None, timedelta(hours=settings.deadline_hours))}
 
 
 def retry_quarantine(settings: Settings) -> dict[str, Any]:

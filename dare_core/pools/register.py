@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -50,6 +50,14 @@ class Register(Protocol):
 
     def unpin(self, holder: str) -> None:
         """The holder is done."""
+        ...
+
+    def removing(self, wait: bool = False) -> AbstractContextManager[bool]:
+        """Versions may be removed while the block runs, if this is true: nobody copies them all meanwhile.
+
+        Args:
+            wait: for whoever copies them, so that it is true.
+        """
         ...
 
 
@@ -112,6 +120,10 @@ class FileRegister:
         """See :class:`Register`."""
         self._pin(holder).unlink(missing_ok=True)
 
+    def removing(self, wait: bool = False) -> AbstractContextManager[bool]:
+        """See :class:`Register`; a backup is of the warehouse's pools."""
+        return nullcontext(True)
+
     def _pin(self, holder: str) -> Path:
         return self._folder / "pins" / f"{hashlib.sha256(holder.encode()).hexdigest()[:16]}.json"
 
@@ -142,6 +154,7 @@ class CandidateRegister:
         self._register = register
         self._candidate: str | None = None
         self.drop, self.pins, self.pin, self.unpin = register.drop, register.pins, register.pin, register.unpin
+        self.removing = register.removing
 
     def versions(self) -> list[str]:
         """See :class:`Register`."""

@@ -39,9 +39,19 @@ def rollback(store: PoolStore, version: str | None = None) -> PoolManifest:
 def expire(store: PoolStore, keep: int) -> list[str]:
     """Remove all but the latest ``keep`` versions and those that are pinned, and the files that none of them names.
 
+    While a backup copies the versions, nothing is removed.
+
     Returns:
         The versions that were removed.
     """
+    with store.register.removing() as allowed:
+        if allowed:
+            return _expire(store, keep)
+    log.warning("pool %s: a backup is being made, so nothing is removed", store.location)
+    return []
+
+
+def _expire(store: PoolStore, keep: int) -> list[str]:
     versions = store.register.versions()
     pinned = set(store.register.pins().values())
     expired, of_expired = list[str](), set[str]()
@@ -57,6 +67,9 @@ def expire(store: PoolStore, keep: int) -> list[str]:
         store.files.remove(manifest_path(version))
         expired.append(version)
     left = [name.removesuffix(".json") for name in store.files.names("versions") if name.endswith(".json")]
+    for name, written in store.files.names("loaded").items():  # what builders note beside a version
+        if name not in left and time.time() - written > _GRACE_SECONDS:
+            store.files.remove(f"loaded/{name}")
     needed = {entry.sha256 for version in left for entry in store.manifest(version).segments}
     for folder in ("segments", "versions"):
         for name, written in store.files.names(folder).items():
@@ -94,8 +107,9 @@ def forget(store: PoolStore, entities: Iterable[str], texts: Iterable[Sequence[i
 def purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[int]] = ()) -> list[str]:
     """Leave nothing of these entities in any file of the pool, nor in this host's cache; see :func:`forget` for both.
 
-    A version without them is put in force; every other version that holds a text of theirs is removed, pinned or
-    not, and so are their files, those of candidates and of broken-off builders too. Broken off, it is run again.
+    Waits for a backup to end. A version without them is put in force; every other version that holds a text of theirs
+    is removed, pinned or not, and so are their files, those of candidates and of broken-off builders too. Broken off,
+    it is run again.
 
     Returns:
         The versions that were removed.
@@ -103,6 +117,11 @@ def purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[in
     Raises:
         PoolError: as :meth:`PoolBuilder.publish`.
     """
+    with store.register.removing(wait=True):
+        return _purge(store, entities, texts)
+
+
+def _purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[int]]) -> list[str]:
     if store.in_force():
         forget(store, entities, texts)
     held = set(holding(store, entities, texts))

@@ -120,6 +120,16 @@ class PoolStore:
             log.warning("%s", error)
             return set()
 
+    def files_of(self, version: str) -> list[str]:
+        """The files that a version is made of, its manifest last, and what is noted beside it.
+
+        Raises:
+            PoolError: as :meth:`manifest`.
+        """
+        segments = dict.fromkeys(f"segments/{entry.sha256}" for entry in self.manifest(version).segments)
+        beside = [name for name in (f"loaded/{version}",) if self.files.exists(name)]
+        return [*segments, *beside, manifest_path(version)]
+
     # Segments
 
     def write_segment(self, segment: Segment) -> SegmentEntry:

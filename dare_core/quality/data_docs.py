@@ -7,8 +7,9 @@ the JSON results from which the index is built. Nothing is written elsewhere, an
 import fcntl
 import logging
 import os
+import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -87,6 +88,32 @@ def check(
         )
         [result] = outcome.run_results.values()
     return result
+
+
+def expire(docs_dir: Path, before: float, but: Collection[str] = ()) -> int:
+    """Remove the results and pages of runs that nothing was written to since; the next check builds the index anew.
+
+    Args:
+        docs_dir: the folder.
+        before: in seconds since 1970.
+        but: runs whose results stay.
+
+    Returns:
+        Results removed, each with its page.
+    """
+    if not docs_dir.is_dir():
+        return 0
+    removed = 0
+    with _alone_in(docs_dir):
+        for results in sorted((docs_dir / "results").glob("*/*")):
+            files = [path for path in results.rglob("*") if path.is_file()]
+            if results.name in but or any(path.stat().st_mtime >= before for path in files):
+                continue
+            # The page first: what breaks off leaves the result, by which the page is found the next time.
+            shutil.rmtree(docs_dir / "validations" / results.relative_to(docs_dir / "results"), ignore_errors=True)
+            shutil.rmtree(results)
+            removed += len(files)
+    return removed
 
 
 def index(docs_dir: Path) -> Path:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from dare_core import models
 from dare_core.config.domains import load_domain
 from dare_core.config.settings import Settings
-from dare_core.pools import PoolBuilder, PoolManifest, PoolStore
+from dare_core.pools import Limits, PoolBuilder, PoolManifest, PoolStore
 from dare_core.pools.probe import Probe, tokens_per_step
 from dare_core.pools.register import CandidateRegister
 from dare_core.pools.segments import SegmentEntry
@@ -173,7 +173,8 @@ def refresh_pool(
     if loads.newest is None:
         return base
     scheme = WarehousePointer(engine, build.domain, kind, store.location).read() or ""
-    builder = PoolBuilder(store, settings.model, build.tokenizer_hash, build.vocabulary, scheme)
+    limits = Limits(settings.pool_group_mb * 1_000_000, settings.pool_text_days)
+    builder = PoolBuilder(store, settings.model, build.tokenizer_hash, build.vocabulary, scheme, limits)
     if loads.texts < settings.spark_pool_texts:
         texts = pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
         manifest = builder.add(texts) if base else builder.build(texts)

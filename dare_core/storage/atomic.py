@@ -19,6 +19,11 @@ def is_scratch(name: str) -> bool:
     return name.startswith(_SCRATCH) or (name.startswith(".") and ".parquet-" in name)  # the latter up to 0.1.0
 
 
+def scratch_name(path: Path) -> Path:
+    """A name beside a path that nobody takes for something whole."""
+    return path.with_name(f"{_SCRATCH}{uuid4().hex}")
+
+
 @contextmanager
 def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
     """A name to write a file or a folder under; when the block ends well, it is called ``path``.
@@ -33,7 +38,7 @@ def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
         OSError: it cannot be written, or there is such a folder by now; nothing is left of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{_SCRATCH}{uuid4().hex}")
+    scratch = scratch_name(path)
     try:
         yield scratch
         if durable:
@@ -57,7 +62,7 @@ def require_writable(path: Path) -> None:
         raise StorageError(f"{path}: its folder does not exist")
     if path.is_dir():
         raise StorageError(f"{path} is a folder; name a file")
-    scratch = path.with_name(f"{_SCRATCH}{uuid4().hex}")
+    scratch = scratch_name(path)
     try:
         scratch.touch()
         scratch.unlink()

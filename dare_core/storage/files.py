@@ -4,14 +4,15 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dare_core.errors import SettingError, StorageError
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import appearing, write_atomically
 
 #: Where a host keeps what belongs to a root on object storage, when nobody says where.
 DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
@@ -70,6 +71,33 @@ class Files:
         """
         data: bytes = self._fs.cat_file(f"{self._root}/{name}")
         return data
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read in parts.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._fs.open(f"{self._root}/{name}", "rb") as file:
+            yield file
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write in parts; it appears under its name when the block ends well.
+
+        Raises:
+            StorageError: as :meth:`write`.
+        """
+        try:
+            if self.local:
+                with appearing(self.local / name, durable=True) as scratch, scratch.open("wb") as file:
+                    yield file
+            else:
+                with self._fs.open(f"{self._root}/{name}", "wb") as file:
+                    yield file
+        except OSError as error:
+            raise StorageError(f"{self._root}/{name} cannot be written: {error.strerror or error}") from error
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""

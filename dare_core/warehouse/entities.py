@@ -190,23 +190,23 @@ def remove_from_histories(cursor: psycopg.Cursor[Any], domain: str, item_ids: Se
     """
     cursor.execute(
         """
-        WITH described AS MATERIALIZED (
-            SELECT attributes AS item FROM knowledge.entity
+        WITH described AS (
+            SELECT DISTINCT attributes AS item FROM knowledge.entity
             WHERE domain = %(domain)s AND kind = 'item' AND entity_id = ANY(%(ids)s::text[])
         ), kept AS (
-            SELECT entity_id, (
-                SELECT coalesce(jsonb_agg(entry ORDER BY place), '[]')
-                FROM jsonb_array_elements(attributes -> 'history') WITH ORDINALITY AS met (entry, place)
-                WHERE NOT EXISTS (SELECT FROM described WHERE item = entry - 'value' - 'time')
-            ) AS history
+            SELECT entity_id, coalesce(jsonb_agg(entry ORDER BY place) FILTER (WHERE item IS NULL), '[]') AS history
             FROM knowledge.entity
-            WHERE domain = %(domain)s AND kind = 'user' AND jsonb_typeof(attributes -> 'history') = 'array'
+            CROSS JOIN jsonb_array_elements(
+                CASE jsonb_typeof(attributes -> 'history') WHEN 'array' THEN attributes -> 'history' END
+            ) WITH ORDINALITY AS met (entry, place)
+            LEFT JOIN described ON item = entry - 'value' - 'time'
+            WHERE domain = %(domain)s AND kind = 'user'
+            GROUP BY entity_id HAVING count(item) > 0
         )
         UPDATE knowledge.entity AS e
         SET attributes = jsonb_set(attributes, '{history}', kept.history), updated_at = now()
         FROM kept
         WHERE e.domain = %(domain)s AND e.kind = 'user' AND e.entity_id = kept.entity_id
-            AND jsonb_array_length(attributes -> 'history') <> jsonb_array_length(kept.history)
         """,
         {"domain": domain, "ids": list(item_ids)},
     )

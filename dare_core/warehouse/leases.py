@@ -120,12 +120,12 @@ class UnderWay:
     owner: str | None
 
 
-def under_way(engine: Engine, domain: str, waits: timedelta) -> list[UnderWay]:
-    """Runs of a domain that may write yet; of earlier releases, those that began less than ``waits`` ago."""
+def under_way(engine: Engine, domain: str | None, waits: timedelta) -> list[UnderWay]:
+    """Runs of a domain, or of all, that may write yet; of earlier releases, those begun less than ``waits`` ago."""
     query = text("""
         SELECT run_id, coalesce(l.params, r.params) AS params, l.owner
         FROM knowledge.run_lease AS l FULL JOIN knowledge.generation_run AS r USING (run_id)
-        WHERE coalesce(l.domain, r.domain) = :domain AND CASE
+        WHERE (CAST(:domain AS text) IS NULL OR coalesce(l.domain, r.domain) = :domain) AND CASE
             WHEN l.run_id IS NULL THEN r.state = 'planned' AND r.started_at > now() - CAST(:waits AS interval)
             ELSE l.expires_at > clock_timestamp() AND (l.owner IS NOT NULL OR coalesce(r.state, 'planned') = 'planned')
         END

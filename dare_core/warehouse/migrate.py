@@ -1,5 +1,7 @@
 """The warehouse's schema version: brought up to date by the migrations and views in ``sql/``."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from dare_core.config.settings import PROJECT_DIR
 from dare_core.errors import WarehouseError
 from dare_core.warehouse.connection import reason
-from dare_core.warehouse.tables import SCHEMA
+from dare_core.warehouse.tables import PARTITIONS, SCHEMA
 
 _SQL_DIR: Final = PROJECT_DIR / "sql"
 _VERSION_TABLE: Final = "schema_version"
+#: The schemas that migrations make, but that of source tables.
+_SCHEMAS: Final = ("features", "staging", PARTITIONS, SCHEMA)
 _OLDEST_PGVECTOR: Final = (0, 8)  # the first with iterative index scans
 
 
@@ -28,22 +32,74 @@ def upgrade(engine: Engine) -> None:
         WarehouseError: the extension ``vector`` is missing or too old, the role lacks a right, or the database is newer
             than this code.
     """
+    with _migrating(engine) as connection:
+        _require_known(connection)
+        _ensure_vector(connection)
+        _migrate(connection)
+        _run_scripts(connection)
+
+
+def rebuild(
+    engine: Engine, version: str, make_room: Callable[[Connection], None], fill: Callable[[Connection], None]
+) -> None:
+    """Make the schemas anew as a version had them, have them filled, and bring them to the current one.
+
+    All in one transaction, in which upgrades wait.
+
+    Args:
+        engine: the database.
+        version: of the schema.
+        make_room: called first: raises where something is there that must stay.
+        fill: called when the tables of the version are there.
+
+    Raises:
+        WarehouseError: as :func:`upgrade`, or this code does not know the version.
+    """
+    require_known(version, "the backup")
+    with _migrating(engine) as connection:
+        make_room(connection)
+        for schema in _SCHEMAS:
+            connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        _ensure_vector(connection)
+        _migrate(connection, version)
+        fill(connection)
+        _migrate(connection)
+        _run_scripts(connection)
+
+
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('dare warehouse upgrade'))"))
-            _require_known(connection)
-            _ensure_vector(connection)
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-            config = _config()
-            config.attributes["connection"] = connection
-            config.attributes["version_table"] = {"version_table": _VERSION_TABLE, "version_table_schema": SCHEMA}
-            command.upgrade(config, "head")
-            connection.execute(text("SET LOCAL check_function_bodies = off"))  # they may call each other in any order
-            for script in (*_scripts("views"), *_scripts("functions"), _SQL_DIR / "access.sql"):
-                connection.exec_driver_sql(script.read_text("utf-8").replace("%", "%%"))
+            yield connection
     except DBAPIError as error:
         raise explain(error) from error
     engine.dispose()  # sessions from before the extension do not know its types
+
+
+def _migrate(connection: Connection, version: str = "head") -> None:
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    config = _config()
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = {"version_table": _VERSION_TABLE, "version_table_schema": SCHEMA}
+    command.upgrade(config, version)
+
+
+def _run_scripts(connection: Connection) -> None:
+    connection.execute(text("SET LOCAL check_function_bodies = off"))  # they may call each other in any order
+    for script in (*_scripts("views"), *_scripts("functions"), _SQL_DIR / "access.sql"):
+        connection.exec_driver_sql(script.read_text("utf-8").replace("%", "%%"))
+
+
+def schema_version(engine: Engine) -> str | None:
+    """The database's schema version; None when it has none yet.
+
+    Raises:
+        WarehouseError: it is newer than this code.
+    """
+    with engine.connect() as connection:
+        return _require_known(connection)
 
 
 def require_current(engine: Engine) -> None:
@@ -52,8 +108,7 @@ def require_current(engine: Engine) -> None:
     Raises:
         WarehouseError: it has not; says what to run.
     """
-    with engine.connect() as connection:
-        found = _require_known(connection)
+    found = schema_version(engine)
     if found != ScriptDirectory.from_config(_config()).get_current_head():
         state = "has no tables yet" if found is None else f"has the older schema version {found}"
         raise WarehouseError(f"the warehouse {state}; run `dare warehouse upgrade`")
@@ -101,12 +156,19 @@ def _require_known(connection: Connection) -> str | None:
         connection, opts={"version_table": _VERSION_TABLE, "version_table_schema": SCHEMA}
     )
     found = context.get_current_revision()
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found is not None and found not in known:
-        raise WarehouseError(
-            f"the warehouse has schema version {found}, which is newer than this code; update the code"
-        )
+    if found is not None:
+        require_known(found, "the warehouse")
     return found
+
+
+def require_known(version: str, what: str) -> None:
+    """Check that this code has the migrations up to a schema version.
+
+    Raises:
+        WarehouseError: it has not; names ``what`` is of that version.
+    """
+    if version not in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}:
+        raise WarehouseError(f"{what} has schema version {version}, which is newer than this code; update the code")
 
 
 def _scripts(folder: str) -> list[Path]:

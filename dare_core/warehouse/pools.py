@@ -1,6 +1,7 @@
 """Retrieval pools (tables ``pool_version``, ``pool_pin``): which version is in force, and which are in use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from dare_core.schemas import Kind
 from dare_core.warehouse.connection import reason
 from dare_core.warehouse.tables import POOL_PIN, POOL_VERSION
 
+#: Shared by those who copy pools, held alone by those who remove versions.
+_KEPT: Final = "hashtext('dare pools kept')"
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('dare load pool_version'))"
 
 
@@ -110,6 +113,12 @@ class WarehouseRegister:
         with self._engine.begin() as connection:
             connection.execute(delete(POOL_PIN).where(self._my_pins, POOL_PIN.c.holder == holder))
 
+    @contextmanager
+    def removing(self, wait: bool = False) -> Iterator[bool]:
+        """See :class:`Register`; :func:`keep_versions` is what is waited for."""
+        with _holding(self._engine, f"pg_{'' if wait else 'try_'}advisory_xact_lock({_KEPT})") as held:
+            yield wait or held
+
     def _current(self, connection: Connection) -> str | None:
         query = select(POOL_VERSION.c.version).where(self._mine, POOL_VERSION.c.is_current)
         version: str | None = connection.execute(query).scalar_one_or_none()
@@ -128,6 +137,21 @@ class WarehouseRegister:
             "is_current": True,
             "created_at": datetime.now(UTC),
         }
+
+
+@contextmanager
+def keep_versions(engine: Engine) -> Iterator[None]:
+    """No version of any pool is removed while the block runs; whoever is removing some ends first."""
+    with _holding(engine, f"pg_advisory_xact_lock_shared({_KEPT})"):
+        yield
+
+
+@contextmanager
+def _holding(engine: Engine, locked: str) -> Iterator[bool]:
+    """A lock for as long as the block runs, or the process lives."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        yield connection.exec_driver_sql(f"SELECT {locked}").scalar() is True
 
 
 def pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:

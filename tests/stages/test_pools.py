@@ -1,7 +1,9 @@
 """From loaded texts to the pool in force, past the promotion gate."""
 
 import json
+import os
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,11 +17,12 @@ from dare_core import models
 from dare_core.cli.main import app
 from dare_core.config.settings import Settings
 from dare_core.errors import PoolError, WarehouseError
-from dare_core.operations import maintenance
+from dare_core.operations import alerts, maintenance
 from dare_core.pools import Pool
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING, QUARANTINE
 from dare_core.stages import pools
 from dare_core.stages.request import RunRequest
+from dare_core.warehouse import leases
 from dare_core.warehouse.knowledge import load_knowledge, request_states
 from dare_core.warehouse.pools import current_pool, pool_store
 from dare_core.warehouse.quarantine import record
@@ -112,6 +115,18 @@ def test_a_candidate_that_falls_short_is_built_and_waits(settings: Settings, eng
     assert current(engine) == found["version"]
 
 
+def test_what_the_limits_say_leaves_the_pipelines_pools(settings: Settings, engine: Engine) -> None:
+    load_texts(settings, engine, range(4))
+    assert pools.build_candidates(settings, "movies")["item"]["texts"] == 4
+    young = settings.model_copy(update={"pool_text_days": 30})  # all of them are older
+    assert pools.build_candidates(young, "movies")["item"]["texts"] == 0
+    load_texts(settings, engine, range(4, 3000))
+    small = settings.model_copy(update={"pool_group_mb": 1})
+    found = pools.run(small, RUN)["item"]
+    assert 2000 < found["texts"] < 2800
+    assert found["tokens"] * 9 < 1_000_000
+
+
 def test_a_candidate_measured_against_another_version_is_not_published(settings: Settings, engine: Engine) -> None:
     load_texts(settings, engine, range(4))
     pools.run(settings, RUN)
@@ -183,6 +198,69 @@ def test_runs_that_nothing_was_written_to_for_long_lose_their_staged_files(setti
         "bytes": 4,
         "left": 0,
     }
+
+
+def test_a_run_that_is_under_way_keeps_its_files_and_no_run_is_half_removed(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run_id in ("a", "b"):
+        (settings.run_dir(run_id) / "shards").mkdir(parents=True)
+        (settings.run_dir(run_id) / "plan.json").write_text("{}")
+    leases.take(engine, "a", "movies", {}, leases.new_owner(), ())
+
+    def breaks(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    soon = settings.model_copy(update={"keep_run_days": 1e-9})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shutil.rmtree", breaks)
+        maintenance.expire_runs(soon)
+    assert settings.run_dir("a").exists()
+    assert not settings.run_dir("b").exists()
+    assert maintenance.expire_runs(soon) == {"removed": 1, "bytes": 2, "left": 1}
+    assert [path.name for path in settings.run_dir("a").parent.iterdir()] == ["a"]
+
+
+def docs_of(settings: Settings, run_id: str, at: float) -> Path:
+    """Great Expectations' page on a run, as old as that."""
+    page = settings.data_docs_dir / "validations" / "texts" / run_id / "20260101T000000.000000Z" / "page.html"
+    result = settings.data_docs_dir / "results" / "texts" / run_id / "20260101T000000.000000Z" / "page.json"
+    for path in (page, result):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        os.utime(path, (at, at))
+    return page
+
+
+def test_what_grows_beside_runs_and_pools_has_an_end(settings: Settings, engine: Engine) -> None:
+    now = time.time()
+    leases.take(engine, "waits", "movies", {}, leases.new_owner(), ())
+    old, young, waits = (docs_of(settings, name, now - days * 86_400) for name, days in
+                         (("old", 31), ("young", 29), ("waits", 31)))  # fmt: skip
+    assert maintenance.expire_data_docs(settings) == {"removed": 1}
+    assert [page.exists() for page in (old, young, waits)] == [False, True, True]
+    assert [path.name for path in (settings.data_docs_dir / "results" / "texts").iterdir() if path.name == "old"] == []
+
+    kept, gone = [], []
+    for name, days in (("evaluation/movies/texts/a.parquet", 90), ("airflow/logs/dag_id=x/run_id=1/1.log", 30),
+                       ("vllm/7.log", 30)):  # fmt: skip
+        for paths, age in ((gone, days + 1), (kept, days - 1)):
+            path = settings.data_dir / name
+            path = path.with_name(f"{age} {path.name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (now - age * 86_400,) * 2)
+            paths.append(path)
+    component = settings.data_dir / "airflow" / "logs" / "scheduler.log"
+    component.touch()
+    os.utime(component, (0, 0))
+    alerts.raise_alert(settings, "new")
+    file = settings.data_dir / "alerts.jsonl"
+    file.write_text('{"at": "2020-01-01T00:00:00+00:00", "alert": "old"}\nno alert\n' + file.read_text())
+    assert maintenance.expire_files(settings) == {"evaluation": 1, "logs": 2, "alerts": 1}
+    assert maintenance.expire_files(settings) == {"evaluation": 0, "logs": 0, "alerts": 0}
+    assert [path.exists() for path in (*gone, *kept, component)] == [False] * 3 + [True] * 4
+    assert [line[:10] for line in file.read_text().splitlines()] == ["no alert", '{"at": "20']
 
 
 def quarantine(engine: Engine, request_id: str, rule: str) -> None:

@@ -8,7 +8,8 @@ import gzip
 import json
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.drafts import Context
 from dare_core.knowledge.shards import read_plan, read_shard
+from dare_core.operations.backup import backup, restore
 from dare_core.pools import Pool, PoolDrafter, PoolStore, retention
 from dare_core.pools.reader import texts_of
 from dare_core.stages import embed, generate, group, load, plan, pull, validate
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.migrate import upgrade
+from dare_core.warehouse.migrate import require_current, upgrade
 from dare_core.warehouse.pools import pool_store
 from tests.upgrade.make_fixture import DATA_DIR, SERVED
 
@@ -88,6 +90,26 @@ def test_the_views_serve_the_same_texts_and_vectors(release: Path, warehouse: En
     for row in now:
         row["embedding"] = row["embedding"] and row["embedding"][:40]
     assert now == served
+
+
+def test_a_backup_from_before_the_upgrade_is_restored_at_the_current_schema(
+    release: Path, installed: Settings, empty_database: Callable[[], AbstractContextManager[str]], tmp_path: Path
+) -> None:
+    kept = backup(installed, tmp_path / "kept")
+    assert kept.contents.schema_version == "0009"
+    with empty_database() as url:
+        another = Settings(data_dir=tmp_path / "another", warehouse_url=url)
+        restore(another, tmp_path / "kept")
+        engine = connect(url)
+        require_current(engine)
+        now = rows(engine, SERVED)
+        assert [row["text"] for row in now] == [
+            row["text"] for row in json.loads((release / "served.json").read_text("utf-8"))
+        ]
+        assert stores(another, engine)
+        for store in stores(another, engine):
+            store.check(store.manifest(), thoroughly=True)
+        engine.dispose()
 
 
 def test_every_version_of_every_pool_is_whole_and_drafts(installed: Settings, warehouse: Engine) -> None:

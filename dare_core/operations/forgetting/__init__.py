@@ -21,7 +21,7 @@ from dare_core.errors import InputError
 from dare_core.grouping import GroupModelStore
 from dare_core.operations.forgetting import clean, find, prove
 from dare_core.operations.forgetting.files import JOURNAL, DataFiles
-from dare_core.operations.forgetting.traces import Entities, Sought, Traces
+from dare_core.operations.forgetting.traces import Entities, Sought, Traces, shown, storable
 from dare_core.pools import retention
 from dare_core.schemas import KINDS
 from dare_core.stages.request import RunRequest
@@ -87,7 +87,7 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         copies = source_copies(engine, domain.source, who.kind)
         if strangers := find.unknown(engine, who, copies):
             raise InputError(
-                f"{domain.name} has no {who.kind} {', '.join(strangers)}; ids are those of the source table "
+                f"{domain.name} has no {who.kind} {shown(strangers)}; ids are those of the source table "
                 f"{_section(domain, who).table!r}, column {_section(domain, who).id!r}"
             )
         on_step("gathering what is known")
@@ -111,7 +111,7 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         clean.vacuum(engine, copies, embedded)
 
         on_step("searching")
-        of_tables = prove.search_tables(engine, who, traces, copies)
+        of_tables = prove.search_tables(engine, sought_in_tables(who, traces), copies)
         of_files = prove.search_files(files, traces)
         of_models = [f"group model {name}" for name in _group_models(settings, engine, domain).holding(**_grouped(who))]
         found = [*of_tables.found, *of_models, *of_files.found]
@@ -137,6 +137,11 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         found=found,
         out_of_reach=_out_of_reach(domain, who, bool(copies), embedded),
     )
+
+
+def sought_in_tables(who: Entities, traces: Traces) -> Sought:
+    """What is looked for in the warehouse, as it holds texts."""
+    return Sought(who, replace(traces, texts=frozenset(map(storable, traces.texts))))
 
 
 def refuse_runs(settings: Settings, engine: Engine, domain: str) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -99,10 +100,11 @@ def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Tr
         What was changed or removed.
     """
     sought = files.sought(traces)
+    requests = pa.array(sorted(traces.request_ids), pa.string())
     changed, reports = set[str](), set[str]()
     for path, parts in files.walk():
         if path.suffix == ".parquet":
-            done = _clean_table(files, path, parts, traces)
+            done = _clean_table(files, path, parts, requests)
         elif is_scratch(path.name) and files.may_be_ours(parts) and parts[0] in ("runs", "evaluation", "pools"):
             path.unlink()  # a broken-off write; nobody writes while no run is in progress
             done = True
@@ -123,18 +125,15 @@ def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Tr
     return changed
 
 
-def _clean_table(files: DataFiles, path: Path, parts: Sequence[str], traces: Traces) -> bool:
+def _clean_table(files: DataFiles, path: Path, parts: Sequence[str], requests: pa.Array) -> bool:
     """Rewrite a Parquet file without the entities' rows; whether it had any."""
     try:
+        own = files.own_rows(path, parts, requests)
+        if not pc.any(own).as_py():
+            return False
         table = pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException):
         return False  # the search names it
-    own = files.own_rows(table, parts)
-    if "request_id" in table.column_names:
-        asked = pc.is_in(table["request_id"].cast(pa.string()), pa.array(sorted(traces.request_ids), pa.string()))
-        own = pc.or_(own, pc.fill_null(asked.combine_chunks(), False))
-    if not pc.any(own).as_py():
-        return False
     path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Spark's checksum of the file as it was
     write_table(path, table.filter(pc.invert(own)))
     return True
@@ -155,10 +154,12 @@ def _clean_text(files: DataFiles, path: Path, parts: Sequence[str], sought: Soug
         write_atomically(path, json.dumps(kept).encode(), durable=False)
     else:
         lines = content.splitlines(keepends=True)
-        kept_lines = [line for line in lines if not sought.found_in(line, ids)]
-        if len(kept_lines) == len(lines):
+        ends = np.cumsum([len(line) for line in lines])
+        touched = {int(np.searchsorted(ends, at, "right")) for at, _ in sought.places(content, ids)}
+        gone = {number for number in touched if sought.found_in(lines[number], ids)}
+        if not gone:
             return False  # it spans lines; the search names it
-        write_atomically(path, b"".join(kept_lines), durable=False)
+        write_atomically(path, b"".join(line for n, line in enumerate(lines) if n not in gone), durable=False)
     return True
 
 

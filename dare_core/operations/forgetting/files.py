@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -72,28 +73,43 @@ class DataFiles:
         """Whether a file is of the entities' domain, or of nobody knows which."""
         return self._domain_of(parts) in (None, self.who.domain)
 
-    def tables(self) -> Iterator[tuple[pa.Table, pa.Array]]:
+    def tables(self) -> Iterator[tuple[Path, pa.Array]]:
         """Every Parquet file of rows about entities, and which rows are about these."""
         for path, parts in self.walk():
             if path.suffix == ".parquet" and self.may_be_ours(parts):
                 try:
                     if "entity_id" in pq.read_schema(path).names:
-                        table = pq.read_table(path, partitioning=None)
-                        yield table, self.own_rows(table, parts)
+                        yield path, self.own_rows(path, parts)
                 except (OSError, pa.ArrowException):
                     continue  # the search names it
 
-    def own_rows(self, table: pa.Table, parts: Sequence[str]) -> pa.Array:
-        """``[rows]`` bool: which are about the entities by their id columns."""
-        if "entity_id" not in table.column_names or not self.may_be_ours(parts):
-            return pa.array([False] * len(table), pa.bool_())
-        own = pc.is_in(table["entity_id"].cast(pa.string()), pa.array(self.who.ids, pa.string()))
-        for name, wanted in (("kind", self.who.kind), ("domain", self.who.domain)):
-            if name in table.column_names:
-                own = pc.and_(own, pc.equal(table[name], wanted))
-        if "kind" not in table.column_names and (others := set(KINDS) - {self.who.kind}) & set(parts):
-            own = pc.and_(own, not others)
-        return pc.fill_null(own.combine_chunks(), False)
+    def own_rows(self, path: Path, parts: Sequence[str], requests: pa.Array | None = None) -> pa.Array:
+        """``[rows]`` bool: which rows of a Parquet file are about the entities. Only columns of ids are read.
+
+        Args:
+            path: of the file.
+            parts: of its path, as :meth:`walk` gives them.
+            requests: ids of requests that count wherever they stand; None: the columns of entities alone do.
+        """
+        with pq.ParquetFile(path) as file:
+            named = set(file.schema_arrow.names)
+            wanted = [name for name in ("entity_id", "kind", "domain", "request_id") if name in named]
+            table = file.read(wanted, use_threads=False)
+        own = pa.chunked_array([pa.array(np.zeros(len(table), np.bool_))])
+        if "entity_id" in named and self.may_be_ours(parts):
+            own = pc.is_in(table["entity_id"].cast(pa.string()), self._ids)
+            for name, mine in (("kind", self.who.kind), ("domain", self.who.domain)):
+                if name in named:
+                    own = pc.and_(own, pc.equal(table[name], mine))
+            if "kind" not in named and (others := set(KINDS) - {self.who.kind}) & set(parts):
+                own = pc.and_(own, not others)
+        if requests is not None and "request_id" in named:
+            own = pc.or_kleene(own, pc.is_in(table["request_id"].cast(pa.string()), requests))
+        return pc.fill_null(own, False).combine_chunks()
+
+    @cached_property
+    def _ids(self) -> pa.Array:
+        return pa.array(self.who.ids, pa.string())
 
     def sought(self, traces: Traces) -> Sought:
         """The entities and their traces, as they are looked for in bytes."""

@@ -5,17 +5,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from psycopg import sql
 from sqlalchemy import Engine
 
+from dare_core.operations.forgetting.columns import columns_of
 from dare_core.operations.forgetting.files import DataFiles
 from dare_core.operations.forgetting.traces import (
     OWN,
     SHORTEST_TEXT,
     SHORTEST_TITLE,
     Entities,
+    Shared,
     Traces,
-    bare_pattern,
     storable,
 )
 from dare_core.warehouse.connection import transaction
@@ -45,7 +47,9 @@ def unknown(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> list
 
 def traces(engine: Engine, who: Entities, files: DataFiles) -> Traces:
     """What warehouse and files hold of the entities and of nobody else."""
-    return _exclusive(engine, who, _in_tables(engine, who)) | _exclusive(engine, who, _in_files(files))
+    of_tables = _in_tables(engine, who)
+    of_files = _in_files(files, of_tables.texts)
+    return _exclusive(engine, who, of_tables | of_files)
 
 
 def _in_tables(engine: Engine, who: Entities) -> Traces:
@@ -74,54 +78,43 @@ def _in_tables(engine: Engine, who: Entities) -> Traces:
 
 def _exclusive(engine: Engine, who: Entities, found: Traces) -> Traces:
     """The traces without texts and titles that other entities' rows hold too, and without very short ones."""
-    texts = [storable(one) for one in found.texts if len(one) >= SHORTEST_TEXT]
-    titles = [one for one in found.titles if len(one) >= SHORTEST_TITLE]
+    texts = {storable(one): one for one in found.texts if len(one) >= SHORTEST_TEXT}
+    titles = {one for one in found.titles if len(one) >= SHORTEST_TITLE}
+    theirs = set[str]()
+    sought = Shared(texts, titles)
+    others = f"WHERE NOT ({OWN})"
     with transaction(engine) as cursor:
-        shared = cursor.execute(
-            f"""
-            SELECT sought FROM unnest(%(texts)s::text[]) AS sought WHERE EXISTS (
-                SELECT FROM knowledge.knowledge
-                WHERE NOT ({OWN}) AND (position(sought IN text) > 0 OR position(sought IN prompt) > 0)
-            ) OR EXISTS (
-                SELECT FROM knowledge.quarantined_text
-                WHERE NOT ({OWN}) AND (position(sought IN text) > 0 OR position(sought IN prompt) > 0)
-            )
-            """,  # noqa: S608 - names of ours
-            {**who.bound, "texts": texts},
-        ).fetchall()
-        theirs = {row[0] for row in shared}
-        mine = {one for one in found.texts if len(one) >= SHORTEST_TEXT and storable(one) not in theirs}
-        alone = set[str]()
-        for title in titles:
-            elsewhere = cursor.execute(
-                f"""
-                SELECT EXISTS (SELECT FROM knowledge.entity WHERE NOT ({OWN}) AND attributes::text ~ %(title)s)
-                    OR EXISTS (
-                        SELECT FROM knowledge.knowledge
-                        WHERE NOT ({OWN}) AND (text ~ %(title)s OR prompt ~ %(title)s)
-                    ) OR EXISTS (
-                        SELECT FROM knowledge.quarantined_text
-                        WHERE NOT ({OWN}) AND (text ~ %(title)s OR prompt ~ %(title)s)
-                    )
-                """,  # noqa: S608 - names of ours
-                {**who.bound, "title": bare_pattern([title])},
-            ).fetchone()
-            alone |= {title} if elsewhere == (False,) else set()
-    return Traces(found.request_ids, frozenset(mine), frozenset(alone), found.token_ids)
+        for table in ("knowledge", "quarantined_text"):
+            for column in columns_of(cursor, f"knowledge.{table}", ("text", "prompt"), others, who.bound):
+                theirs |= sought.found_in(column.content, theirs)
+        if titles:
+            for column in columns_of(cursor, "knowledge.entity", ("attributes",), others, who.bound):
+                theirs |= sought.found_in(column.content, theirs)
+    return Traces(
+        found.request_ids,
+        frozenset(one for stored, one in texts.items() if stored not in theirs),
+        frozenset(titles - theirs),
+        found.token_ids,
+    )
 
 
-def _in_files(files: DataFiles) -> Traces:
-    """What staged files hold of the entities and of nobody else's rows."""
+def _in_files(files: DataFiles, known: frozenset[str]) -> Traces:
+    """What staged files hold of the entities and of nobody else's rows; ``known`` texts are looked into elsewhere."""
     requests, texts, tokens = set[str](), set[str](), set[tuple[int, ...]]()
-    for table, own in files.tables():
-        mine = table.filter(own)
-        requests |= _values(mine, "request_id")
-        texts |= _values(mine, "text") | _values(mine, "prompt")
-        tokens |= {tuple(ids) for ids in _column(mine, "token_ids") if ids}
-    for table, own in files.tables():
-        others = table.filter(pc.invert(own))
-        for name in ("text", "prompt"):
-            texts -= _values(others, name) if texts else set()
+    for path, own in files.tables():
+        if pc.any(own).as_py():
+            mine = pq.read_table(path, partitioning=None).filter(own)
+            requests |= _values(mine, "request_id")
+            texts |= _values(mine, "text") | _values(mine, "prompt")
+            tokens |= {tuple(ids) for ids in _column(mine, "token_ids") if ids}
+    if staged := texts - known:
+        values = pa.array(sorted(staged), pa.string())
+        for path, own in files.tables():
+            names = [name for name in ("text", "prompt") if name in pq.read_schema(path).names]
+            others = pq.read_table(path, columns=names, partitioning=None).filter(pc.invert(own))
+            for name in names:
+                column = others[name].cast(pa.string())
+                texts -= set(column.filter(pc.is_in(column, values)).to_pylist()) - known
     return Traces(frozenset(requests), frozenset(texts), frozenset(), frozenset(tokens))
 
 

@@ -1,32 +1,29 @@
 """Proving: the entities are looked for in every table and every file after they were removed."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg import sql
 from sqlalchemy import Engine, text
 
+from dare_core.operations.forgetting.columns import SEPARATOR, columns_of
 from dare_core.operations.forgetting.files import DataFiles
-from dare_core.operations.forgetting.traces import (
-    Entities,
-    Sought,
-    Traces,
-    bare_pattern,
-    id_pattern,
-    storable,
-    written_forms,
-)
+from dare_core.operations.forgetting.traces import Sought, Traces
 from dare_core.pools import PoolStore, retention
 from dare_core.warehouse.connection import transaction
 from dare_core.warehouse.imported import SourceCopy
 from dare_core.warehouse.tables import PARTITIONS, SCHEMA
 
+#: Types of columns that may say anything.
+_TEXTS: Final = ("text", "character varying", "character", "json", "jsonb", "text[]", "character varying[]")
 _SEARCHED_SCHEMAS: Final = (SCHEMA, PARTITIONS, "staging", "features")
 
 
@@ -47,7 +44,7 @@ class SearchedTables:
     found: list[str]
 
 
-def search_tables(engine: Engine, who: Entities, sought: Traces, copies: Sequence[SourceCopy]) -> SearchedTables:
+def search_tables(engine: Engine, sought: Sought, copies: Sequence[SourceCopy]) -> SearchedTables:
     """Look for the entities in every column of every table of the warehouse, and of the source's copies.
 
     Ids are looked for in the columns that hold ids, and in text and JSON where they are named as such; requests, texts
@@ -55,31 +52,69 @@ def search_tables(engine: Engine, who: Entities, sought: Traces, copies: Sequenc
     """
     columns = _columns(engine, copies)
     id_columns = {(copy.schema, copy.table): copy.column for copy in copies}
-    whole = (*map(storable, sought.texts), *sought.request_ids)
-    bound = {
-        **who.bound,
-        "requests": list(sought.request_ids),
-        "texts": [f"%{_like(form)}%" for one in whole for form in written_forms(one)],
-        "titles": bare_pattern(sought.titles) if sought.titles else None,
-        "named": id_pattern(who),
-    }
     rows_seen, columns_seen, found = 0, 0, list[str]()
     with transaction(engine) as cursor:
         for (schema, table), of_table in columns.items():
-            conditions = _conditions(of_table, id_columns.get((schema, table)))
-            counted = [sql.SQL("count(*) FILTER (WHERE {})").format(one) for one in conditions.values()]
-            cursor.execute(
-                sql.SQL("SELECT count(*), {} FROM {}").format(
-                    sql.SQL(", ").join(counted) if counted else sql.SQL("0"), sql.Identifier(schema, table)
-                ),
-                bound,
-            )
-            rows, *hits = cursor.fetchone() or (0,)
-            rows_seen, columns_seen = rows_seen + rows, columns_seen + len(conditions)
-            for column, hit in zip(conditions, hits, strict=False):
-                if hit:
-                    found.append(f"{schema}.{table}.{column}: {hit} row" + ("s" if hit > 1 else ""))
+            id_column = id_columns.get((schema, table))
+            rows, hits = _count_ids(cursor, sought, (schema, table), of_table, id_column)
+            texts = [name for name, kind in of_table.items() if kind in _TEXTS and name not in hits]
+            if rows and texts:
+                hits |= _search_texts(cursor, sought, (schema, table), texts, of_table, id_column is None)
+            rows_seen, columns_seen = rows_seen + rows, columns_seen + len({*hits, *texts})
+            for column in (name for name in of_table if hits.get(name)):
+                found.append(f"{schema}.{table}.{column}: {hits[column]} row" + ("s" if hits[column] > 1 else ""))
     return SearchedTables(len(columns), columns_seen, rows_seen, found)
+
+
+def _count_ids(
+    cursor: psycopg.Cursor[Any],
+    sought: Sought,
+    table: tuple[str, str],
+    columns: Mapping[str, str],
+    id_column: str | None,
+) -> tuple[int, dict[str, int]]:
+    """How many rows a table has, and in how many the columns of ids hold some of the entities or their requests."""
+    conditions: dict[str, sql.Composable] = {}
+    if "entity_id" in columns and "kind" in columns:
+        of_domain = "domain = %(domain)s AND " if "domain" in columns else ""
+        conditions["entity_id"] = sql.SQL(f"{of_domain}kind = %(kind)s AND entity_id = ANY(%(ids)s::text[])")
+    if "request_id" in columns:
+        conditions["request_id"] = sql.SQL("request_id = ANY(%(requests)s::text[])")
+    if id_column is not None:
+        conditions[id_column] = sql.SQL("{}::text = ANY(%(ids)s::text[])").format(sql.Identifier(id_column))
+    counted = [sql.SQL("count(*) FILTER (WHERE {})").format(one) for one in conditions.values()]
+    cursor.execute(
+        sql.SQL("SELECT {} FROM {}").format(
+            sql.SQL(", ").join([sql.SQL("count(*)"), *counted]), sql.Identifier(*table)
+        ),
+        {**sought.who.bound, "requests": list(sought.traces.request_ids)},
+    )
+    rows, *hits = cursor.fetchone() or (0,)
+    return rows, dict(zip(conditions, hits, strict=False))
+
+
+def _search_texts(
+    cursor: psycopg.Cursor[Any],
+    sought: Sought,
+    table: tuple[str, str],
+    names: Sequence[str],
+    columns: Mapping[str, str],
+    ids_count: bool,
+) -> dict[str, int]:
+    """In how many rows a table's columns of text say something of the entities; of other domains' rows ids are not."""
+    quoted = {sql.Identifier(name).as_string(cursor): name for name in names}
+    parts = [("", sought.named if ids_count else None)]
+    if ids_count and "domain" in columns:
+        parts = [("WHERE domain = %(domain)s", sought.named), ("WHERE domain IS DISTINCT FROM %(domain)s", None)]
+    hits: dict[str, int] = {}
+    for where, ids in parts:
+        for column in columns_of(
+            cursor, sql.Identifier(*table).as_string(cursor), list(quoted), where, sought.who.bound
+        ):
+            if places := [at for at, _ in sought.places(column.content, ids)]:
+                name = quoted[column.name]
+                hits[name] = hits.get(name, 0) + column.rows(places)
+    return hits
 
 
 def _columns(engine: Engine, copies: Iterable[SourceCopy]) -> dict[tuple[str, str], dict[str, str]]:
@@ -101,34 +136,7 @@ def _columns(engine: Engine, copies: Iterable[SourceCopy]) -> dict[tuple[str, st
     return found
 
 
-_TEXTS: Final = ("text", "character varying", "character", "json", "jsonb", "text[]", "character varying[]")
-
-
-def _conditions(columns: dict[str, str], id_column: str | None) -> dict[str, sql.Composable]:
-    """What is looked for in each column."""
-    conditions: dict[str, sql.Composable] = {}
-    of_domain = "domain = %(domain)s" if "domain" in columns else "true"
-    for column, kind in columns.items():
-        name, tests = sql.Identifier(column), list[sql.Composable]()
-        if column == "entity_id" and "kind" in columns:
-            tests.append(sql.SQL(f"({of_domain} AND kind = %(kind)s AND entity_id = ANY(%(ids)s::text[]))"))
-        elif column == id_column:
-            tests.append(sql.SQL("{}::text = ANY(%(ids)s::text[])").format(name))
-        elif column == "request_id":
-            tests.append(sql.SQL("request_id = ANY(%(requests)s::text[])"))
-        elif kind in _TEXTS:
-            tests.append(sql.SQL("{}::text LIKE ANY(%(texts)s::text[])").format(name))
-            tests.append(sql.SQL("{}::text ~ %(titles)s::text").format(name))
-            if id_column is None:
-                tests.append(sql.SQL(f"({of_domain} AND {{}}::text ~ %(named)s)").format(name))
-        if tests:
-            conditions[column] = sql.SQL(" OR ").join(tests)
-    return conditions
-
-
-def _like(text: str) -> str:
-    """A text as LIKE takes it literally."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+#: Types of columns that may say anything.
 
 
 @dataclass(frozen=True)
@@ -204,15 +212,22 @@ def _found_in_file(files: DataFiles, path: Path, parts: Sequence[str], sought: S
     if path.suffix != ".parquet":
         return sought.found_in(path.read_bytes(), files.id_pattern(parts, sought))
     try:
-        table = pq.read_table(path, partitioning=None)
+        if pc.any(files.own_rows(path, parts)).as_py():
+            return "id"
+        with pq.ParquetFile(path) as file:
+            for field in file.schema_arrow:
+                if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                    ids = None if field.name == "entity_id" else files.id_pattern(parts, sought)
+                    column = file.read([field.name], use_threads=False)[field.name]
+                    if what := _found_in_column(field.name, column, sought, ids):
+                        return what
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read, so nobody can say: {error}" if files.may_be_ours(parts) else None
-    if pc.any(files.own_rows(table, parts)).as_py():
-        return "id"
-    for field in table.schema:
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            values = (value for value in pc.unique(table[field.name]).to_pylist() if value is not None)
-            ids = None if field.name == "entity_id" else files.id_pattern(parts, sought)
-            if what := sought.found_in("\n".join(f"{field.name}: {value}" for value in values).encode(), ids):
-                return what
     return None
+
+
+def _found_in_column(name: str, column: pa.ChunkedArray, sought: Sought, ids: "re.Pattern[bytes] | None") -> str | None:
+    values = pc.unique(column).drop_null().cast(pa.large_binary())
+    # An id counts where it follows the name of its column, and so do those that the column is of.
+    before = f"{name}: ".encode() if name in sought.columns else b""
+    return sought.found_in(before + (SEPARATOR + before).join(values.to_pylist()), ids)

@@ -7,14 +7,18 @@ kind or of its column, and by itself only where it is long enough to be nothing 
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Final
 
+import numpy as np
 from markupsafe import escape
+from numpy.typing import NDArray
 
 from dare_core.schemas import Kind
+from dare_core.storage.words import Words
 from dare_core.warehouse.entities import tombstone
 
 #: SQL: a row is about the entities whose :attr:`Entities.bound` is bound.
@@ -27,11 +31,21 @@ SHORTEST_TITLE: Final = 4
 _UNMISTAKABLE: Final = 5
 _UNMISTAKABLE_DIGITS: Final = 10
 
-#: Understood alike by Python and by PostgreSQL: where a word begins and ends (numbers end no sooner than their decimals
+#: Ids that a sentence names.
+_SHOWN: Final = 10
+
+#: Where a word begins and ends (numbers end no sooner than their decimals
 #: do), and what stands between a column's name and its value in JSON, HTML or a list of options.
 _BEGIN: Final = r"(?:^|[^\w-])"
+_BEGIN_AT: Final = re.compile(rb"[\w-]")
 _END: Final = r"(?:[^\w.-]|\.\D|\.?$)"
 _BETWEEN: Final = r"(?:&#?\w+;|\W){1,8}"
+
+
+def shown(ids: Sequence[str]) -> str:
+    """Ids as a sentence names them: the first of many, and how many more there are."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Entities:
         return {"domain": self.domain, "kind": self.kind, "ids": list(self.ids)}
 
     def __str__(self) -> str:
-        return f"{self.kind} {', '.join(self.ids)} of {self.domain}"
+        return f"{self.kind} {shown(self.ids)} of {self.domain}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ class Traces:
 
 
 def id_pattern(who: Entities, columns: Iterable[str] = ()) -> str:
-    """A regular expression, for Python and PostgreSQL, that finds the ids where they are named as such.
+    """A regular expression that finds the ids where they are named as such.
 
     Args:
         who: whose ids.
@@ -125,7 +139,7 @@ def storable(text: str) -> str:
 
 
 class Sought:
-    """Traces and ids, made ready to be looked for in bytes.
+    """Traces and ids, made ready to be looked for in bytes, all in one pass.
 
     Args:
         who: the entities.
@@ -133,6 +147,7 @@ class Sought:
         columns: see :func:`id_pattern`.
 
     Attributes:
+        columns: names that ids follow.
         named: finds ids where they are named as such.
         in_cells: finds them where they are all of a table's cell or of a quoted string.
         bare: finds them as words by themselves.
@@ -140,29 +155,89 @@ class Sought:
 
     def __init__(self, who: Entities, traces: Traces, columns: Iterable[str] = ()) -> None:
         self.who, self.traces = who, traces
+        self.columns = ("entity_id", *columns)
         forms = _any_of(form for entity_id in who.ids for form in written_forms(entity_id))
         self.named = _compiled(id_pattern(who, columns))
         self.in_cells = _compiled(f'[">]\\s*{forms}\\s*["<]')
         self.bare = _compiled(bare_pattern(who.ids))
-        self._titles = _compiled(bare_pattern(traces.titles)) if traces.titles else None
+        self._after_name = _compiled(f"(?:{who.kind}\\s+|{_any_of(self.columns)}{_BETWEEN}){forms}{_END}")
 
     @cached_property
-    def _whole(self) -> list[bytes]:
-        texts = [form.encode() for text in self.traces.texts for form in written_forms(text)]
-        return [*(request.encode() for request in self.traces.request_ids), *texts]
+    def _words(self) -> tuple[Words, NDArray[np.int64]]:
+        """All that is looked for, and what each is."""
+        unmistakable = [entity_id for entity_id in self.who.ids if _is_unmistakable(entity_id)]
+        meant: dict[bytes, int] = {name.encode(): _NAME for name in (self.who.kind, *self.columns)}
+        for meaning, told in ((_ID, unmistakable), (_TITLE, self.traces.titles), (_WHOLE, self.traces.texts)):
+            meant |= {form.encode(): meaning for word in told for form in written_forms(word)}
+        meant |= {request.encode(): _WHOLE for request in self.traces.request_ids}
+        words = Words(meant)
+        return words, np.array([meant[word] for word in words.words], np.int64)
 
-    def found_in(self, content: bytes, ids: "re.Pattern[bytes] | None") -> str | None:
-        """What of it some bytes hold, in a word; None: nothing.
+    def places(self, content: bytes, ids: "re.Pattern[bytes] | None") -> Iterator[tuple[int, str]]:
+        """Where some bytes hold something of it, and what, in a word.
 
         Args:
             content: the bytes.
             ids: which of the patterns means these entities here; None: none does, they are of another domain.
         """
-        if any(whole in content for whole in self._whole):
-            return "text or request"
-        if self._titles and self._titles.search(content):
-            return "title"
-        return "id" if ids and ids.search(content) else None
+        words, meanings = self._words
+        for at, which in zip(*words.find(content), strict=True):
+            meaning, word = meanings[which], words.words[which]
+            if meaning == _WHOLE:
+                yield int(at), "text or request"
+            elif meaning == _NAME:
+                if ids is self.named and _begins(content, at) and self._after_name.match(content, at):
+                    yield int(at), "id"
+            elif _begins(content, at) and _ENDS.match(content, at + len(word)):
+                if meaning == _TITLE:
+                    yield int(at), "title"
+                elif ids is self.named:
+                    yield int(at), "id"
+        if ids is not None and ids is not self.named:
+            yield from ((match.start(), "id") for match in ids.finditer(content))
+
+    def found_in(self, content: bytes, ids: "re.Pattern[bytes] | None") -> str | None:
+        """What of it some bytes hold, in a word; None: nothing. For both see :meth:`places`."""
+        return next((what for _, what in self.places(content, ids)), None)
+
+
+def _begins(content: bytes, at: int) -> bool:
+    """Whether a word may begin there; see :data:`_BEGIN`."""
+    return at == 0 or not _BEGIN_AT.match(content, at - 1)
+
+
+class Shared:
+    """Texts and titles, looked for in what others' rows say.
+
+    Args:
+        texts: as the warehouse holds them.
+        titles: likewise; they count as words by themselves.
+    """
+
+    def __init__(self, texts: Iterable[str], titles: Iterable[str]) -> None:
+        self._texts = {text.encode(): text for text in texts}
+        self._titles = {form.encode(): title for title in titles for form in written_forms(title)}
+        self._words = Words([*self._texts, *self._titles])
+
+    def found_in(self, content: bytes, known: Collection[str]) -> set[str]:
+        """Those that some bytes hold; of ``known`` ones nobody asks."""
+        found = set[str]()
+        for at, which in zip(*self._words.find(content), strict=True):
+            word = self._words.words[which]
+            text, title = self._texts.get(word), self._titles.get(word)
+            if text is not None:
+                found.add(text)
+            if title is None or title in known or title in found:
+                continue
+            if _begins(content, at) and _ENDS.match(content, at + len(word)):
+                found.add(title)
+        return found
+
+
+#: What a word that is found means: a text or a request, whole; a title or an id, if it stands by itself; the name of a
+#: kind or column, if an id follows.
+_WHOLE, _TITLE, _ID, _NAME = range(4)
+_ENDS: Final = re.compile(_END.encode(), re.MULTILINE)
 
 
 def _compiled(pattern: str) -> "re.Pattern[bytes]":
@@ -170,7 +245,21 @@ def _compiled(pattern: str) -> "re.Pattern[bytes]":
 
 
 def _any_of(words: Iterable[str]) -> str:
-    return f"(?:{'|'.join(re.escape(word) for word in sorted(set(words), key=lambda word: (-len(word), word)))})"
+    """A pattern of some words, the longest that fits; of many it looks at what they have in common once."""
+    return _branches(sorted(set(words)))
+
+
+def _branches(words: list[str]) -> str:
+    if len(words) == 1:
+        return re.escape(words[0])
+    differ = (k for k, (one, other) in enumerate(zip(words[0], words[-1], strict=False)) if one != other)
+    common = next(differ, len(words[0]))  # of the first and the last of sorted words, and so of all
+    ends = words[0] == words[0][:common]
+    parts = [
+        _branches([word[common:] for word in of_letter])
+        for _, of_letter in groupby(words[ends:], lambda word: word[common])
+    ]
+    return f"{re.escape(words[0][:common])}(?:{'|'.join(parts)}){'?' if ends else ''}"
 
 
 def _is_unmistakable(entity_id: str) -> bool:

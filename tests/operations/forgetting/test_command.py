@@ -1,13 +1,17 @@
 """Forgetting: what is left of an entity nowhere, and what stays of all others."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
 from sqlalchemy import Engine, make_url, text
+from typer.testing import CliRunner
 
+from dare_core.cli.main import app
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError
 from dare_core.operations.forgetting import clean, forget, prove
@@ -63,6 +67,40 @@ def test_an_entity_is_gone_everywhere_and_everyone_elses_rows_stay(
     assert all(page.exists() for page in pages)
     assert not any(f"{who.kind} {who.ids[0]} " in page.read_text() for page in pages)
     assert list((settings.data_dir / "forgetting").iterdir()) == []
+
+
+def test_a_file_names_many_at_once_and_what_others_say_too_is_no_trace(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    [(text_of_1,)] = rows(
+        engine, "SELECT text FROM knowledge.knowledge WHERE kind = 'user' AND entity_id = '1' LIMIT 1"
+    )
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE knowledge.knowledge SET prompt = 'As was said: ' || :said || '!' WHERE entity_id = '0'"),
+            {"said": text_of_1},
+        )
+    assert settings.warehouse_url is not None
+    for name, value in (
+        ("DATA_DIR", str(settings.data_dir)),
+        ("CONFIG_DIR", str(settings.config_dir)),
+        ("WAREHOUSE_URL", settings.warehouse_url.get_secret_value()),
+    ):
+        monkeypatch.setenv(f"DARE_{name}", value)
+    ids = tmp_path / "ids.txt"
+    ids.write_text("1\n\n  2 \n1\n")
+
+    def forgetting(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["forget", "--kind", "user", "--yes", "--json", *arguments])
+
+    done = forgetting("--file", str(ids))
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["found"] == []
+    assert said["rows"]["knowledge.entity"] == said["rows"]["source.users"] == 2
+    assert rows(engine, "SELECT entity_id FROM knowledge.entity WHERE kind = 'user'") == [("0",)]
+    for arguments, problem in (((), "name whom to forget"), (("--file", str(tmp_path)), "cannot be read")):
+        assert problem in str(forgetting(*arguments).exception)
 
 
 def test_on_the_embedded_server_the_bytes_leave_the_files_too(
