@@ -1,0 +1,162 @@
+"""Whether everything that was in the source is in the warehouse, once, and what its bare COPY takes."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from psycopg import sql
+from sqlalchemy import Engine, text
+
+from bench.scale.source import DOMAIN
+from bench.scale.stand_ins import text_of
+from dare_core.config.settings import Settings
+from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
+from dare_core.storage import run_files
+from dare_core.warehouse.connection import connect, stream, transaction
+from dare_core.warehouse.copy import copy_rows
+
+_WRITTEN: Final = pa.schema([("request_id", pa.string()), ("text_hash", pa.string())])
+
+#: Counts of what is in one place and not in the other, each of which must be 0. The source's tables lie beside the
+#: warehouse's.
+_CHECKS: Final = {
+    "source_and_entities": """
+        SELECT count(*) FROM (
+            SELECT 'item' AS kind, product_id AS entity_id FROM source.shop_products
+            UNION ALL SELECT 'user', customer_id FROM source.shop_customers
+        ) AS source FULL JOIN (
+            SELECT kind, entity_id FROM knowledge.entity WHERE domain = :domain AND deleted_at IS NULL
+        ) AS entity USING (kind, entity_id)
+        WHERE source.kind IS NULL OR entity.kind IS NULL OR source.entity_id IS NULL OR entity.entity_id IS NULL
+    """,
+    "entities_and_valid_texts": """
+        SELECT count(*) FROM (
+            SELECT kind, entity_id FROM knowledge.entity WHERE domain = :domain AND deleted_at IS NULL
+        ) AS entity FULL JOIN (
+            SELECT kind, entity_id, count(*) AS texts FROM knowledge.knowledge
+            WHERE domain = :domain AND valid_to IS NULL GROUP BY 1, 2
+        ) AS valid USING (kind, entity_id)
+        WHERE valid.texts IS DISTINCT FROM 1 OR entity.kind IS NULL
+    """,
+    "texts_and_vectors": """
+        SELECT count(*) FROM (
+            SELECT request_id, encoder.name AS encoder FROM knowledge.knowledge, knowledge.encoder AS encoder
+            WHERE domain = :domain
+        ) AS wanted FULL JOIN (
+            SELECT request_id, encoder, 1 AS there FROM knowledge.knowledge_embedding WHERE domain = :domain
+        ) AS vector USING (request_id, encoder)
+        WHERE vector.there IS NULL OR wanted.encoder IS NULL
+    """,
+    "quarantined": "SELECT count(*) FROM knowledge.quarantine WHERE domain = :domain AND run_id = :run_id",
+}
+
+
+def audit(settings: Settings, run_id: str, expected: int, told: Mapping[str, int]) -> dict[str, int]:
+    """What does not add up after a run, by check.
+
+    Args:
+        settings: of the run.
+        run_id: of the run.
+        expected: texts that the run had to write: as many entities are new or changed.
+        told: what the run's stages said of each of its texts; see :func:`counts_of`.
+
+    Returns:
+        Counts of entities, texts or vectors that are missing or too many; 0 where all is well.
+    """
+    assert settings.warehouse_url is not None
+    engine = connect(settings.warehouse_url.get_secret_value())
+    bound = {"domain": DOMAIN, "run_id": run_id}
+    with engine.connect() as connection:
+        found = {name: int(connection.execute(text(query), bound).scalar_one()) for name, query in _CHECKS.items()}
+        loaded = connection.execute(
+            text("SELECT count(*) FROM knowledge.knowledge WHERE domain = :domain AND run_id = :run_id"), bound
+        ).scalar_one()
+    found["loaded"] = abs(loaded - expected)
+    found["others_texts"] = _others_texts(engine, run_id)
+    engine.dispose()
+    return found | {name: abs(count - expected) for name, count in told.items()}
+
+
+def counts_of(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Of what stages returned, by stage: how many texts each says that it had in hands."""
+    counts = {"planned": sum(result["requests"] for result in results["plan"])}
+    for stage, name in (("generate", "texts"), ("validate", "passed"), ("embed", "embedded"), ("load", "loaded")):
+        if stage in results:
+            counts[name] = sum(result[name] for result in results[stage])
+    return counts
+
+
+def _others_texts(engine: Engine, run_id: str) -> int:
+    """Texts that are not their request's."""
+    query = text("SELECT request_id, text_hash FROM knowledge.knowledge WHERE domain = :domain AND run_id = :run_id")
+    wrong = 0
+    for batch in stream(engine, query.bindparams(domain=DOMAIN, run_id=run_id), _WRITTEN):
+        for row in batch.to_pylist():
+            wrong += hashlib.sha256(text_of(row["request_id"]).encode()).hexdigest() != row["text_hash"]
+    return wrong
+
+
+def copy_parts(settings: Settings, run_id: str) -> dict[str, int]:
+    """COPY what a run loaded, part by part, into bare unlogged tables, as quickly as PostgreSQL takes it.
+
+    Returns:
+        Rows by table.
+    """
+    assert settings.warehouse_url is not None
+    engine = connect(settings.warehouse_url.get_secret_value())
+    columns = ", ".join(KNOWLEDGE.names)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"""
+            CREATE SCHEMA IF NOT EXISTS bench;
+            DROP TABLE IF EXISTS bench.knowledge, bench.embedding;
+            CREATE UNLOGGED TABLE bench.knowledge AS SELECT {columns} FROM knowledge.knowledge LIMIT 0;
+            CREATE UNLOGGED TABLE bench.embedding AS
+                SELECT {", ".join(KNOWLEDGE_EMBEDDING.names)} FROM knowledge.knowledge_embedding LIMIT 0
+        """)  # noqa: S608 - names of ours
+    rows = {"knowledge": 0, "embedding": 0}
+    for name, part in _parts(settings.run_dir(run_id)):
+        table = run_files.read_parquet(part)
+        with transaction(engine) as cursor:
+            copy_rows(cursor, sql.Identifier("bench", name), table)
+        rows[name] += len(table)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE bench.knowledge, bench.embedding")
+    engine.dispose()
+    return rows
+
+
+def _parts(run_dir: Path) -> Iterator[tuple[str, Path]]:
+    """The files that a run's load reads, and what is in each."""
+    yield "knowledge", run_dir / "validated.parquet"
+    yield from (("embedding", part) for part in sorted((run_dir / "embeddings").glob("*.parquet")))
+
+
+def gigabytes(settings: Settings) -> dict[str, float]:
+    """What a shop takes on disk.
+
+    Returns:
+        GB of ``source`` and ``knowledge``, their tables in PostgreSQL with all indexes; of ``indexes``, those of the
+        latter; of ``runs``, ``pools`` and ``other``, files of the data folder.
+    """
+    assert settings.warehouse_url is not None
+    engine = connect(settings.warehouse_url.get_secret_value())
+    with engine.connect() as connection:
+        row = connection.execute(
+            text("""
+                SELECT coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE n.nspname = 'source'), 0) AS source,
+                    coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE n.nspname <> 'source'), 0) AS knowledge,
+                    coalesce(sum(pg_indexes_size(c.oid)) FILTER (WHERE n.nspname <> 'source'), 0) AS indexes
+                FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE c.relkind = 'r' AND n.nspname IN ('source', 'knowledge', 'partitions', 'staging')
+            """)
+        ).one()
+    engine.dispose()
+    sizes = {name: int(value) for name, value in row._mapping.items()}
+    for path in settings.data_dir.rglob("*"):
+        if path.is_file():
+            folder = path.relative_to(settings.data_dir).parts[0]
+            name = folder if folder in ("runs", "pools") else "other"
+            sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    return {name: round(size / 1e9, 3) for name, size in sizes.items()}
