@@ -204,7 +204,6 @@ def bench_capacity(
     days: Annotated[float, typer.Option(min=0.01, help="that the first fill may take")] = 7,
     tokens_per_second: Annotated[float, typer.Option(min=0.01, help="of one worker")] = 234,
     tokens_per_text: Annotated[float, typer.Option(min=1)] = 160,
-    vectors_per_second: Annotated[float, typer.Option(min=0.01, help="of one worker")] = 50,
     cost_per_hour: Annotated[float, typer.Option(min=0, help="of one machine, in a currency of your own")] = 0.10,
     as_json: Json = False,
 ) -> None:
@@ -213,7 +212,7 @@ def bench_capacity(
     from bench.scale.run import last_result
 
     result = last_result(settings_of())
-    worker = Worker(tokens_per_second, tokens_per_text, vectors_per_second, cost_per_hour)
+    worker = Worker(tokens_per_second, tokens_per_text, cost_per_hour)
     found = [vars(capacity(result, count, worker, days)) for count in users]
     if as_json:
         print(json.dumps(found))

@@ -19,6 +19,15 @@ from dare_core.warehouse.copy import copy_rows
 
 _WRITTEN: Final = pa.schema([("request_id", pa.string()), ("text_hash", pa.string())])
 
+#: What stages call the texts that they had in hands, whichever try it was.
+_TOLD: Final = {
+    "plan": ("requests",),
+    "generate": ("texts", "resumed"),
+    "validate": ("passed",),
+    "embed": ("embedded",),
+    "load": ("loaded", "already_there"),
+}
+
 #: Counts of what is in one place and not in the other, each of which must be 0. The source's tables lie beside the
 #: warehouse's.
 _CHECKS: Final = {
@@ -80,12 +89,12 @@ def audit(settings: Settings, run_id: str, expected: int, told: Mapping[str, int
 
 
 def counts_of(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """Of what stages returned, by stage: how many texts each says that it had in hands."""
-    counts = {"planned": sum(result["requests"] for result in results["plan"])}
-    for stage, name in (("generate", "texts"), ("validate", "passed"), ("embed", "embedded"), ("load", "loaded")):
-        if stage in results:
-            counts[name] = sum(result[name] for result in results[stage])
-    return counts
+    """How many texts each stage had in hands, by what it returned; those of tries that were stopped count too."""
+    return {
+        f"{stage}_{names[0]}": sum(result.get(name, 0) for result in results[stage] for name in names)
+        for stage, names in _TOLD.items()
+        if stage in results
+    }
 
 
 def _others_texts(engine: Engine, run_id: str) -> int:

@@ -1,8 +1,9 @@
 """What other numbers of users take: hours, workers, gigabytes and money, from what the bench measured at one.
 
 The model: every stage takes so much, and so much for each further user as between the half and the whole of the bench's
-users. What a worker writes is left out of the bench, and added: tokens over tokens per second. Workers share what
-generation tasks do; the other stages go one after the other, on machines like the bench's.
+users. Writing and embedding, which the bench's stand-ins do in no time, are added: tokens over a worker's tokens per
+second, and vectors over those that the bench's machine made per second. Workers share what generation tasks do; the
+other stages go one after the other on one machine like the bench's.
 """
 
 import math
@@ -25,13 +26,11 @@ class Worker:
     Attributes:
         tokens_per_second: with the pool, at its batch, as a run's report says.
         tokens_per_text: likewise.
-        vectors_per_second: texts that it embeds in a second.
         cost_per_hour: of a worker, and of the machine that the other stages run on; in a currency of your own.
     """
 
     tokens_per_second: float
     tokens_per_text: float
-    vectors_per_second: float
     cost_per_hour: float
 
 
@@ -86,7 +85,8 @@ def capacity(result: Mapping[str, Any], users: int, worker: Worker, days: float)
         return _on_line(users, half, at[half], full, at[full])
 
     entities = users + users // USERS_PER_ITEM
-    writing = entities * (worker.tokens_per_text / worker.tokens_per_second + 1 / worker.vectors_per_second) / _HOUR
+    seconds = worker.tokens_per_text / worker.tokens_per_second + 1 / result["vectors_per_second"]
+    writing = entities * seconds / _HOUR
     worker_hours, stages_hours = writing + expected("first", True, half), expected("first", False, half)
     night_worker, night_stages = writing / CHANGED + expected("nightly", True, small), expected("nightly", False, small)
     left = days * _DAY - stages_hours

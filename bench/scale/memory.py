@@ -6,7 +6,7 @@ from typing import Final
 
 import psutil
 
-#: What a process's name says of it.
+#: What a program's name says of a process; the process's own may be any title.
 _KINDS: Final = {"python": "python", "java": "driver", "postgres": "server"}
 
 
@@ -41,6 +41,7 @@ def _family(pid: int) -> list[tuple[str, float]]:
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
             with suppress(psutil.Error):
-                kind = next((kind for name, kind in _KINDS.items() if process.name().startswith(name)), "other")
+                program = Path(process.exe()).name
+                kind = next((kind for name, kind in _KINDS.items() if program.startswith(name)), "other")
                 found.append((kind, process.memory_full_info().uss / 1e6))
     return found

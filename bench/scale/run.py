@@ -57,7 +57,8 @@ def bench_scale(
     """Make shops of a tenth, of half and of all of ``users``, and run the stages over them.
 
     What has been done is kept in ``data_dir/bench/scale``: a call that is stopped goes on there. In the end its
-    ``result.json`` holds the figures, and memory and disk by stage and size; all else is gone.
+    ``result.json`` holds the figures, memory and disk by stage and size, and the speed of the real encoder; all else is
+    gone.
 
     Args:
         settings: the model's tokenizer and Spark's master count; so does the warehouse's server, in which each size has
@@ -94,6 +95,7 @@ def bench_scale(
             "users": users,
             "mb": {size: mb_by_stage(of_size) for size, of_size in sizes.items()},
             "gigabytes": {size: of_size.bench["disk/0"].result for size, of_size in sizes.items()},
+            "vectors_per_second": sizes[users].bench["embedding/0"].result,
             "unaccounted_by_check": {size: unaccounted(of_size) for size, of_size in sizes.items()},
         }
         write_json(root / _RESULT, json.dumps(figures | beside, indent=1))
@@ -185,6 +187,7 @@ class _Shop:
             processes.perform(f"bench/audit/{run}", "bench.scale.audit:audit", run, expected[run], told)
             if run == "first":
                 processes.perform("bench/copy/0", "bench.scale.audit:copy_parts", run)
+        processes.perform("bench/embedding/0", "bench.scale.embedding:vectors_per_second")
         processes.perform("bench/disk/0", "bench.scale.audit:gigabytes")
 
     @contextmanager

@@ -15,7 +15,7 @@ class Step:
 
     Attributes:
         seconds: from the process's start to its end; those of tries that were stopped are added.
-        own_seconds: of the function alone, in the try that ended: without starting Python and importing.
+        own_seconds: of the function alone, without starting Python and importing, and of tries that were stopped.
         index_seconds: during which PostgreSQL was building an index of vectors.
         mb: the most private memory of one process, by kind; of the server, of all its processes together.
         result: what the function returned.

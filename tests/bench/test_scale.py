@@ -67,15 +67,19 @@ def test_figures_follow_from_the_steps_of_three_sizes() -> None:
 def test_what_more_users_take_lies_on_the_line_through_two_sizes() -> None:
     sizes = {2_000: size_of(2_000, 200), 10_000: size_of(10_000, 280), 20_000: size_of(20_000, 400)}
     result = figures_of(20_000, sizes)
-    result |= {"users": 20_000, "gigabytes": {str(n): size.bench["disk/0"].result for n, size in sizes.items()}}
-    found = capacity(result, 1_000_000, Worker(200, 160, 50, 0.5), days=1)
+    result |= {
+        "users": 20_000,
+        "vectors_per_second": 50,
+        "gigabytes": {str(n): size.bench["disk/0"].result for n, size in sizes.items()},
+    }
+    found = capacity(result, 1_000_000, Worker(200, 160, 0.5), days=1)
     assert found.entities == 1_200_000
     assert found.worker_hours == pytest.approx(1_200_000 * (0.8 + 0.02) / 3600 + 10 / 3600, abs=0.1)
     assert found.stages_hours == pytest.approx((390 + 980_000 * 0.012) / 3600, abs=0.1)
     assert found.workers == 14
     assert found.database_gb == 100.0
     assert found.files_gb == 10.0
-    assert capacity(result, 100_000_000, Worker(200, 160, 50, 0.5), days=1).workers is None
+    assert capacity(result, 100_000_000, Worker(200, 160, 0.5), days=1).workers is None
 
 
 def test_stand_in_texts_follow_from_the_id_and_keep_to_the_rules() -> None:
