@@ -33,30 +33,31 @@ _TOLD: Final = {
 _CHECKS: Final = {
     "source_and_entities": """
         SELECT count(*) FROM (
-            SELECT 'item' AS kind, product_id AS entity_id FROM source.shop_products
-            UNION ALL SELECT 'user', customer_id FROM source.shop_customers
+            SELECT 'item' AS kind, product_id AS entity_id, 1 AS there FROM source.shop_products
+            UNION ALL SELECT 'user', customer_id, 1 FROM source.shop_customers
         ) AS source FULL JOIN (
-            SELECT kind, entity_id FROM knowledge.entity WHERE domain = :domain AND deleted_at IS NULL
+            SELECT kind, entity_id, 1 AS there FROM knowledge.entity WHERE domain = :domain AND deleted_at IS NULL
         ) AS entity USING (kind, entity_id)
-        WHERE source.kind IS NULL OR entity.kind IS NULL OR source.entity_id IS NULL OR entity.entity_id IS NULL
+        WHERE source.there IS NULL OR entity.there IS NULL
     """,
-    "entities_and_valid_texts": """
+    "source_and_valid_texts": """
         SELECT count(*) FROM (
-            SELECT kind, entity_id FROM knowledge.entity WHERE domain = :domain AND deleted_at IS NULL
-        ) AS entity FULL JOIN (
+            SELECT 'item' AS kind, product_id AS entity_id, 1 AS there FROM source.shop_products
+            UNION ALL SELECT DISTINCT 'user', customer_id, 1 FROM source.shop_purchases
+        ) AS source FULL JOIN (
             SELECT kind, entity_id, count(*) AS texts FROM knowledge.knowledge
             WHERE domain = :domain AND valid_to IS NULL GROUP BY 1, 2
         ) AS valid USING (kind, entity_id)
-        WHERE valid.texts IS DISTINCT FROM 1 OR entity.kind IS NULL
+        WHERE valid.texts IS DISTINCT FROM 1 OR source.there IS NULL
     """,
     "texts_and_vectors": """
         SELECT count(*) FROM (
-            SELECT request_id, encoder.name AS encoder FROM knowledge.knowledge, knowledge.encoder AS encoder
+            SELECT request_id, encoder.name AS encoder, 1 AS there FROM knowledge.knowledge, knowledge.encoder AS encoder
             WHERE domain = :domain
         ) AS wanted FULL JOIN (
             SELECT request_id, encoder, 1 AS there FROM knowledge.knowledge_embedding WHERE domain = :domain
         ) AS vector USING (request_id, encoder)
-        WHERE vector.there IS NULL OR wanted.encoder IS NULL
+        WHERE vector.there IS NULL OR wanted.there IS NULL
     """,
     "quarantined": "SELECT count(*) FROM knowledge.quarantine WHERE domain = :domain AND run_id = :run_id",
 }

@@ -176,7 +176,7 @@ class _Shop:
 
     def _measure(self, processes: Processes) -> None:
         rows = processes.perform("bench/source/0", "bench.scale.source:fill", self._users)
-        expected = {"first": rows["shop_products"] + rows["shop_customers"], "unchanged": 0}
+        expected = {"first": rows["shop_products"] + rows["buyers"], "unchanged": 0}
         for run in self._runs:
             if run == "nightly":
                 changed = processes.perform("bench/night/0", "bench.scale.source:change")

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from sqlalchemy import text
+
 from dare_core.config.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.shop import stream_shop
@@ -20,7 +22,11 @@ _SEED: Final = 20
 
 
 def fill(settings: Settings, users: int) -> dict[str, int]:
-    """Make the warehouse's tables and the shop; rows by table."""
+    """Make the warehouse's tables and the shop.
+
+    Returns:
+        Rows by table, and ``buyers``: customers who bought something, since nothing is written about the others.
+    """
     with serving(settings) as url:
         engine = connect(url)
         upgrade(engine)
@@ -28,6 +34,9 @@ def fill(settings: Settings, users: int) -> dict[str, int]:
             max(1, users // USERS_PER_ITEM), users, INTERACTIONS_PER_USER * users, _SEED, datetime.now(UTC)
         )
         counts = import_tables(engine, shop)
+        with engine.connect() as connection:
+            buyers = text("SELECT count(DISTINCT customer_id) FROM source.shop_purchases")
+            counts["buyers"] = connection.execute(buyers).scalar_one()
         engine.dispose()
     return counts
 
