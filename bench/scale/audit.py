@@ -52,7 +52,7 @@ _CHECKS: Final = {
     """,
     "texts_and_vectors": """
         SELECT count(*) FROM (
-            SELECT request_id, encoder.name AS encoder, 1 AS there FROM knowledge.knowledge, knowledge.encoder AS encoder
+            SELECT request_id, e.name AS encoder, 1 AS there FROM knowledge.knowledge, knowledge.encoder AS e
             WHERE domain = :domain
         ) AS wanted FULL JOIN (
             SELECT request_id, encoder, 1 AS there FROM knowledge.knowledge_embedding WHERE domain = :domain
