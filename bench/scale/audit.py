@@ -19,13 +19,13 @@ from dare_core.warehouse.copy import copy_rows
 
 _WRITTEN: Final = pa.schema([("request_id", pa.string()), ("text_hash", pa.string())])
 
-#: What stages call the texts that they had in hands, whichever try it was.
+#: How stages call the texts that they had in hands, those that a stopped try had included.
 _TOLD: Final = {
-    "plan": ("requests",),
-    "generate": ("texts", "resumed"),
-    "validate": ("passed",),
-    "embed": ("embedded",),
-    "load": ("loaded", "already_there"),
+    "planned": ("plan", "requests"),
+    "written": ("generate", "texts", "resumed"),
+    "embedded": ("generate", "vectors"),
+    "judged": ("load", "generated"),
+    "loaded": ("load", "loaded", "already_there"),
 }
 
 #: Counts of what is in one place and not in the other, each of which must be 0. The source's tables lie beside the
@@ -70,7 +70,7 @@ def audit(settings: Settings, run_id: str, expected: int, told: Mapping[str, int
         settings: of the run.
         run_id: of the run.
         expected: texts that the run had to write: as many entities are new or changed.
-        told: what the run's stages said of each of its texts; see :func:`counts_of`.
+        told: texts that the run's stages had in hands; see :func:`texts_told` and :func:`copy_parts`.
 
     Returns:
         Counts of entities, texts or vectors that are missing or too many; 0 where all is well.
@@ -80,20 +80,19 @@ def audit(settings: Settings, run_id: str, expected: int, told: Mapping[str, int
     bound = {"domain": DOMAIN, "run_id": run_id}
     with engine.connect() as connection:
         found = {name: int(connection.execute(text(query), bound).scalar_one()) for name, query in _CHECKS.items()}
-        loaded = connection.execute(
+        stored = connection.execute(
             text("SELECT count(*) FROM knowledge.knowledge WHERE domain = :domain AND run_id = :run_id"), bound
         ).scalar_one()
-    found["loaded"] = abs(loaded - expected)
     found["others_texts"] = _others_texts(engine, run_id)
     engine.dispose()
-    return found | {name: abs(count - expected) for name, count in told.items()}
+    return found | {name: abs(count - expected) for name, count in {**told, "stored": stored}.items()}
 
 
-def counts_of(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """How many texts each stage had in hands, by what it returned; those of tries that were stopped count too."""
+def texts_told(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """How many texts each stage had in hands, by what it returned; of a run that ended early, as far as it came."""
     return {
-        f"{stage}_{names[0]}": sum(result.get(name, 0) for result in results[stage] for name in names)
-        for stage, names in _TOLD.items()
+        name: sum(result[key] for result in results[stage] for key in keys)
+        for name, (stage, *keys) in _TOLD.items()
         if stage in results
     }
 
@@ -112,7 +111,7 @@ def copy_parts(settings: Settings, run_id: str) -> dict[str, int]:
     """COPY what a run loaded, part by part, into bare unlogged tables, as quickly as PostgreSQL takes it.
 
     Returns:
-        Rows by table.
+        ``copied_texts`` and ``copied_vectors``.
     """
     assert settings.warehouse_url is not None
     engine = connect(settings.warehouse_url.get_secret_value())
@@ -134,13 +133,13 @@ def copy_parts(settings: Settings, run_id: str) -> dict[str, int]:
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE bench.knowledge, bench.embedding")
     engine.dispose()
-    return rows
+    return {"copied_texts": rows["knowledge"], "copied_vectors": rows["embedding"]}
 
 
 def _parts(run_dir: Path) -> Iterator[tuple[str, Path]]:
     """The files that a run's load reads, and what is in each."""
-    yield "knowledge", run_dir / "validated.parquet"
-    yield from (("embedding", part) for part in sorted((run_dir / "embeddings").glob("*.parquet")))
+    yield from (("knowledge", part) for part in sorted(run_dir.rglob("knowledge.parquet")))
+    yield from (("embedding", part) for part in sorted(run_dir.rglob("vectors-*.parquet")))
 
 
 def gigabytes(settings: Settings) -> dict[str, float]:

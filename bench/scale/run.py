@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from bench.machine import machine
-from bench.scale.audit import counts_of
+from bench.scale.audit import texts_told
 from bench.scale.figures import Size, figures_of, mb_by_stage, unaccounted
 from bench.scale.process import Processes
 from bench.scale.source import DOMAIN
@@ -182,11 +182,10 @@ class _Shop:
                 changed = processes.perform("bench/night/0", "bench.scale.source:change")
                 expected[run] = changed["items"] + changed["users"]
             request = RunRequest(run_id=run, domain=DOMAIN)
-            results = perform_run(processes, request)
-            told = counts_of(results)
-            processes.perform(f"bench/audit/{run}", "bench.scale.audit:audit", run, expected[run], told)
+            told = texts_told(perform_run(processes, request))
             if run == "first":
-                processes.perform("bench/copy/0", "bench.scale.audit:copy_parts", run)
+                told |= processes.perform("bench/copy/0", "bench.scale.audit:copy_parts", run)
+            processes.perform(f"bench/audit/{run}", "bench.scale.audit:audit", run, expected[run], told)
         processes.perform("bench/embedding/0", "bench.scale.embedding:vectors_per_second")
         processes.perform("bench/disk/0", "bench.scale.audit:gigabytes")
 
