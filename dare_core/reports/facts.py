@@ -39,7 +39,7 @@ class Funnel:
 
     Attributes:
         seen, changed, expired, skipped: as :class:`dare_core.knowledge.costs.Funnel` says.
-        planned: texts asked for.
+        planned: texts asked for; of shards that no task has rendered yet, entities that are due.
         passed: texts that passed validation.
     """
 
@@ -134,6 +134,11 @@ class RunFacts:
     warnings: list[str]
 
     @property
+    def planned(self) -> int:
+        """Texts asked for."""
+        return sum(funnel.planned for funnel in self.funnels)
+
+    @property
     def speedup(self) -> float | None:
         """How many times as long plain decoding would have taken on the probed shards, at least; None: not probed."""
         taken = sum(probe.seconds for probe in self.probes.values())
@@ -182,13 +187,14 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
     )
     versions = sorted({shard.pool_version for shard in plan.shards if shard.pool_version}) if plan else []
     refused = refused_by_rule(engine, run_id, _REFUSED)
+    funnels = _funnels(run_dir, plan, staged.kinds, loaded_by_kind(engine, run_id), record)
     return RunFacts(
         run_id=run_id,
         domain=domain,
-        state=_state(plan, record),
+        state=_state(plan, funnels, record),
         record=record,
         plan=plan,
-        funnels=_funnels(run_dir, plan, staged.kinds, loaded_by_kind(engine, run_id), record),
+        funnels=funnels,
         total=total,
         groups=staged.groups,
         seconds=staged.seconds,
@@ -203,10 +209,10 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
     )
 
 
-def _state(plan: Plan | None, record: dict[str, Any]) -> State:
+def _state(plan: Plan | None, funnels: Sequence[Funnel], record: dict[str, Any]) -> State:
     if plan is None:
         return "unplanned"
-    if not plan.shards:
+    if not any(funnel.planned for funnel in funnels):
         return "idle"
     if record.get("state") in ("loaded", "failed"):
         return "loaded" if record["state"] == "loaded" else "failed"
@@ -244,12 +250,12 @@ def _funnels(
             changed=told.changed,
             expired=told.expired,
             skipped={reason: count for reason, count in told.skipped.items() if count},
-            planned=sum(shard.requests for shard in plan.shards if shard.kind == kind),
+            planned=told.requests,
             generated=generated[kind],
             passed=None if passed is None else passed[kind],
             loaded=loaded.get(kind, 0) if record.get("state") == "loaded" else None,
         )
-        for kind, told in plan.funnel.items()
+        for kind, told in shards.funnels(run_dir, plan).items()
     ]
 
 

@@ -54,9 +54,11 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
     """
     with open_warehouse(settings) as (_, engine):
         found = generation_runs(engine, request.run_id)
-    if not found or not found[0]["planned"] or found[0]["state"] not in ("loaded", "failed"):
+    if not found or not _taken(found[0]) or found[0]["state"] not in ("loaded", "failed"):
         return False
     [run] = found
+    if not run["planned"]:  # whoever was due needed no text after all
+        return True
     kept = run["loaded"] or 0
     # What failed validation is in quarantine; what failed as features was validated, and would be written again.
     if run["state"] == "failed" and not (settings.run_dir(request.run_id) / "validated.parquet").exists():
@@ -68,3 +70,9 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
             "trigger the backfill again"
         )
     return True
+
+
+def _taken(run: dict[str, Any]) -> int:
+    """Entities that a slice looked at."""
+    funnel = (run["plan"] or {}).get("funnel", {})
+    return sum(of_kind["requests"] for of_kind in funnel.values()) or int(run["planned"])

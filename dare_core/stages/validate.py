@@ -38,7 +38,10 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     planned = shards.read_plan(run_dir)
     names = [shard.name for shard in planned.shards]
     staged, failed = shards.read_staged(run_dir, names)
-    wanted = {row for name in names for row in shards.read_shard(run_dir, name)["request_id"].to_pylist()}
+    wanted = {
+        row for name in names for piece in shards.requests(run_dir, name) for row in piece["request_id"].to_pylist()
+    }
+    planned_texts = len(wanted)
     wanted -= set(failed["request_id"].to_pylist())
     answers = read_answers(planned.framework, staged)
     wanted -= set(answers.refused["request_id"].to_pylist())
@@ -49,6 +52,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     outcome = validate(answers.read, sorted(wanted), attributes, rules, docs, request.run_id)
     refused = pa.concat_tables([answers.refused, outcome.quarantine, failed])
     counts = {
+        "planned": planned_texts,
         "generated": len(staged),
         "failed": len(failed),
         "quarantined": len(answers.refused) + len(pc.unique(outcome.quarantine["request_id"])),
@@ -62,7 +66,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         shards.load_seconds(run_dir, names),
         settings.cost_per_hour,
     )
-    lost = 1 - len(outcome.passed) / planned.requests if planned.requests else 0.0
+    lost = 1 - len(outcome.passed) / planned_texts if planned_texts else 0.0
     with open_warehouse(settings) as (_, engine):
         quarantine.record(engine, refused, outcome.refused)
         if lost > settings.max_failing_share:
@@ -71,7 +75,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
             )
             release_pools(settings, engine, request)
             raise QualityError(
-                f"{lost:.0%} of the {planned.requests} texts of run {request.run_id} failed, more than "
+                f"{lost:.0%} of the {planned_texts} texts of run {request.run_id} failed, more than "
                 f"max_failing_share {settings.max_failing_share:.0%}; they are in quarantine, see {outcome.docs_index}"
             )
         record_run(engine, request.run_id, measured=measured, **counts)

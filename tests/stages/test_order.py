@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError, QualityError, WarehouseError
-from dare_core.knowledge.shards import Shard, read_plan
+from dare_core.knowledge.shards import Shard, funnels, read_plan
 from dare_core.operations import maintenance
 from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import ENTITY
@@ -136,11 +136,13 @@ def test_every_text_of_every_framework_is_loaded_or_in_quarantine(
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(summary["quarantined"],)]
 
 
-def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
+def test_a_prompt_that_leaves_no_room_is_quarantined_when_it_is_rendered(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
-    for run_id in ("long", "again"):
-        funnel = plan.run(settings, request.model_copy(update={"run_id": run_id}))["funnel"]["item"]
-        assert (funnel["requests"], funnel["skipped"]) == (0, {"unfit": 5})
+    assert {made["requests"] for made in generate_all(settings, request)} == {0}
+    [funnel] = funnels(settings.run_dir("long"), read_plan(settings.run_dir("long"))).values()
+    assert (funnel.requests, funnel.skipped) == (0, {"unfit": 5})
+    again = plan.run(settings, request.model_copy(update={"run_id": "again"}))["funnel"]["item"]
+    assert (again["requests"], again["skipped"]) == (0, {"unfit": 5})
     assert rows(engine, "SELECT rule, count(*) FROM knowledge.quarantine GROUP BY rule") == [("prompt", 5)]
     with pytest.raises(InputError, match="max_new_tokens 5000 leaves no room for a prompt"):
         plan.run(settings, RunRequest(run_id="longer", max_new_tokens=5000))
