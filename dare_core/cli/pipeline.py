@@ -50,7 +50,7 @@ def pipeline_run(
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
     engine: EngineOption = None,
 ) -> None:
-    """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
+    """Refresh knowledge: pull, group, plan, generate, load; then rebuild the pools."""
     from dare_core.stages.order import run
     from dare_core.stages.request import RunRequest
 

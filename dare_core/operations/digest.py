@@ -49,8 +49,9 @@ _STAGED: Final = {
     "requests": "*/requests/*.parquet",
     "texts": "*/staged/*/part-*.parquet",
     "failed": "*/staged/*/failed-*.parquet",
-    "validated": "*/validated.parquet",
-    "vectors": "*/embeddings/*.parquet",
+    "passed": "*/finished/*/knowledge.parquet",
+    "refused": "*/finished/*/quarantine.parquet",
+    "vectors": "*/finished/*/vectors-*.parquet",
 }
 _ROWS_AT_ONCE: Final = 10_000
 

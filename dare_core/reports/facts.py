@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
+from dare_core.knowledge.figures import read_figures
 from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
 from dare_core.quality.findings import read_warnings
@@ -241,8 +242,7 @@ def _funnels(
 ) -> list[Funnel]:
     if plan is None:
         return []
-    validated = run_dir / "validated.parquet"
-    passed = Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
+    passed = _passed(run_dir, plan)
     return [
         Funnel(
             kind=kind,
@@ -257,6 +257,18 @@ def _funnels(
         )
         for kind, told in shards.funnels(run_dir, plan).items()
     ]
+
+
+def _passed(run_dir: Path, plan: Plan) -> Counter[str] | None:
+    """Texts that passed validation, by kind, of the shards that are finished; None where none is."""
+    finished = [figures for shard in plan.shards if (figures := read_figures(run_dir, shard.name)) is not None]
+    if not finished:
+        validated = run_dir / "validated.parquet"  # up to release 0.1.0
+        return Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
+    passed = Counter[str]()
+    for figures in finished:
+        passed[figures.kind] += figures.passed
+    return passed
 
 
 def _throughput(spans: list[tuple[datetime, float, int]]) -> Throughput | None:

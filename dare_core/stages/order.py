@@ -5,7 +5,7 @@ from typing import Any
 
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
-from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages import generate, group, load, plan, pools, pull, report
 from dare_core.stages.ownership import owning
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.runs import generation_runs
@@ -33,11 +33,9 @@ def run(
             return summary
         for assignment in plan.assignments(settings, request):
             on_stage("generate", generate.run(settings, request, assignment))
-        for name, stage in {"validate": validate, "embed": embed, "load": load}.items():
-            result = stage.run(settings, request)
-            on_stage(name, result)
-            warnings = [*summary.get("warnings", []), *result.get("warnings", [])]
-            summary |= result | {"warnings": warnings}
+        loaded = load.run(settings, request)
+        on_stage("load", loaded)
+        summary |= loaded
         on_stage("rebuild_pools", pools.run(settings, request))
         summary["report"] = report.run(settings, request)["report"]
     return summary
@@ -60,8 +58,8 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
     if not run["planned"]:  # whoever was due needed no text after all
         return True
     kept = run["loaded"] or 0
-    # What failed validation is in quarantine; what failed as features was validated, and would be written again.
-    if run["state"] == "failed" and not (settings.run_dir(request.run_id) / "validated.parquet").exists():
+    # What failed validation is in quarantine; what failed as features passed it, and would be written again.
+    if run["state"] == "failed" and "features" not in (run["measured"] or {}):
         kept = (run["generated"] or 0) - (run["quarantined"] or 0)
     if (lost := 1 - kept / run["planned"]) > settings.max_slice_loss:
         raise QualityError(
