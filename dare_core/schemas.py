@@ -77,10 +77,25 @@ RENDERING: Final = pa.schema(
     ]
 )
 
-#: An entity that planning looks at: why, and what RENDERING keeps of it.
-DUE: Final = pa.schema([*ENTITY, *(_required(name, pa.string()) for name in ("content", "profile", "verdict"))])
+#: One row of a shard: an entity that is due. ``attributes`` and ``data_as_of`` are null where they are those that the
+#: warehouse has; where it knows something later than a run may see, they are what the entity was.
+SHARD: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity_id", pa.string()),
+        _optional("attributes", pa.string()),
+        _optional("data_as_of", TIME),
+    ]
+)
 
-#: One row of a shard: a text to write. ``dropped_history`` counts the history entries that did not fit the context.
+#: An entity as its prompt is to show it, and what RENDERING keeps of it. ``earlier``: the warehouse knows something
+#: later.
+DUE: Final = pa.schema(
+    [*ENTITY, _required("content", pa.string()), _required("profile", pa.string()), _required("earlier", pa.bool_())]
+)
+
+#: A text to write. ``dropped_history`` counts the history entries that did not fit the context.
 REQUEST: Final = pa.schema(
     [
         _required("request_id", pa.string()),

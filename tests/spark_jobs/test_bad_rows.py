@@ -18,7 +18,6 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import SourceError
 from dare_core.grouping.attributes import group_name
-from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.quality.source import check_source
 from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
@@ -27,6 +26,7 @@ from dare_core.stages.request import RunRequest
 from dare_core.warehouse.entities import upsert_entities
 from spark_jobs.pull import pull
 from tests.support.bad_input_table import Row, rows
+from tests.support.rendered import requests_of
 from tests.support.tiny_model import save_tiny_model
 
 TABLE: Final = rows("Source rows")
@@ -195,11 +195,12 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
     settings = settings.model_copy(update={"config_dir": tmp_path, "model": str(model), "max_new_tokens": 8})
     settings = Settings.model_validate(settings.model_dump() | {"warehouse_url": shop.url})
     request = RunRequest(run_id="bad", domain=domain.name)
-    planned = plan.run(settings, request)
+    plan.run(settings, request)
+    asked = requests_of(settings, request)
     with engine.connect() as connection:
         refused = dict(connection.execute(text("SELECT entity_id, value FROM knowledge.quarantine")).tuples().all())
         assert connection.execute(text("SELECT count(*) FROM knowledge.entity")).scalar_one() == len(entities)
-    assert planned["requests"] + len(refused) == len(entities)
+    assert len(asked) + len(refused) == len(entities)
     assert set(refused) == {"no title", "a page's script as a title", "a title of a megabyte"}
     outcome |= dict.fromkeys(refused, "quarantined")
     for kind, reason in refused.items():
@@ -209,10 +210,6 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
     tokenizer = models.load_tokenizer(settings)
     control = set(tokenizer.added_tokens_decoder)
     turns = sum(token in control for token in ChatEncoder(tokenizer).encode("harmless"))
-    written = shards.read_plan(settings.run_dir("bad"))
-    asked = [
-        row for shard in written.shards for row in shards.read_shard(settings.run_dir("bad"), shard.name).to_pylist()
-    ]
     assert {row["entity_id"] for row in asked} == set(entities) - set(refused)
     for row in asked:
         assert sum(token in control for token in row["prompt_token_ids"]) == turns

@@ -22,6 +22,7 @@ from dare_core.storage import run_files
 from dare_core.warehouse.knowledge import load_knowledge
 from spark_jobs import pull as pull_program
 from tests.spark_jobs.conftest import RATINGS
+from tests.support.rendered import requests_of
 from tests.support.tiny_model import save_tiny_model
 
 EARLY, LATE = datetime(2024, 1, 5, 12, tzinfo=UTC), datetime(2024, 1, 30, tzinfo=UTC)
@@ -64,8 +65,7 @@ def refresh(settings: Settings, engine: Engine, run_id: str, as_of: datetime) ->
             "pool_version": None, "run_id": run_id, "available_at": datetime.now(UTC), "prompt_tokens": 1,
             "new_tokens": 1, "steps": 1, "drafted": 0, "accepted": 0, "relaxed": 0, "seconds": 1.0,
         }
-        for shard in planned.shards
-        for row in shards.read_shard(settings.run_dir(run_id), shard.name).to_pylist()
+        for row in requests_of(settings, request)
     ]  # fmt: skip
     ids = [row["request_id"] for row in rows]
     vectors = [
