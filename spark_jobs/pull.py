@@ -34,6 +34,7 @@ from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
 from dare_core.sources.tables_there import require_names
 from spark_jobs.attributes import json_objects
 from spark_jobs.column_values import column
+from spark_jobs.figures import source_figures
 from spark_jobs.interactions import Interactions
 from spark_jobs.postgres_source import TimeWindow
 from spark_jobs.session import run
@@ -63,7 +64,8 @@ def pull(
 ) -> dict[str, int]:
     """Write ``<out>/<kind>/*.parquet`` for every kind: what changed in [``since[kind]``, ``as_of``].
 
-    ``<out>/gone/<kind>/*.parquet`` hold the column ``entity_id`` of what the warehouse has and the source has not.
+    ``<out>/gone/<kind>/*.parquet`` hold the column ``entity_id`` of what the warehouse has and the source has not;
+    ``<out>/figures/<kind>/*.parquet`` what :func:`~spark_jobs.figures.source_figures` counts of what was written.
 
     Args:
         since: the watermark of a kind, inclusive; a kind without one is pulled whole.
@@ -107,7 +109,7 @@ def _pull(
         counts[f"{kind}_gone"] = _write_gone(tables, kind, keys[kind], known[kind], out, allow_deletions)
         unknown = _unknown(keys[kind].where(window.seen(sf.col("updated_at"))), known[kind]) if kind in since else None
         if kind == "item":
-            counts[kind] = _write(_items(tables, window, unknown), domain, kind, f"{out}/{kind}")
+            counts[kind] = _write(_items(tables, window, unknown), domain, kind, out)
         else:
             interactions = Interactions(tables, window, users=keys["user"], items=keys["item"])
             interactions.check_times()
@@ -115,7 +117,7 @@ def _pull(
             # Where the warehouse has no items, nobody waits for one.
             new = _unknown(keys["item"], known["item"]) if kind in since and not known["item"].isEmpty() else None
             entities = _users(interactions, unknown, new)
-            counts[kind] = _write(entities, domain, kind, f"{out}/{kind}")
+            counts[kind] = _write(entities, domain, kind, out)
             if hidden := interactions.hidden(spark.read.parquet(f"{out}/{kind}").select("entity_id")):
                 counts["hidden_interactions"] = hidden
         if left_out := tables.forgotten(kind):
@@ -245,7 +247,8 @@ def _users(met: Interactions, unknown: DataFrame | None, new_items: DataFrame | 
     )
 
 
-def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
+def _write(entities: DataFrame, domain: Domain, kind: Kind, out: Path | str) -> int:
+    """Entities, and what the checks are judged by; returns how many entities."""
     pulled = entities.select(
         sf.lit(domain.name).alias("domain"),
         sf.lit(kind).alias("kind"),
@@ -254,8 +257,11 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
         read_by_now(sf.col("data_as_of")).alias("data_as_of"),
         sf.col("events").cast("long").alias("events"),
     )
+    path, spark = f"{out}/{kind}", entities.sparkSession
     pulled.select(*PULLED.names).write.mode("overwrite").parquet(path)
-    written: int = entities.sparkSession.read.parquet(path).count()
+    figures = source_figures(spark.read.parquet(path), domain, kind)
+    spark.createDataFrame(figures).coalesce(1).write.mode("overwrite").parquet(f"{out}/figures/{kind}")
+    written: int = figures["entities"][0].as_py()
     return written
 
 
