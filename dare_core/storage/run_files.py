@@ -64,15 +64,19 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     table = read_parquet(path)
     if not table.num_columns and not len(table):  # a folder without files
         return schema.empty_table()
-    there = dict(zip(table.column_names, table.schema.types, strict=True))
-    for field in schema:
-        if there.pop(field.name, None) != field.type:
-            raise unreadable(path, f"it has no column {field.name!r} of type {field.type}")
-        if not field.nullable and table[field.name].null_count:
-            raise unreadable(path, f"column {field.name!r} has {table[field.name].null_count} rows without a value")
-    if there:
-        raise unreadable(path, f"it has a column {next(iter(there))!r} that does not belong there")
-    return table.select(schema.names).cast(schema)
+    return _fitting(path, table, schema)
+
+
+def read_batches(path: Path, schema: pa.Schema, rows: int = 10_000) -> Iterator[pa.Table]:
+    """As :func:`read_table`, a few rows at a time: memory does not grow with the table."""
+    for file in sorted(path.glob("[!_.]*.parquet")) if path.is_dir() else [path]:
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+                for batch in opened.iter_batches(rows, use_threads=False):
+                    batch.validate(full=True)
+                    yield _fitting(path, pa.Table.from_batches([batch]), schema)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise unreadable(path, str(error)) from None
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -100,6 +104,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         if name not in names:
             raise unreadable(path, f"it has no column {name!r}")
     return table
+
+
+def _fitting(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table that was read, as the schema has it."""
+    there = dict(zip(table.column_names, table.schema.types, strict=True))
+    for field in schema:
+        if there.pop(field.name, None) != field.type:
+            raise unreadable(path, f"it has no column {field.name!r} of type {field.type}")
+        if not field.nullable and table[field.name].null_count:
+            raise unreadable(path, f"column {field.name!r} has {table[field.name].null_count} rows without a value")
+    if there:
+        raise unreadable(path, f"it has a column {next(iter(there))!r} that does not belong there")
+    return table.select(schema.names).cast(schema)
 
 
 def read_json(path: Path, kind: type[_Model], missing: str) -> _Model:
