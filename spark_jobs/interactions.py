@@ -26,9 +26,9 @@ _TELLING: Final = 10
 class Interactions:
     """The domain's interactions, as a pull of users sees them.
 
-    They are read as seldom as may be, a few narrow columns of them, and kept in Spark's cache.
-    Where the source finds a window of time by itself, only what is new is read, and the whole table once, when somebody
-    changed. Else the table is read once.
+    They are read as seldom as may be, a few narrow columns of them, and kept in Spark's cache. Where the source finds a
+    window of time by itself, what is new is read, and the whole table only when somebody changed, once. Else the table
+    is read once.
 
     Users and items of millions of interactions cost no task its memory: what is joined is narrow and sorted, which
     spills, and split where one key has most of it (adaptive execution's skewed joins); each partition keeps a user's
@@ -51,8 +51,8 @@ class Interactions:
             SourceError: names some that have none.
         """
         spec = self.tables.domain.source.interactions
-        timeless = [frame.where(sf.col("time").isNull()) for frame in (self._timeless, self._since)]
-        found = [row for frame in timeless[: 2 if self._is_windowed else 1] for row in frame.take(_FIRST_FEW)]
+        frames = [self._timeless, self._since] if self._is_windowed else [self._all]
+        found = [row for frame in frames for row in frame.where(sf.col("time").isNull()).take(_FIRST_FEW)]
         if pairs := [f"{row['entity_id']!r} and {row['item_id']!r}" for row in found[:_FIRST_FEW]]:
             problem = f"{spec.time} is empty, or no time, for user and item {', '.join(pairs)}, …"
             raise self.tables.error("interactions", problem)
@@ -155,8 +155,8 @@ class Interactions:
 
     @cached_property
     def _timeless(self) -> DataFrame:
-        """All without a time, as far as the source can tell, and maybe others."""
-        return self._read(Timeless(self._time)) if self._is_windowed else self._all
+        """All without a time, as far as the source can tell."""
+        return self._read(Timeless(self._time))
 
     @cached_property
     def _since(self) -> DataFrame:

@@ -94,7 +94,7 @@ def merge_entities(engine: Engine, staging: EntityStaging, rows: int, pulled: Pu
         pulled: what was found beside them.
 
     Raises:
-        InputError: the rows hold one entity twice, or broken JSON.
+        InputError: attributes are no JSON.
         WarehouseError: fewer rows are staged than were copied, as after a crash of the server; the watermark stays.
     """
     changes, merged = EntityChanges(), 0

@@ -50,7 +50,7 @@ class EntityStaging:
         this_try = uuid4().hex[:8]
         tables = [f"staging.{self._prefix}{this_try}_{writer}" for writer in range(writers)]
         with transaction(engine) as cursor:
-            _drop(cursor, [*self._there(cursor), *_abandoned(cursor)])
+            _drop(cursor, [*self._there(cursor), *_abandoned(cursor, self.run_id)])
             for table in tables:
                 create(cursor, table, schemas.ENTITY)
         return tables
@@ -108,9 +108,10 @@ def _names(cursor: psycopg.Cursor[Any]) -> list[str]:
     return [name for (name,) in cursor.fetchall() if _NAME.match(name)]
 
 
-def _abandoned(cursor: psycopg.Cursor[Any]) -> list[str]:
+def _abandoned(cursor: psycopg.Cursor[Any], run_id: str) -> list[str]:
+    """Tables of runs that nobody is at, other than this one."""
     cursor.execute("SELECT run_id FROM knowledge.run_lease WHERE expires_at > clock_timestamp()")
-    alive = {_mark(run_id) for (run_id,) in cursor.fetchall()}
+    alive = {_mark(run_id), *(_mark(other) for (other,) in cursor.fetchall())}
     found = ((name, _NAME.match(name)) for name in _names(cursor))
     return [f"staging.{name}" for name, parts in found if parts and parts[1] not in alive]
 
