@@ -47,6 +47,17 @@ PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
 #: What ``spark_jobs/pull.py`` writes of entities that are in the source no more.
 GONE: Final = pa.schema([_required("entity_id", pa.string())])
 
+#: What ``spark_jobs/pull.py`` counts of a kind's pulled entities for one rule of ``dare_core.quality.source``: how many
+#: there are, how many fail the rule, and ids of a few of these. Key: rule.
+SOURCE_FIGURE: Final = pa.schema(
+    [
+        _required("rule", pa.string()),
+        _required("entities", pa.int64()),
+        _required("failing", pa.int64()),
+        _required("examples", pa.list_(pa.string())),
+    ]
+)
+
 #: What ``spark_jobs/group.py`` writes: an entity, and the rule that gave it its group
 #: (``dare_core.grouping.GroupRule``).
 GROUPED: Final = ENTITY.append(_required("group_rule", pa.string()))

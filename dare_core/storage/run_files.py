@@ -88,7 +88,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return _checked(path, table, schema)
 
 
-def read_pieces(path: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+def read_pieces(path: Path, schema: pa.Schema, rows: int = 10_000) -> Iterator[pa.Table]:
     """What :func:`read_table` reads, at most ``rows`` at a time: memory holds a piece, whatever the file's size.
 
     Raises:

@@ -25,22 +25,27 @@ def staged(
     Raises:
         InputError: the rows do not fit the schema.
     """
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {} {}").format(
-            sql.Identifier(field.name), sql.SQL(sql_type(field.type)), sql.SQL("" if field.nullable else "NOT NULL")
-        )
-        for field in schema
-    )
     target = f"staging.{name}_{cursor.connection.info.backend_pid}"
-    cursor.execute(
-        sql.SQL("CREATE UNLOGGED TABLE {} ({}) WITH (toast_tuple_target = 8160)").format(sql.SQL(target), columns)
-    )
+    create(cursor, target, schema)
     for table in [rows] if isinstance(rows, pa.Table) else rows:
         copy_rows(cursor, sql.SQL(target), fit(table, schema))
     keys = [field.name for field in schema if field.name in _KEYS]
     cursor.execute(f"ANALYZE {target} ({', '.join(keys)})" if keys else f"ANALYZE {target}")
     yield target
     cursor.execute(f"DROP TABLE {target}")  # where the block fails, the transaction leaves nothing
+
+
+def create(cursor: psycopg.Cursor[Any], target: str, schema: pa.Schema) -> None:
+    """Create an unlogged table of a schema's columns."""
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {} {}").format(
+            sql.Identifier(field.name), sql.SQL(sql_type(field.type)), sql.SQL("" if field.nullable else "NOT NULL")
+        )
+        for field in schema
+    )
+    cursor.execute(
+        sql.SQL("CREATE UNLOGGED TABLE {} ({}) WITH (toast_tuple_target = 8160)").format(sql.SQL(target), columns)
+    )
 
 
 def fit(table: pa.Table, schema: pa.Schema, but: str | None = None) -> pa.Table:

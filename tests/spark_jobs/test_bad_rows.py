@@ -20,9 +20,10 @@ from dare_core.errors import SourceError
 from dare_core.grouping.attributes import group_name
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.quality.source import check_source
-from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
+from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, SOURCE_FIGURE, Kind
 from dare_core.stages import plan
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import upsert_entities
 from spark_jobs.pull import pull
 from tests.support.bad_input_table import Row, rows
@@ -183,7 +184,8 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
                        TITLES["right-to-left text"][0]: "NaN", FORGED: 5}  # fmt: skip
 
     # What looks like a command is reported, and stays.
-    found = check_source(pulled["item"], domain, "item", settings.data_docs_dir, "run")
+    figures = run_files.read_table(tmp_path / "out" / "figures" / "item", SOURCE_FIGURE)
+    found = check_source(figures, domain, "item", settings.data_docs_dir, "run")
     assert TABLE["tokens of the chat template in a title"].tells("; ".join(one.sentence for one in found))
     assert {one.severity for one in found} == {"warning"}
 

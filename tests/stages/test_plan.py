@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from transformers import AutoTokenizer
 
 from dare_core.config.settings import Settings
-from dare_core.errors import InputError, SettingError
+from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.knowledge import shards
 from dare_core.knowledge.rendering import Renderer
 from dare_core.schemas import ENTITY, GROUPED, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
@@ -22,6 +22,7 @@ from dare_core.stages.pull import PullWindow
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities, watermark
+from dare_core.warehouse.entity_staging import EntityStaging, copy_entities
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import record_run
 from tests.support.rendered import requests_of
@@ -353,14 +354,30 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
     assert watermark(engine, "movies", "user") == window.until
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, Any]:
-        table = pa.Table.from_pylist([user(0, events=11) | {"group_rule": "attribute"}], GROUPED)
-        run_files.write_table(run_dir / "grouped" / "user" / "0.parquet", table)
-        return {"user": 1}
+        assert arguments[-2:] == ["--run", "r"]
+        [table] = EntityStaging("r", "user").create(engine, 1)
+        return {"user": copy_entities(url, table, pa.Table.from_pylist([user(0, events=11)], ENTITY).to_batches())}
 
     changed = [{name: user(0, events=11)[name] for name in PULLED.names}]
     run_files.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
     monkeypatch.setattr(group, "submit", grouped)
     assert group.run(settings, request) == {"user": 1, "user_changed": 1, "user_deleted": 0}
+
+
+def test_entities_that_a_crash_of_the_server_took_are_missed_and_the_watermark_stays(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, user(0), kind="user", to=NOW)
+    run_dir, until = settings.run_dir("r"), NOW + timedelta(days=1)
+    run_files.write_json(run_dir / "pull.json", PullWindow(until=until, since={}, kinds=("user",)).model_dump_json())
+    changed = [{name: user(0, events=11)[name] for name in PULLED.names}]
+    run_files.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
+    run_files.write_table(run_dir / "pulled" / "gone" / "user" / "0.parquet", pa.table({"entity_id": ["0"]}))
+    monkeypatch.setattr(group, "submit", lambda *_: EntityStaging("r", "user").create(engine, 2) and {"user": 1})
+    with pytest.raises(WarehouseError, match="0 of 1 users are staged"):
+        group.run(settings, RunRequest(run_id="r", kinds=("user",)))
+    assert watermark(engine, "movies", "user") == NOW
+    assert len(EntityStaging("r", "user").there(engine)) == 2, "the next try drops them"
 
 
 def test_a_run_that_was_not_pulled_cannot_be_grouped(settings: Settings, engine: Engine) -> None:
