@@ -179,6 +179,48 @@ def bench_soak(
         raise typer.Exit(1)
 
 
+@app.command("scale")
+def bench_scale(
+    users: Annotated[int, typer.Option(min=100, help="of the largest shop; a multiple of 10")] = 200_000,
+    fresh: Annotated[bool, typer.Option(help="forget what an earlier call, which was stopped, has done")] = False,
+    as_json: Json = False,
+) -> None:
+    """Whole runs over shops of a tenth, half and all of so many users: seconds and memory by stage. Takes hours.
+
+    Model and encoder are stand-ins. Stop it, and the same command goes on.
+    """
+    from bench.scale.run import bench_scale as measure
+
+    show_figures("scale", measure(settings_of(), users, fresh, on_progress=stderr.print), as_json)
+
+
+@app.command("capacity")
+def bench_capacity(
+    users: Annotated[list[int], typer.Option(min=1, help="how many; may be given several times")] = [  # noqa: B006
+        1_000_000,
+        10_000_000,
+        100_000_000,
+    ],
+    days: Annotated[float, typer.Option(min=0.01, help="that the first fill may take")] = 7,
+    tokens_per_second: Annotated[float, typer.Option(min=0.01, help="of one worker")] = 234,
+    tokens_per_text: Annotated[float, typer.Option(min=1)] = 160,
+    cost_per_hour: Annotated[float, typer.Option(min=0, help="of one machine, in a currency of your own")] = 0.10,
+    as_json: Json = False,
+) -> None:
+    """What more users take, from what `dare bench scale` measured last. A projection, not a measurement."""
+    from bench.scale.capacity import Worker, capacity
+    from bench.scale.run import last_result
+
+    result = last_result(settings_of())
+    worker = Worker(tokens_per_second, tokens_per_text, cost_per_hour)
+    found = [vars(capacity(result, count, worker, days)) for count in users]
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = [(name, *(one[name] for one in found)) for name in found[0]]
+    console.print(result_table("capacity", ("what", *(f"{count:,} users" for count in users)), rows[1:]))
+
+
 @app.command("project")
 def bench_project(
     record: Annotated[Path | None, typer.Option(help="what `dare bench decode` recorded")] = None,

@@ -56,7 +56,7 @@ def kill_workers(
         on_progress(f"kill {number + 1} of {kills}, after {seen} parts")
     airflow.runs.wait(dag_id, run_id)
     names = [shard.name for shard in shards.read_plan(run_dir).shards]
-    asked = {request for name in names for request in shards.read_shard(run_dir, name)["request_id"].to_pylist()}
+    asked = {request for name in names for request in shards.read_requests(run_dir, name)["request_id"].to_pylist()}
     written, failed = shards.read_staged(run_dir, names)
     times = Counter(written["request_id"].to_pylist())
     manifests = [shards.read_manifest(run_dir / "staged" / name) or {} for name in names]

@@ -25,6 +25,7 @@ from dare_core.schemas import KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
 from dare_core.stages import group, order, plan, pull
+from dare_core.stages.rendering import render
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.knowledge import load_knowledge
@@ -76,6 +77,7 @@ def _prepare(settings: Settings) -> None:
         plan.run(settings, request)
         run_dir = settings.run_dir(request.run_id)
         planned = shards.read_plan(run_dir)
+        render(settings, request, planned, planned.shards)
         wrote = {
             **vars(planned.decoding), "text": "", "token_ids": [], "text_hash": "", "finish_reason": "length",
             "framework": planned.framework, "pool_version": None, "run_id": request.run_id, "prompt_tokens": 0,
@@ -83,7 +85,7 @@ def _prepare(settings: Settings) -> None:
             "available_at": datetime.now(UTC),
         }  # fmt: skip
         for shard in planned.shards:
-            rows = [{**row, **wrote} for row in shards.read_shard(run_dir, shard.name).to_pylist()]
+            rows = [{**row, **wrote} for row in shards.read_requests(run_dir, shard.name).to_pylist()]
             load_knowledge(engine, pa.Table.from_pylist(rows, KNOWLEDGE), KNOWLEDGE_EMBEDDING.empty_table())
         engine.dispose()
 

@@ -219,7 +219,7 @@ def write_bare(settings: Settings, plan: Plan) -> tuple[int, float]:
     """
     writer = PlannedWriter(settings, plan)
     run_dir = settings.run_dir(plan.run_id)
-    rows = [row for shard in plan.shards for row in shards.read_shard(run_dir, shard.name).to_pylist()]
+    rows = [row for shard in plan.shards for row in shards.read_requests(run_dir, shard.name).to_pylist()]
     longest = max(len(row["prompt_token_ids"]) for row in rows)
     results = writer.write(rows, plan.shards[0].kind, plan.shards[0].pool_version, longest, len(rows))
     return sum(result.statistics.new_tokens for result in results), writer.seconds

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psutil
+import pyarrow as pa
 
 from dare_airflow.local.airflow import LocalAirflow
 from dare_core.config.settings import Settings, load_settings
@@ -20,7 +21,7 @@ from dare_core.knowledge import shards, worker
 from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan, Shard
-from dare_core.schemas import Kind
+from dare_core.schemas import REQUEST, Kind
 from dare_core.stages import plan
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
@@ -145,7 +146,7 @@ def _plan(settings: Settings, count: int) -> Plan:
         framework="kar",
         decoding=Decoding("stand-in", "stand-in", "strict", 1, 0.0, 1),
         started_at=now,
-        shards=shards.write_shards(run_dir, "item", rows, _REQUESTS, None),
+        shards=shards.write_shards(run_dir, "item", pa.Table.from_pylist(rows, REQUEST).to_batches(), _REQUESTS, None),
         funnel={},
         estimate=Estimate(tokens=count * _REQUESTS, seconds=None, cost=None, tokens_per_second=None, basis="none"),
     )
@@ -156,7 +157,7 @@ def _plan(settings: Settings, count: int) -> Plan:
 def _is_finished(settings: Settings, shard: Shard) -> bool:
     run_dir = settings.run_dir(RUN_ID)
     written, _ = shards.read_staged(run_dir, [shard.name])
-    asked = shards.read_shard(run_dir, shard.name)["request_id"].to_pylist()
+    asked = shards.read_requests(run_dir, shard.name)["request_id"].to_pylist()
     manifest = shards.read_manifest(run_dir / "staged" / shard.name)
     return manifest is not None and sorted(written["request_id"].to_pylist()) == sorted(asked)
 

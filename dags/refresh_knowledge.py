@@ -1,11 +1,11 @@
 """### Write the knowledge that is missing or out of date
 
-`pull → group → plan → generate (mapped) → validate → embed → load`, and a *report* whatever came of it
+`pull → group → plan → generate (mapped) → load`, and a *report* whatever came of it
 
 Spark pulls what changed since the last run and groups it; *plan* picks the users and items without valid knowledge,
 says why it skips the others, and packs the work into shards; tasks in the Airflow pool `gpu` write them, drafting from
-the current retrieval pool; Great Expectations validates what was pulled, the texts and the features; texts are embedded
-and loaded in one transaction. A load updates the asset `dare://<domain>/knowledge`, which starts
+the current retrieval pool, judge the texts with Great Expectations and embed those that pass; *load* judges the run as
+a whole and loads its texts and vectors. A load updates the asset `dare://<domain>/knowledge`, which starts
 `rebuild_pools_<domain>`. *report* writes a page on the run, which its task and the menu (Browse, Run reports) lead to.
 
 Re-running any task is safe: what was written stays, what is missing is added. When nothing is to be written, *plan*

@@ -76,18 +76,6 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
 
         return generate.run(settings(), run_request(domain, **asked), assignment)
 
-    @task
-    def validate() -> dict[str, Any]:
-        from dare_core.stages import validate
-
-        return validate.run(settings(), run_request(domain, **asked))
-
-    @task
-    def embed() -> dict[str, Any]:
-        from dare_core.stages import embed
-
-        return embed.run(settings(), run_request(domain, **asked))
-
     @task(outlets=[knowledge, features])
     def load(*, outlet_events: "OutletEventAccessors") -> dict[str, Any]:
         from dare_core.stages import load
@@ -109,6 +97,6 @@ def write_knowledge(domain: str, **asked: Any) -> XComArg:
 
     assignments, loaded = plan(), load()  # type: ignore[call-arg]
     pull() >> group() >> assignments
-    generate.expand(assignment=assignments) >> validate() >> embed() >> loaded >> (reported := report())
+    generate.expand(assignment=assignments) >> loaded >> (reported := report())
     reported.operator.operator_extra_links = (RunReport(),)
     return loaded

@@ -47,6 +47,17 @@ PULLED: Final = ENTITY.remove(ENTITY.get_field_index("group_name"))
 #: What ``spark_jobs/pull.py`` writes of entities that are in the source no more.
 GONE: Final = pa.schema([_required("entity_id", pa.string())])
 
+#: What ``spark_jobs/pull.py`` counts of a kind's pulled entities for one rule of ``dare_core.quality.source``: how many
+#: there are, how many fail the rule, and ids of a few of these. Key: rule.
+SOURCE_FIGURE: Final = pa.schema(
+    [
+        _required("rule", pa.string()),
+        _required("entities", pa.int64()),
+        _required("failing", pa.int64()),
+        _required("examples", pa.list_(pa.string())),
+    ]
+)
+
 #: What ``spark_jobs/group.py`` writes: an entity, and the rule that gave it its group
 #: (``dare_core.grouping.GroupRule``).
 GROUPED: Final = ENTITY.append(_required("group_rule", pa.string()))
@@ -77,10 +88,25 @@ RENDERING: Final = pa.schema(
     ]
 )
 
-#: An entity that planning looks at: why, and what RENDERING keeps of it.
-DUE: Final = pa.schema([*ENTITY, *(_required(name, pa.string()) for name in ("content", "profile", "verdict"))])
+#: One row of a shard: an entity that is due. ``attributes`` and ``data_as_of`` are null where they are those that the
+#: warehouse has; where it knows something later than a run may see, they are what the entity was.
+SHARD: Final = pa.schema(
+    [
+        _required("domain", pa.string()),
+        _required("kind", pa.string()),
+        _required("entity_id", pa.string()),
+        _optional("attributes", pa.string()),
+        _optional("data_as_of", TIME),
+    ]
+)
 
-#: One row of a shard: a text to write. ``dropped_history`` counts the history entries that did not fit the context.
+#: An entity as its prompt is to show it, and what RENDERING keeps of it. ``earlier``: the warehouse knows something
+#: later.
+DUE: Final = pa.schema(
+    [*ENTITY, _required("content", pa.string()), _required("profile", pa.string()), _required("earlier", pa.bool_())]
+)
+
+#: A text to write. ``dropped_history`` counts the history entries that did not fit the context.
 REQUEST: Final = pa.schema(
     [
         _required("request_id", pa.string()),

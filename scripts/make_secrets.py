@@ -19,6 +19,15 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 #: Roles that own a database of the same name. Who administers the server is ``postgres``.
 ROLES: Final = ("airflow", "dare")
 
+#: Spark's settings. Without a bound on its cores the first program takes all of the cluster's, and others wait.
+_SPARK: Final = """\
+spark.authenticate true
+spark.authenticate.secret {secret}
+spark.cores.max 4
+spark.executor.memory 1g
+spark.driver.memory 1g
+"""
+
 #: Who logs in to Airflow first.
 USER: Final = "admin"
 
@@ -61,7 +70,7 @@ def _contents(postgres: str, redis: str) -> dict[str, str]:
         "dare_warehouse_url": f"postgresql://{dare}",  # a setting of ours, by the name that pydantic-settings expects
         "celery_broker_url": f"redis://:{passwords['redis']}@{redis}/0",
         "redis.conf": f"requirepass {passwords['redis']}\n",
-        "spark-defaults.conf": f"spark.authenticate true\nspark.authenticate.secret {passwords['spark']}\n",
+        "spark-defaults.conf": _SPARK.format(secret=passwords["spark"]),
         "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         "jwt_secret": secrets.token_urlsafe(64),
         "api_secret_key": secrets.token_urlsafe(32),

@@ -35,7 +35,7 @@ from dare_core.errors import InputError, PoolError, SourceError
 from dare_core.pools.builder import check_group
 from dare_core.pools.segments import Segment, SegmentEntry
 from dare_core.pools.store import PoolStore
-from spark_jobs.postgres_source import PostgresSource, TimeWindow
+from spark_jobs.postgres_source import Table, TimeWindow, read_rows
 from spark_jobs.pull import moment
 from spark_jobs.session import run
 
@@ -170,18 +170,10 @@ def read_file(spark: SparkSession, path: Path | str) -> DataFrame:
 
 def read_warehouse(spark: SparkSession, url: str, wanted: Knowledge) -> DataFrame:
     """The wanted texts, those of a closed validity too."""
-    columns = ["domain", "kind", "tokenizer_hash", "group_name", "entity_id", "token_ids", "available_at"]
-    reader = spark.read.format(PostgresSource.name()).options(
-        url=url,
-        schema="knowledge",
-        table="knowledge",
-        columns=json.dumps(columns),
-        partitions=spark.sparkContext.defaultParallelism,
-    )
-    if wanted.since or wanted.until:
-        reader = reader.options(**TimeWindow("valid_from", wanted.since, wanted.until).options())
-    of_kind = [sf.col(name) == getattr(wanted, name) for name in ("domain", "kind", "tokenizer_hash")]
-    rows = reader.load().where(of_kind[0] & of_kind[1] & of_kind[2])
+    columns = ["group_name", "entity_id", "token_ids", "available_at"]
+    window = TimeWindow("valid_from", wanted.since, wanted.until) if wanted.since or wanted.until else None
+    equal = {name: getattr(wanted, name) for name in ("domain", "kind", "tokenizer_hash")}
+    rows = read_rows(spark, Table(url, "knowledge", "knowledge"), columns, window, equal)
     return rows.select(sf.col("group_name").alias("group"), "token_ids", "entity_id", "available_at")
 
 

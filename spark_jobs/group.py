@@ -1,12 +1,12 @@
 """Give every pulled entity its retrieval-pool group (schema ``GROUPED``).
 
     spark-submit spark_jobs/group.py --domain-file config/movies.toml --as-of 2024-02-01T00:00:00Z \
-        --pools .dare/pools/movies --in DIR --out DIR
+        --pools .dare/pools/movies --in DIR --out DIR --run RUN
 
 Items are grouped by attribute; users by collaborative cluster where the domain file configures clusters, and by
 attribute at their cold start. What a group is, is decided from the whole source and kept as a group model beside the
 kind's pool: groups keep their names from run to run, and users their cluster. A group takes effect when its entity is
-pulled, which is when a text is due.
+pulled, which is when a text is due. With ``--run``, the executors also copy the entities into the run's staging tables.
 
 The warehouse, the default source, is the URL in ``DARE_WAREHOUSE_URL``, which never stands on a command line.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+from pyspark import TaskContext
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
@@ -28,13 +29,14 @@ from pyspark.sql import functions as sf
 from dare_core.config.domains import AttributeGrouping, Domain, EntityTable, read_domain
 from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
-from dare_core.schemas import GROUPED, KINDS, Kind
+from dare_core.schemas import ENTITY, GROUPED, KINDS, Kind
 from dare_core.warehouse.connection import connect
+from dare_core.warehouse.entity_staging import WRITERS, EntityStaging, copy_entities
 from dare_core.warehouse.group_models import WarehousePointer
 from spark_jobs.attributes import json_objects
 from spark_jobs.column_values import column
 from spark_jobs.pull import SECTIONS, moment
-from spark_jobs.session import run
+from spark_jobs.session import doing, run
 from spark_jobs.source_tables import SourceTables, failures_in_words
 from spark_jobs.user_clusters import cluster_users
 
@@ -50,12 +52,14 @@ def group(
     models: Callable[[Kind], GroupModelStore],
     as_of: datetime,
     warehouse_url: str | None,
+    run_id: str | None = None,
 ) -> dict[str, Any]:
     """Write ``<out>/<kind>/*.parquet`` for every kind found in ``source``, where ``pull`` wrote.
 
     Args:
         models: each kind's group models.
         as_of: the latest interaction seen, inclusive.
+        run_id: whose staging tables in the warehouse the entities are copied into; None: they are not.
 
     Returns:
         entities by kind; ``groups``, how many they are in; and as ``<kind>_grouping`` the version of the group model,
@@ -73,14 +77,18 @@ def group(
         pulled = _read(spark, f"{source}/{kind}")
         if pulled is None:
             continue
+        doing(spark, f"groups of {kind}s")
         store = models(kind)
         before = store.read()
         model, report = GroupModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
         if kind == "user" and domain.grouping.users.clusters is not None:
             scheme = domain.grouping.users.clusters
+            doing(spark, "clusters of users")
             model, report = cluster_users(
                 tables, scheme, as_of, pulled.select("entity_id"), model, before, scratch=f"{out}/.factors"
             )
+            spark.catalog.clearCache()
+        doing(spark, f"groups of {kind}s")
         _routed(pulled, model).select(*GROUPED.names).write.mode("overwrite").parquet(f"{out}/{kind}")
         version = store.publish(model)
         written = spark.read.parquet(f"{out}/{kind}")
@@ -88,6 +96,9 @@ def group(
         summary[kind] = sum(rules.values())
         summary[f"{kind}_grouping"] = {"version": version, "by_rule": dict(sorted(rules.items())), **report}
         groups += written.select("group_name").distinct().count()
+        if run_id is not None and warehouse_url is not None:
+            doing(spark, f"copying {kind}s into the warehouse")
+            _copy(written, EntityStaging(run_id, kind), warehouse_url)
     if not summary:
         raise InputError(f"{source} holds neither {' nor '.join(KINDS)}: pull first")
     return summary | {"groups": groups}
@@ -134,6 +145,23 @@ def _routed(pulled: DataFrame, model: GroupModel) -> DataFrame:
     )
 
 
+def _copy(written: DataFrame, staging: EntityStaging, warehouse_url: str) -> None:
+    """Copy entities into staging tables of the warehouse, by as many executors at once as may."""
+    engine = connect(warehouse_url)
+    try:
+        tables = staging.create(engine, min(WRITERS, written.sparkSession.sparkContext.defaultParallelism))
+    finally:
+        engine.dispose()
+
+    def copy(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        assert context is not None
+        rows = copy_entities(warehouse_url, tables[context.partitionId()], batches)
+        yield pa.record_batch({"rows": pa.array([rows], pa.int64())})
+
+    written.select(*ENTITY.names).coalesce(len(tables)).mapInArrow(copy, "rows long").collect()
+
+
 def _read(spark: SparkSession, path: str) -> DataFrame | None:
     try:
         return spark.read.parquet(path)
@@ -151,13 +179,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pools", required=True, metavar="DIR", help="where the kinds' pools are; a folder or a URL")
     parser.add_argument("--in", dest="source", required=True, metavar="DIR", help="where pull.py wrote")
     parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--run", metavar="ID", help="copy the entities into this run's staging tables too")
     given = parser.parse_args(argv)
     url = os.environ.get("DARE_WAREHOUSE_URL")
 
     def program(spark: SparkSession) -> dict[str, Any]:
         domain = read_domain(given.domain_file)
         models = _models(given.pools, domain.name, url)
-        return group(spark, domain, given.source, given.out, models, given.as_of, url)
+        return group(spark, domain, given.source, given.out, models, given.as_of, url, given.run)
 
     return run(program)
 

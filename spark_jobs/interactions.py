@@ -1,13 +1,17 @@
 """What users did with items: checked, counted, and as the histories that prompts show."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
-from pyspark.sql import Column, DataFrame
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
 from pyspark.sql import Window as Over
 from pyspark.sql import functions as sf
 
 from dare_core.errors import SourceError
+from dare_core.schemas import Kind
 from spark_jobs.column_values import column
 from spark_jobs.postgres_source import Timeless, TimeWindow
 from spark_jobs.source_tables import SourceTables
@@ -22,17 +26,23 @@ _TELLING: Final = 10
 class Interactions:
     """The domain's interactions, as a pull of users sees them.
 
+    They are read as seldom as may be, a few narrow columns of them, and kept in Spark's cache. Where the source finds a
+    window of time by itself, what is new is read, and the whole table only when somebody changed, once. Else the table
+    is read once.
+
+    Users and items of millions of interactions cost no task its memory: what is joined is narrow and sorted, which
+    spills, and split where one key has most of it (adaptive execution's skewed joins); each partition keeps a user's
+    newest few before they meet.
+
     Attributes:
         tables: that hold them.
         window: of the users.
-        users: column ``entity_id`` of all there are.
-        items: column ``entity_id`` of all there are, ``updated_at``.
+        keys: by kind, columns ``entity_id`` of all there are and ``updated_at``; of users none for :meth:`of_items`.
     """
 
     tables: SourceTables
     window: Window
-    users: DataFrame
-    items: DataFrame
+    keys: Mapping[Kind, DataFrame]
 
     def check_times(self) -> None:
         """Every interaction must have a time: one without would be lost for good.
@@ -41,10 +51,9 @@ class Interactions:
             SourceError: names some that have none.
         """
         spec = self.tables.domain.source.interactions
-        key = [column(spec.user).cast("string").alias("user"), column(spec.item).cast("string").alias("item")]
-        frame = self.tables.read("interactions", [spec.user, spec.item, spec.time], Timeless(spec.time))
-        timeless = frame.where(time_of(spec.time).isNull()).select(*key)
-        if pairs := [f"{row['user']!r} and {row['item']!r}" for row in timeless.take(_FIRST_FEW)]:
+        frames = [self._timeless, self._since] if self._is_windowed else [self._all]
+        found = [row for frame in frames for row in frame.where(sf.col("time").isNull()).take(_FIRST_FEW)]
+        if pairs := [f"{row['entity_id']!r} and {row['item_id']!r}" for row in found[:_FIRST_FEW]]:
             problem = f"{spec.time} is empty, or no time, for user and item {', '.join(pairs)}, …"
             raise self.tables.error("interactions", problem)
 
@@ -58,11 +67,10 @@ class Interactions:
         Raises:
             SourceError: so many of the new ones are dropped that the tables' ids cannot be the same.
         """
-        users = self.users.select("entity_id", sf.lit(True).alias("of_user"))
-        items = self.items.select(sf.col("entity_id").alias("item_id"), sf.lit(True).alias("of_item"))
+        users = self.keys["user"].select("entity_id", sf.lit(True).alias("of_user"))
+        items = self.keys["item"].select(sf.col("entity_id").alias("item_id"), sf.lit(True).alias("of_item"))
         found = (
-            self._read().where(self.window.recent(sf.col("time")))
-            .join(users, "entity_id", "left")
+            self._recent.join(users, "entity_id", "left")
             .join(items, "item_id", "left")
             .agg(
                 sf.count("*").alias("new"),
@@ -73,39 +81,36 @@ class Interactions:
                 sf.any_value(sf.when(sf.col("of_item").isNull(), sf.col("item_id")), True).alias("item"),
             )
             .first()
-        )  # fmt: skip
+        )
         assert found is not None  # of an empty frame too
         fail = self.tables.domain.quality.source.dropped_interactions.fail
         if fail is not None and found["new"] >= _TELLING and found["dropped"] >= fail * found["new"]:
             raise self._strangers(found.asDict())
-        time = self.tables.domain.source.interactions.time
-        times = self.tables.read("interactions", [time], TimeWindow(time, self.window.as_of, None))
         return {
             "new_interactions": found["new"],
             "dropped_interactions": found["dropped"],
-            "later_interactions": times.where(~self.window.happened(time_of(time))).count(),
+            "later_interactions": self._since.where(~self.window.happened(sf.col("time"))).count(),
         }
 
     def acted(self) -> DataFrame:
         """Column ``entity_id`` of users who met an item since the watermark."""
-        return (
-            self._read()
-            .where(self.window.recent(sf.col("time")))
-            .join(self._items(), "item_id", "left_semi")
-            .select("entity_id")
-        )
+        return self._recent.join(self._items(), "item_id", "left_semi").select("entity_id")
 
     def met(self, items: DataFrame) -> DataFrame:
         """Column ``entity_id`` of users who ever met one of the items (``entity_id``)."""
         wanted = items.select(sf.col("entity_id").alias("item_id"))
-        return self._read(whole=True).join(wanted, "item_id", "left_semi").select("entity_id")
+        return self._whole.join(wanted, "item_id", "left_semi").select("entity_id")
+
+    def of_items(self) -> DataFrame:
+        """Columns ``entity_id`` of an item and ``events``, how many there are with it."""
+        return self._whole.groupBy(sf.col("item_id").alias("entity_id")).agg(sf.count("*").alias("events"))
 
     def hidden(self, users: DataFrame) -> int:
         """How many interactions of these users no history shows, since their item changed after ``as_of``."""
         if self.window.as_read:
             return 0
         changed = self._items().where(~self.window.seen(sf.col("updated_at")))
-        events = self._read(whole=True).join(changed, "item_id", "left_semi")
+        events = self._whole.join(changed, "item_id", "left_semi")
         count: int = events.join(users, "entity_id", "left_semi").count()
         return count
 
@@ -121,61 +126,85 @@ class Interactions:
             columns ``entity_id``, ``history`` (the newest entries, oldest first, without items that changed after
             ``as_of``), ``newest`` (the last event, or change of an item that is shown) and ``events``.
         """
-        met = items.select(
-            sf.col("entity_id").alias("item_id"), sf.col("updated_at").alias("item_changed"), sf.col("details")
+        events = self._whole
+        if self.window.since is not None:  # else they are all users, and whoever is not one goes at the end
+            events = events.join(users.select("entity_id"), "entity_id", "left_semi")
+        events = events.join(self._items(), "item_id")
+        counted = events.groupBy("entity_id").agg(sf.count("*").alias("events"), sf.max("time").alias("last"))
+        order = [sf.col(name).desc() for name in ("time", "item_id")] + [sf.col("value").cast("string").desc()]
+        backwards = Over.partitionBy("entity_id").orderBy(*order)
+        shown = (  # nothing but a rank and its bound, so that Spark bounds the partitions before they meet
+            events.where(self.window.seen(sf.col("updated_at")))
+            .withColumn("age", sf.row_number().over(backwards))
+            .where(sf.col("age") <= longest)
         )
-        value = self.tables.domain.source.interactions.value
-        events = self._read(whole=True, value=value).join(users.select("entity_id"), "entity_id", "left_semi")
-        events = events.join(met, "item_id")
-        details = sf.col("details").withField("value", sf.col("value")).withField("time", sf.col("time"))
-        shown = self.window.seen(sf.col("item_changed"))
-        events = events.withColumn("entry", details).withColumn("shown", shown)
-        of_user = Over.partitionBy("entity_id")
-        backwards = of_user.orderBy(
-            *[sf.col(name).desc() for name in ("shown", "time", "item_id")], sf.col("value").cast("string").desc()
+        details = items.select(sf.col("entity_id").alias("item_id"), "details")
+        entry = sf.col("details").withField("value", sf.col("value")).withField("time", sf.col("time"))
+        by_age = sf.sort_array(sf.collect_list(sf.struct("age", entry.alias("entry"))), asc=False)
+        history = sf.transform(by_age, lambda aged: aged["entry"]).alias("history")
+        histories = (
+            shown.join(details, "item_id").groupBy("entity_id").agg(history, sf.max("updated_at").alias("item_changed"))
         )
-        counted = events.select(
-            "*",
-            sf.count("*").over(of_user).alias("events"),
-            sf.max("time").over(of_user).alias("last"),
-            sf.row_number().over(backwards).alias("age"),
-        )
-        by_age = sf.sort_array(sf.collect_list(_where_shown(sf.struct("age", "entry"))), asc=False)
-        return (
-            counted.where(sf.col("age") <= longest)
-            .groupBy("entity_id")
-            .agg(
-                sf.transform(by_age, lambda aged: aged["entry"]).alias("history"),
-                sf.greatest(sf.max("last"), sf.max(_where_shown(sf.col("item_changed")))).alias("newest"),
-                sf.max("events").alias("events"),
-            )
-        )
+        newest = sf.greatest("last", "item_changed").alias("newest")
+        return counted.join(histories, "entity_id", "left").select("entity_id", "history", newest, "events")
 
-    def _read(self, whole: bool = False, value: str | None = None) -> DataFrame:
-        """Columns ``entity_id``, ``item_id`` and ``time`` up to ``as_of``, and ``value``, where its column is named.
+    @cached_property
+    def _is_windowed(self) -> bool:
+        """Whether what is new is read by itself."""
+        return self.window.since is not None and self.tables.windowed("interactions")
 
-        Since around the watermark; ``whole``: since the first one.
-        """
+    @cached_property
+    def _timeless(self) -> DataFrame:
+        """All without a time, as far as the source can tell."""
+        return self._read(Timeless(self._time))
+
+    @cached_property
+    def _since(self) -> DataFrame:
+        """All from around the watermark on, and maybe earlier ones."""
+        if not self._is_windowed:
+            return self._all
+        return self._read(self.window.of_events(self._time)).persist(StorageLevel.MEMORY_AND_DISK)
+
+    @cached_property
+    def _recent(self) -> DataFrame:
+        """Those since the watermark and up to ``as_of``."""
+        time = sf.col("time")
+        return self._since.where(self.window.happened(time) & self.window.recent(time))
+
+    @cached_property
+    def _whole(self) -> DataFrame:
+        """All up to ``as_of``."""
+        return self._all.where(self.window.happened(sf.col("time")))
+
+    @cached_property
+    def _all(self) -> DataFrame:
+        window = TimeWindow(self._time, None, self.window.as_of) if self._is_windowed else None
+        return self._read(window).persist(StorageLevel.MEMORY_AND_DISK)
+
+    def _read(self, window: TimeWindow | Timeless | None) -> DataFrame:
+        """Columns ``entity_id``, ``item_id``, ``time`` and ``value``."""
         spec = self.tables.domain.source.interactions
-        window = self.window.of_events(spec.time, whole)
-        wanted = [spec.user, spec.item, spec.time, *([value] if value else [])]
-        events = self.tables.read("interactions", list(dict.fromkeys(wanted)), window).select(
+        wanted = list(dict.fromkeys([spec.user, spec.item, spec.time, spec.value]))
+        return self.tables.read("interactions", wanted, window).select(
             column(spec.user).cast("string").alias("entity_id"),
             column(spec.item).cast("string").alias("item_id"),
             time_of(spec.time).alias("time"),
-            *([column(value).alias("value")] if value else []),
+            column(spec.value).alias("value"),
         )
-        return events.where(self.window.happened(sf.col("time")))
+
+    @property
+    def _time(self) -> str:
+        return self.tables.domain.source.interactions.time
 
     def _items(self) -> DataFrame:
-        return self.items.select(sf.col("entity_id").alias("item_id"), "updated_at")
+        return self.keys["item"].select(sf.col("entity_id").alias("item_id"), "updated_at")
 
     def _strangers(self, found: dict[str, object]) -> SourceError:
         source = self.tables.domain.source
         sides = []
         for section, known, column_name in (
-            ("users", self.users, source.interactions.user),
-            ("items", self.items, source.interactions.item),
+            ("users", self.keys["user"], source.interactions.user),
+            ("items", self.keys["item"], source.interactions.item),
         ):
             if found[section]:
                 there = [repr(row["entity_id"]) for row in known.select("entity_id").take(1)]
@@ -188,7 +217,3 @@ class Interactions:
             f"{found['dropped']} of {found['new']} new rows are of users or items that are in no table; "
             f"{'; '.join(sides)}; mend the ids, or set quality.source.dropped_interactions",
         )
-
-
-def _where_shown(values: Column) -> Column:
-    return sf.when(sf.col("shown"), values)

@@ -1,17 +1,15 @@
-"""A PostgreSQL table as a Spark data source: read in partitions, streamed as Arrow batches, without a driver jar.
+"""A PostgreSQL table as a Spark frame: read in partitions, streamed as Arrow batches, without a driver jar.
 
-    spark.dataSource.register(PostgresSource)
-    spark.read.format("dare_postgres").options(url=..., schema="source", table="ratings", columns='["user_id"]').load()
+    table = Table(url, "source", "ratings")
+    PostgresReader(table, table.columns(), partitions=8, window=TimeWindow("rated_at", since, until)).frame(spark)
 
-Options: ``url`` (libpq; a unix socket will do), ``schema``, ``table``, ``columns`` (JSON list; default: all),
-``partitions`` (at most so many; default 1), and ``time_column`` with ``since`` and ``until`` (ISO 8601, inclusive, each
-optional): the database sends only rows whose time lies between; with ``timeless``, only rows that have none. These are
-options, not filters pushed down, because Spark 4.1 keeps what ``pushFilters`` leaves behind with the loaded frame: two
-queries over one frame, one with a filter and one without, would both be filtered. ``ids`` (JSON list) are columns whose
-numbers are read digit by digit, ``lists`` columns of JSON that are read as lists.
+The database sends only rows whose time lies in the window, and whose columns have the values that are asked for. A
+frame is a function over partitions, and no data source of Spark's: for each of those Spark starts two Python processes
+to plan with, which takes longer than most reads; and Spark 4.1 keeps what ``pushFilters`` leaves behind with the frame.
 
 Partitions are ranges of the table's blocks, read by PostgreSQL's TID range scans, so they need no key column and are
-of equal size on disk. Views and foreign tables have no blocks and are one partition.
+of equal size on disk. Views and foreign tables have no blocks and are one partition. Where an index serves the window
+of time, as the planner says, partitions are stretches of time instead.
 
 Every partition is a transaction of its own, under the snapshot that the option ``snapshot`` names, as
 :func:`one_snapshot` gives it: each row is read exactly once, as it was then. Without one that holds of quiet tables
@@ -24,26 +22,28 @@ uuid, ...) are lists of texts; of several dimensions, one list of all their valu
 ...) is read as its text.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
 from psycopg import conninfo, sql
 from psycopg.postgres import types as pg_types
-from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
-from pyspark.sql.types import StructType
 
 from dare_core.errors import SourceError
 from dare_core.schemas import TIME
 
 #: Rows fetched from the server, and handed to Spark, at a time.
 BATCH_ROWS: Final = 10_000
+
+#: Rows of a stretch of time, as the planner estimates them: a connection for fewer is not worth it.
+_STRETCH_ROWS: Final = 50_000
 
 _MAX_DECIMAL_DIGITS: Final = 38
 
@@ -267,20 +267,6 @@ class TimeWindow:
     since: datetime | None
     until: datetime | None
 
-    @classmethod
-    def of(cls, options: Mapping[str, str]) -> "TimeWindow | Timeless | None":
-        """The window that a reader's options describe; the inverse of :meth:`options`."""
-        if "time_column" not in options:
-            return None
-        if "timeless" in options:
-            return Timeless(options["time_column"])
-        bounds = (options.get(bound) for bound in ("since", "until"))
-        return cls(options["time_column"], *(datetime.fromisoformat(bound) if bound else None for bound in bounds))
-
-    def options(self) -> dict[str, str]:
-        bounds = {"since": self.since, "until": self.until}
-        return {"time_column": self.column} | {name: bound.isoformat() for name, bound in bounds.items() if bound}
-
     def conditions(self) -> list[sql.Composed]:
         # The bare column is compared, in a session that is in UTC, so that an index on it serves.
         bounds = [(">=", self.since), ("<=", self.until)]
@@ -300,80 +286,145 @@ class Timeless:
 
     column: str
 
-    def options(self) -> dict[str, str]:
-        return {"time_column": self.column, "timeless": "true"}
-
     def conditions(self) -> list[sql.Composed]:
         condition = f"({{0}} IS NULL OR NOT {_IN_CALENDAR})"
         return [sql.SQL(condition).format(sql.Identifier(self.column))]
 
 
-class PostgresSource(DataSource):  # type: ignore[misc]
-    """The data source's registration; see the module."""
-
-    @classmethod
-    def name(cls) -> str:
-        return "dare_postgres"
-
-    def schema(self) -> StructType:
-        return from_arrow_schema(pa.schema([(column.name, column.type) for column in self._columns()]))
-
-    def reader(self, schema: StructType) -> "PostgresReader":
-        partitions = int(self.options.get("partitions", "1"))
-        return PostgresReader(self._table(), self._columns(), partitions, TimeWindow.of(self.options))
-
-    def _table(self) -> Table:
-        return Table(self.options["url"], self.options["schema"], self.options["table"], self.options.get("snapshot"))
-
-    def _columns(self) -> list[Column]:
-        ids, lists = (json.loads(self.options.get(name, "[]")) for name in ("ids", "lists"))
-        columns = {column.name: column for column in self._table().columns(ids, lists)}
-        return [columns[name] for name in json.loads(self.options.get("columns", "null")) or columns]
-
-
-@dataclass
-class BlockRange(InputPartition):  # type: ignore[misc]
+@dataclass(frozen=True)
+class BlockRange:
     """Blocks ``start`` up to, not including, ``end``; ``None`` means all that follow, also those added meanwhile."""
 
     start: int
     end: int | None
 
+    def conditions(self) -> list[sql.Composed]:
+        bounds = [(">=", self.start or None), ("<", self.end)]
+        return [
+            sql.SQL("ctid {} {}::tid").format(sql.SQL(sign), sql.Literal(f"({block},0)"))
+            for sign, block in bounds
+            if block is not None
+        ]
 
-class PostgresReader(DataSourceReader):  # type: ignore[misc]
-    """Reads some columns of a table."""
 
-    def __init__(
-        self, table: Table, columns: list[Column], partitions: int, window: TimeWindow | Timeless | None = None
-    ) -> None:
-        self._table = table
-        self._columns = columns
-        self._partitions = partitions
-        self._window = window
+@dataclass(frozen=True)
+class TimeStretch:
+    """Rows whose ``column`` holds a time from ``start`` up to, not including, ``end``; ``None`` is no bound."""
 
-    def partitions(self) -> Sequence[BlockRange]:
-        blocks = self._table.blocks()
-        count = max(1, min(self._partitions, blocks))
+    column: str
+    start: datetime | None
+    end: datetime | None
+
+    def conditions(self) -> list[sql.Composed]:
+        bounds = [(">=", self.start), ("<", self.end)]
+        return [
+            sql.SQL("{} {} {}").format(sql.Identifier(self.column), sql.SQL(sign), sql.Literal(bound))
+            for sign, bound in bounds
+            if bound is not None
+        ]
+
+
+@dataclass(frozen=True)
+class PostgresReader:
+    """Reads some columns of a table.
+
+    Attributes:
+        table: that is read.
+        columns: of the table, in any order.
+        partitions: at most so many, each read over a connection of its own.
+        window: of time; None: all rows.
+        equal: by column, the value that rows must have.
+    """
+
+    table: Table
+    columns: Sequence[Column]
+    partitions: int = 1
+    window: TimeWindow | Timeless | None = None
+    equal: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(column.name, column.type) for column in self.columns])
+
+    def frame(self, spark: SparkSession) -> DataFrame:
+        """The rows; read again whenever Spark needs them."""
+        parts = self.parts()
+
+        def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                for number in batch["id"].to_pylist():
+                    yield from self.read(parts[number])
+
+        numbers = spark.range(len(parts), numPartitions=len(parts))
+        return numbers.mapInArrow(read, from_arrow_schema(self.schema))
+
+    def parts(self) -> Sequence[BlockRange | TimeStretch]:
+        """What the partitions read: each row is in one of them."""
+        if self.window and self.window.conditions() and (rows := self._rows_by_index()) is not None:
+            return self._stretches(self.window, rows)
+        blocks = self.table.blocks()
+        count = max(1, min(self.partitions, blocks))
         bounds = [blocks * index // count for index in range(count)]
         return [BlockRange(start, end) for start, end in zip(bounds, [*bounds[1:], None], strict=True)]
 
-    def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
-        assert isinstance(partition, BlockRange)
-        schema = pa.schema([(column.name, column.type) for column in self._columns])
-        with self._table.connect() as connection, connection.cursor("dare_read") as cursor:
-            cursor.execute(self._query(partition), binary=True)
+    def read(self, part: BlockRange | TimeStretch) -> Iterator[pa.RecordBatch]:
+        """The rows of a part, :data:`BATCH_ROWS` at a time."""
+        schema = self.schema
+        with self.table.connect() as connection, connection.cursor("dare_read") as cursor:
+            cursor.execute(self._query(part.conditions()), binary=True)
             while rows := cursor.fetchmany(BATCH_ROWS):
                 values = zip(*rows, strict=True)
                 arrays = [pa.array(column, kind) for column, kind in zip(values, schema.types, strict=True)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    def _query(self, blocks: BlockRange) -> sql.Composed:
-        conditions: list[sql.Composable] = [*self._window.conditions()] if self._window else []
-        if blocks.start > 0:
-            conditions.append(sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({blocks.start},0)")))
-        if blocks.end is not None:
-            conditions.append(sql.SQL("ctid < {}::tid").format(sql.Literal(f"({blocks.end},0)")))
+    def _rows_by_index(self) -> float | None:
+        """How many rows the planner expects where it would find all of them by an index; None: it would not."""
+        with self.table.connect() as connection:
+            row = connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) {}").format(self._query([]))).fetchone()
+        assert row is not None
+        plan = row[0][0]["Plan"]
+        return float(plan["Plan Rows"]) if "Seq Scan" not in _scans(plan) else None
+
+    def _stretches(self, window: TimeWindow | Timeless, rows: float) -> list[TimeStretch]:
+        """Of equal length, from the first to the last time that the window holds."""
+        name = window.column
+        count = min(self.partitions, int(rows // _STRETCH_ROWS) + 1) if isinstance(window, TimeWindow) else 1
+        bounds: list[datetime] = []
+        if count > 1:
+            ends = sql.SQL("min({0})::timestamptz, max({0})::timestamptz").format(sql.Identifier(name))
+            with self.table.connect() as connection:
+                first, last = connection.execute(self._query([], ends)).fetchone() or (None, None)
+            if first is not None and last is not None:
+                bounds = [first + (last - first) * index / count for index in range(1, count)]
+        edges = [None, *bounds, None]
+        return [TimeStretch(name, start, end) for start, end in pairwise(edges)]
+
+    def _query(self, conditions: Sequence[sql.Composed], what: sql.Composable | None = None) -> sql.Composed:
+        asked = [
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in self.equal.items()
+        ]
+        asked += [*(self.window.conditions() if self.window else ()), *conditions]
         return sql.SQL("SELECT {} FROM {} WHERE {}").format(
-            sql.SQL(", ").join(column.sql_value() for column in self._columns),
-            self._table.identifier(),
-            sql.SQL(" AND ").join(conditions or [sql.SQL("true")]),
+            what or sql.SQL(", ").join(column.sql_value() for column in self.columns),
+            self.table.identifier(),
+            sql.SQL(" AND ").join(asked) if asked else sql.SQL("true"),
         )
+
+
+def read_rows(
+    spark: SparkSession,
+    table: Table,
+    columns: Sequence[str],
+    window: TimeWindow | None = None,
+    equal: Mapping[str, str] | None = None,
+) -> DataFrame:
+    """Columns of a table that has them, by as many connections as there are cores."""
+    there = {column.name: column for column in table.columns()}
+    chosen = [there[name] for name in columns]
+    return PostgresReader(table, chosen, spark.sparkContext.defaultParallelism, window, equal or {}).frame(spark)
+
+
+def _scans(plan: Mapping[str, Any]) -> set[str]:
+    """The kinds of a plan's nodes that read something."""
+    found = {str(plan["Node Type"])} if "Scan" in str(plan["Node Type"]) else set()
+    return found.union(*[_scans(child) for child in plan.get("Plans", [])])

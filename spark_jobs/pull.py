@@ -34,9 +34,10 @@ from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
 from dare_core.sources.tables_there import require_names
 from spark_jobs.attributes import json_objects
 from spark_jobs.column_values import column
+from spark_jobs.figures import source_figures
 from spark_jobs.interactions import Interactions
 from spark_jobs.postgres_source import TimeWindow
-from spark_jobs.session import run
+from spark_jobs.session import doing, run
 from spark_jobs.source_tables import Section, SourceTables, failures_in_words
 from spark_jobs.window import Window, read_by_now, time_of
 
@@ -63,7 +64,8 @@ def pull(
 ) -> dict[str, int]:
     """Write ``<out>/<kind>/*.parquet`` for every kind: what changed in [``since[kind]``, ``as_of``].
 
-    ``<out>/gone/<kind>/*.parquet`` hold the column ``entity_id`` of what the warehouse has and the source has not.
+    ``<out>/gone/<kind>/*.parquet`` hold the column ``entity_id`` of what the warehouse has and the source has not;
+    ``<out>/figures/<kind>/*.parquet`` what :func:`~spark_jobs.figures.source_figures` counts of what was written.
 
     Args:
         since: the watermark of a kind, inclusive; a kind without one is pulled whole.
@@ -84,7 +86,10 @@ def pull(
     """
     require_names(domain)
     with SourceTables.opened(spark, domain, warehouse_url) as tables:
-        return _pull(tables, kinds, since, Window(None, as_of, as_read), out, allow_deletions)
+        try:
+            return _pull(tables, kinds, since, Window(None, as_of, as_read), out, allow_deletions)
+        finally:
+            spark.catalog.clearCache()
 
 
 def _pull(
@@ -99,29 +104,31 @@ def _pull(
     read = KINDS if "user" in kinds else kinds
     keys = {kind: _keys(tables, SECTIONS[kind]).persist() for kind in read}
     known = {kind: tables.known_ids(kind).persist() for kind in read}
+    interactions = Interactions(tables, replace(whole, since=since.get("user")), keys)
     counts: dict[str, int] = {}
     for kind in kinds:
         window = replace(whole, since=since.get(kind))
+        doing(spark, f"ids of {kind}s")
         _check_keys(tables, SECTIONS[kind], keys[kind])
         counts[f"{kind}_later"] = keys[kind].where(~window.seen(sf.col("updated_at"))).count()
         counts[f"{kind}_gone"] = _write_gone(tables, kind, keys[kind], known[kind], out, allow_deletions)
         unknown = _unknown(keys[kind].where(window.seen(sf.col("updated_at"))), known[kind]) if kind in since else None
         if kind == "item":
-            counts[kind] = _write(_items(tables, window, unknown), domain, kind, f"{out}/{kind}")
+            doing(spark, "items that changed")
+            counts[kind] = _write(_items(interactions, window, unknown), domain, kind, out)
         else:
-            interactions = Interactions(tables, window, users=keys["user"], items=keys["item"])
+            doing(spark, "interactions")
             interactions.check_times()
             counts |= interactions.count()
             # Where the warehouse has no items, nobody waits for one.
             new = _unknown(keys["item"], known["item"]) if kind in since and not known["item"].isEmpty() else None
+            doing(spark, "users that changed, with their histories")
             entities = _users(interactions, unknown, new)
-            counts[kind] = _write(entities, domain, kind, f"{out}/{kind}")
+            counts[kind] = _write(entities, domain, kind, out)
             if hidden := interactions.hidden(spark.read.parquet(f"{out}/{kind}").select("entity_id")):
                 counts["hidden_interactions"] = hidden
         if left_out := tables.forgotten(kind):
             counts[f"{kind}_forgotten"] = left_out
-    for frame in (*keys.values(), *known.values()):
-        frame.unpersist()
     return counts
 
 
@@ -198,8 +205,9 @@ def _entities(tables: SourceTables, section: Section, window: TimeWindow | None 
     )
 
 
-def _items(tables: SourceTables, window: Window, unknown: DataFrame | None) -> DataFrame:
+def _items(met: Interactions, window: Window, unknown: DataFrame | None) -> DataFrame:
     """The items that changed, with ``data_as_of`` and ``events``."""
+    tables = met.tables
     rows = window.of_rows(tables.domain.source.items.updated_at, whole=unknown is not None)
     items = _entities(tables, "items", rows).withColumn("data_as_of", sf.col("updated_at"))
     items = items.where(window.seen(sf.col("updated_at")))
@@ -209,14 +217,7 @@ def _items(tables: SourceTables, window: Window, unknown: DataFrame | None) -> D
         items = items.dropDuplicates(["entity_id"])
         if items.isEmpty():
             return items.withColumn("events", sf.lit(0))
-    spec = tables.domain.source.interactions
-    met = tables.read("interactions", [spec.item, spec.time], window.of_events(spec.time, whole=True))
-    counted = (
-        met.where(window.happened(time_of(spec.time)))
-        .groupBy(column(spec.item).cast("string").alias("entity_id"))
-        .agg(sf.count("*").alias("events"))
-    )
-    return items.join(counted, "entity_id", "left").withColumn("events", sf.coalesce("events", sf.lit(0)))
+    return items.join(met.of_items(), "entity_id", "left").withColumn("events", sf.coalesce("events", sf.lit(0)))
 
 
 def _users(met: Interactions, unknown: DataFrame | None, new_items: DataFrame | None) -> DataFrame:
@@ -245,7 +246,8 @@ def _users(met: Interactions, unknown: DataFrame | None, new_items: DataFrame | 
     )
 
 
-def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
+def _write(entities: DataFrame, domain: Domain, kind: Kind, out: Path | str) -> int:
+    """Entities, and what the checks are judged by; returns how many entities."""
     pulled = entities.select(
         sf.lit(domain.name).alias("domain"),
         sf.lit(kind).alias("kind"),
@@ -254,8 +256,11 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, path: str) -> int:
         read_by_now(sf.col("data_as_of")).alias("data_as_of"),
         sf.col("events").cast("long").alias("events"),
     )
+    path, spark = f"{out}/{kind}", entities.sparkSession
     pulled.select(*PULLED.names).write.mode("overwrite").parquet(path)
-    written: int = entities.sparkSession.read.parquet(path).count()
+    figures = source_figures(spark.read.parquet(path), domain, kind)
+    spark.createDataFrame(figures).coalesce(1).write.mode("overwrite").parquet(f"{out}/figures/{kind}")
+    written: int = figures["entities"][0].as_py()
     return written
 
 

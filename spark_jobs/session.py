@@ -3,13 +3,15 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from dare_core.errors import DareError
-from spark_jobs.postgres_source import PostgresSource
 
 #: What the programs' correctness rests on, wherever they run. Arrow reads Spark's default INT96 times as nanoseconds;
 #: PostgreSQL tells columns apart by case.
@@ -21,6 +23,12 @@ _REQUIRED: Final = {
     "spark.sql.legacy.parquet.nanosAsLong": "true",
     "spark.sql.legacy.javaCharsets": "true",
 }
+
+#: Seconds between two looks at how far a program has come.
+_PROGRESS_SECONDS: Final = 5.0
+
+#: What the program is at.
+_doing: Final = ["starting"]
 
 
 def open_session() -> SparkSession:
@@ -43,18 +51,25 @@ def open_session() -> SparkSession:
     if given.get("spark.master", "").startswith("local") and not given.contains("spark.sql.shuffle.partitions"):
         # The default, 200, makes tasks that take longer to start than to run.
         spark.conf.set("spark.sql.shuffle.partitions", context.defaultParallelism)
-    spark.dataSource.register(PostgresSource)
     return spark
+
+
+def doing(spark: SparkSession, what: str) -> None:
+    """Name what comes now, for progress lines and Spark's own pages."""
+    _doing[0] = what
+    spark.sparkContext.setJobDescription(what)
 
 
 def run(program: Callable[[SparkSession], Mapping[str, Any]]) -> int:
     """Run a program in a session of its own and return its exit status.
 
     Prints the result as one JSON line, last on stdout. A :class:`DareError` becomes one line on stderr and status 2.
+    While it runs, lines on stderr tell of its page (``application:``) and of its stages (``progress:``).
     """
     spark = open_session()
     try:
-        result = program(spark)
+        with _progress(spark.sparkContext):
+            result = program(spark)
     except DareError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,3 +77,33 @@ def run(program: Callable[[SparkSession], Mapping[str, Any]]) -> int:
         spark.stop()
     print(json.dumps(result))
     return 0
+
+
+@contextmanager
+def _progress(context: SparkContext) -> Iterator[None]:
+    where = f" at {context.uiWebUrl}" if context.uiWebUrl else ""
+    print(f"application: {context.applicationId}{where}", file=sys.stderr, flush=True)
+    done = threading.Event()
+
+    def tell() -> None:
+        told = ""
+        while not done.wait(_PROGRESS_SECONDS):
+            if (now := f"{_doing[0]}{_stages(context)}") != told:
+                told = now
+                print(f"progress: {now}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _stages(context: SparkContext) -> str:
+    """How far the stages that run have come."""
+    tracker = context.statusTracker()
+    found = [(number, tracker.getStageInfo(number)) for number in sorted(tracker.getActiveStageIds())]
+    told = [f"stage {number}: {info.numCompletedTasks} of {info.numTasks} tasks" for number, info in found if info]
+    return f" ({', '.join(told)})" if told else ""

@@ -1,6 +1,5 @@
 """A domain's source tables as Spark frames, wherever they lie."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +11,23 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
-from pyspark.sql.types import BinaryType, StringType, StructField
+from pyspark.sql.types import BinaryType, DateType, StringType, StructField, TimestampType
 
 from dare_core.config.domains import Domain, EntityTable
-from dare_core.errors import SourceError
+from dare_core.errors import SourceError, WarehouseError
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.connection import connect
-from dare_core.warehouse.entities import forgotten
+from dare_core.warehouse.entities import count_forgotten
 from spark_jobs.column_values import column, id_text, is_plain, legible, moments, without
 from spark_jobs.csv_files import read_csv, unmistaken
+from spark_jobs.jdbc_tables import JdbcTable
 from spark_jobs.parquet_files import read_parquet
 from spark_jobs.postgres_source import Column as PostgresColumn
-from spark_jobs.postgres_source import PostgresSource, Table, Timeless, TimeWindow, one_snapshot
+from spark_jobs.postgres_source import PostgresReader, Table, Timeless, TimeWindow, one_snapshot, read_rows
 
 #: How Spark words what it met in a file, and the PostgreSQL reader in a table.
 _DAMAGED_FILE: Final = re.compile(r"\[FAILED_READ_FILE\.\w+\] Encountered error while reading file (\S+?)\.\s")
+_WAREHOUSE: Final = re.compile(r"^dare_core\.errors\.WarehouseError: (.+)", re.MULTILINE)
 _DATABASE: Final = re.compile(r"^psycopg\.(?:errors\.)?\w+: (.+)", re.MULTILINE)
 
 _BAD_RECORD: Final = re.compile(r"\[MALFORMED_CSV_RECORD\] Malformed CSV record: (.*?) SQLSTATE", re.DOTALL)
@@ -35,6 +36,10 @@ _OTHER_TYPE: Final = re.compile(r"Parquet column \[(.+?)\]\. Expected Spark type
 _REFUSED: Final = re.compile(r"\[USER_RAISED_EXCEPTION\] (.*?) SQLSTATE", re.DOTALL)
 #: Characters of a file's row that an error shows.
 _SHOWN: Final = 200
+
+_TOMBSTONE: Final = "#tombstone"
+#: So many are sent to every executor: some tens of megabytes.
+_BROADCAST_TOMBSTONES: Final = 200_000
 
 Section = Literal["items", "users", "interactions"]
 
@@ -45,6 +50,7 @@ def failures_in_words() -> Iterator[None]:
 
     Raises:
         SourceError: instead of them; names the file, or says what the database said.
+        WarehouseError: an executor met it.
     """
     try:
         yield
@@ -53,6 +59,8 @@ def failures_in_words() -> Iterator[None]:
             raise SourceError(found[1]) from None
         if found := _DAMAGED_FILE.search(str(error)):
             raise SourceError(f"{found[1]} cannot be read: {_why_not(str(error))}") from None
+        if found := _WAREHOUSE.search(str(error)):
+            raise WarehouseError(found[1].strip()) from None
         if found := _DATABASE.search(str(error)):
             raise SourceError(f"the source database refused to go on: {found[1].strip()}") from None
         raise
@@ -121,8 +129,9 @@ class SourceTables:
                 )
         chosen = frame.select(*[self._values(section, frame.schema[name]).alias(name) for name in columns])
         for name, kind in self._id_columns(section).items():
-            if name in columns and self._tombstones[kind]:
-                chosen = chosen.where(~self._is_forgotten(name, kind))
+            if name in columns and self._forgotten[kind]:
+                marks = self._tombstones(kind)
+                chosen = chosen.join(marks, self._tombstone(name, kind) == marks[_TOMBSTONE], "left_anti")
         if self.domain.source.format == "csv":
             chosen = self._split_lists(section, chosen)
         for name, none in getattr(self.domain.source, section).none_values.items():
@@ -163,24 +172,36 @@ class SourceTables:
 
     def forgotten(self, kind: Kind) -> int:
         """How many rows of a kind's table :meth:`read` leaves out, since their entities were forgotten."""
-        if not self._tombstones[kind]:
+        if not self._forgotten[kind]:
             return 0
         section: Section = "items" if kind == "item" else "users"
         [name] = self._id_columns(section)
         ids = self._load(section, [name], None)
         ids = ids.select(self._values(section, ids.schema[name]).alias(name))
-        rows: int = ids.where(self._is_forgotten(name, kind)).count()
+        marks = self._tombstones(kind)
+        rows: int = ids.join(marks, self._tombstone(name, kind) == marks[_TOMBSTONE], "left_semi").count()
         return rows
 
     @cached_property
-    def _tombstones(self) -> dict[Kind, list[str]]:
-        """What is kept of the domain's forgotten entities, by kind; nothing without a warehouse."""
-        found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
-        if self.warehouse_url is not None:
-            engine = connect(self.warehouse_url)
-            found |= {kind: forgotten(engine, self.domain.name, kind) for kind in KINDS}
+    def _forgotten(self) -> dict[Kind, int]:
+        """How many of the domain's entities were forgotten, by kind; none without a warehouse."""
+        if self.warehouse_url is None:
+            return dict.fromkeys(KINDS, 0)
+        engine = connect(self.warehouse_url)
+        try:
+            return {kind: count_forgotten(engine, self.domain.name, kind) for kind in KINDS}
+        finally:
             engine.dispose()
-        return found
+
+    def _tombstones(self, kind: Kind) -> DataFrame:
+        """Column :data:`_TOMBSTONE`: what is kept of the domain's forgotten entities of a kind."""
+        marks = self._of_warehouse("forgotten", kind, ["entity"]).select(sf.col("entity").alias(_TOMBSTONE))
+        # How many there are, Spark cannot know: it would sort and move all that is read.
+        return sf.broadcast(marks) if self._forgotten[kind] <= _BROADCAST_TOMBSTONES else marks
+
+    def _tombstone(self, name: str, kind: Kind) -> Column:
+        """As :func:`dare_core.warehouse.entities.tombstone`, of a column of ids."""
+        return sf.sha2(sf.concat(sf.lit(f"{self.domain.name}/{kind}/"), column(name).cast("string")), 256)
 
     def _id_columns(self, section: Section) -> dict[str, Kind]:
         """The columns of a table that hold ids of entities, and of which kind."""
@@ -193,24 +214,35 @@ class SourceTables:
             case "interactions":
                 return {source.interactions.user: "user", source.interactions.item: "item"}
 
-    def _is_forgotten(self, name: str, kind: Kind) -> Column:
-        entity = sf.concat(sf.lit(f"{self.domain.name}/{kind}/"), column(name).cast("string"))
-        return sf.coalesce(sf.sha2(entity, 256).isin(self._tombstones[kind]), sf.lit(False))
-
     def known_ids(self, kind: Kind) -> DataFrame:
         """Column ``entity_id`` of the domain's entities that the warehouse has; none without a warehouse."""
         if self.warehouse_url is None:
             return self.spark.createDataFrame([], "entity_id string")
-        names = ["domain", "kind", "entity_id", "deleted_at"]
-        known = self.spark.read.format(PostgresSource.name()).options(
-            url=self.warehouse_url,
-            schema="knowledge",
-            table="entity",
-            columns=json.dumps(names),
-            partitions=self.spark.sparkContext.defaultParallelism,
+        known = self._of_warehouse("entity", kind, ["entity_id", "deleted_at"])
+        return known.where(sf.col("deleted_at").isNull()).select("entity_id")
+
+    def _of_warehouse(self, table: str, kind: Kind, columns: Sequence[str]) -> DataFrame:
+        """Columns of one of the warehouse's tables: the rows of the domain's kind."""
+        assert self.warehouse_url is not None
+        return read_rows(
+            self.spark,
+            Table(self.warehouse_url, "knowledge", table),
+            columns,
+            equal={"domain": self.domain.name, "kind": kind},
         )
-        ours = (sf.col("domain") == self.domain.name) & (sf.col("kind") == kind) & sf.col("deleted_at").isNull()
-        return known.load().where(ours).select("entity_id")
+
+    def windowed(self, section: Section) -> bool:
+        """Whether the source itself leaves out the rows outside a window of time, so that less is read."""
+        name = self._time_column(section)
+        match self.domain.source.format:
+            case "postgres":
+                there = {known.name: known for known in self._postgres_columns(section, self._postgres_table(section))}
+                return name in there and there[name].is_time
+            case "jdbc":
+                fields = self._load_jdbc(section, None).schema
+                return name in fields.names and isinstance(fields[name].dataType, DateType | TimestampType)
+            case _:
+                return False
 
     def error(self, section: Section, problem: str) -> SourceError:
         """An error about a table, which names it and its key in the domain file."""
@@ -222,18 +254,14 @@ class SourceTables:
             case "postgres":
                 return self._load_postgres(section, columns, window)
             case "jdbc":
-                return self._load_jdbc(section)
+                return self._load_jdbc(section, window)
             case "parquet" | "csv" as suffix:
                 return self._load_files(section, suffix)
 
     def _load_postgres(
         self, section: Section, columns: Sequence[str], window: TimeWindow | Timeless | None
     ) -> DataFrame:
-        source = self.domain.source
-        url = source.location or self.warehouse_url
-        if url is None:
-            raise SourceError(f"domain {self.domain.name}: set source.location, or DARE_WAREHOUSE_URL")
-        table = Table(url, source.db_schema, self._table(section), self.snapshot)
+        source, table = self.domain.source, self._postgres_table(section)
         # Asked here too, since an error from within Spark's planner comes as a page of stack traces.
         there = {known.name: known for known in self._postgres_columns(section, table)}
         for name in columns:
@@ -244,20 +272,16 @@ class SourceTables:
             raise self._refused(
                 section, time, f"holds {there[time].source}, not times with a date; {self._remedy(section)}"
             )
-        reader = self.spark.read.format(PostgresSource.name())
-        if window and there[window.column].is_time:
-            reader = reader.options(**window.options())
-        if self.snapshot:
-            reader = reader.option("snapshot", self.snapshot)
-        return reader.options(
-            url=url,
-            schema=table.schema,
-            table=table.name,
-            columns=json.dumps(list(columns)),
-            ids=json.dumps(list(self._id_columns(section))),
-            lists=json.dumps([name for name in columns if there[name].is_list]),
-            partitions=self.spark.sparkContext.defaultParallelism,
-        ).load()
+        chosen = [there[name] for name in columns]
+        served = window if window and there[window.column].is_time else None
+        return PostgresReader(table, chosen, self.spark.sparkContext.defaultParallelism, served).frame(self.spark)
+
+    def _postgres_table(self, section: Section) -> Table:
+        source = self.domain.source
+        url = source.location or self.warehouse_url
+        if url is None:
+            raise SourceError(f"domain {self.domain.name}: set source.location, or DARE_WAREHOUSE_URL")
+        return Table(url, source.db_schema, self._table(section), self.snapshot)
 
     def _postgres_columns(self, section: Section, table: Table) -> list[PostgresColumn]:
         """The table's columns; those of JSON are lists where a value is one."""
@@ -283,14 +307,26 @@ class SourceTables:
     def _remedy(section: Section) -> str:
         return f'if it counts from 1970 on, set source.{section}.time_unit = "seconds" or "milliseconds"'
 
-    def _load_jdbc(self, section: Section) -> DataFrame:
+    def _jdbc_table(self, section: Section) -> JdbcTable:
         source = self.domain.source
         if not (source.location or "").startswith("jdbc:"):
             raise SourceError(f"domain {self.domain.name}: with format jdbc, source.location must be jdbc:…")
-        reader = self.spark.read.format("jdbc")
+        if section not in self._jdbc_tables:
+            spec = getattr(source, section)
+            keys = [spec.id, spec.updated_at] if isinstance(spec, EntityTable) else [spec.time, spec.user]
+            name = f"{source.db_schema}.{self._table(section)}"
+            self._jdbc_tables[section] = JdbcTable(self.spark, str(source.location), name, tuple(keys))
+        return self._jdbc_tables[section]
+
+    @cached_property
+    def _jdbc_tables(self) -> dict[Section, JdbcTable]:
+        return {}
+
+    def _load_jdbc(self, section: Section, window: TimeWindow | Timeless | None) -> DataFrame:
         try:
-            return reader.options(url=source.location, dbtable=f"{source.db_schema}.{self._table(section)}").load()
-        except (Py4JJavaError, AnalysisException) as error:
+            table = self._jdbc_table(section)
+            return table.read(window if window and self.windowed(section) else None)
+        except (Py4JJavaError, PySparkException) as error:
             cause = str(getattr(error, "java_exception", error)).splitlines()[0]
             if "No suitable driver" in cause or "ClassNotFoundException" in cause:
                 raise SourceError(

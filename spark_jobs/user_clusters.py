@@ -6,6 +6,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.ml.clustering import KMeans
 from pyspark.ml.evaluation import ClusteringEvaluator
-from pyspark.ml.feature import StringIndexer
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.recommendation import ALS
 from pyspark.mllib.clustering import KMeans as KMeansFromCentroids
@@ -32,6 +32,8 @@ _BLOCKS: Final = 4
 _CHECKPOINT_INTERVAL: Final = 3
 #: Users that clusters are found in at most; the others are assigned.
 _SAMPLED_USERS: Final = 200_000
+#: Bits that Spark's increasing numbers have for a row's place in its partition.
+_PLACE_BITS: Final = 33
 
 
 def cluster_users(
@@ -44,6 +46,8 @@ def cluster_users(
     scratch: str,
 ) -> tuple[GroupModel, dict[str, Any]]:
     """Assign users to clusters: the pulled ones to those of the last run, or all of them to new ones.
+
+    What it keeps in Spark's cache is the caller's to clear.
 
     New factors are fitted when there are none yet, when the scheme has changed, or when interactions have grown by the
     scheme's share; until then users are folded in.
@@ -78,7 +82,6 @@ def cluster_users(
         return model, {"clusters": 0}
     earlier = before.assignments if before else CLUSTER_ASSIGNMENT.empty_table()
     now = _assigned(users, clusters, items, earlier, scheme.move_margin)
-    warm.unpersist()
     report = {"clusters": len(clusters.names), "silhouette": round(clusters.silhouette, 4), "fitted": not kept}
     assignments = reassigned(earlier, now) if kept else now
     model = GroupModel(model.attributes, clusters, items, assignments, described, fitted_on)
@@ -110,14 +113,13 @@ def _warm(interactions: DataFrame, least: int) -> DataFrame:
 def _fit(
     warm: DataFrame, scheme: ClusterGrouping, before: GroupModel | None, scratch: str
 ) -> tuple[UserClusters, ItemFactors] | tuple[None, None]:
-    users = warm.select("entity_id").distinct().count()
-    most = min(scheme.max_clusters, users // scheme.users_per_cluster)
+    users, user_count = _numbered(warm.select("entity_id"))
+    items, _ = _numbered(warm.select("item_id"))
+    most = min(scheme.max_clusters, user_count // scheme.users_per_cluster)
     if most < scheme.min_clusters:
         return None, None
-    indexer = StringIndexer(
-        inputCols=["entity_id", "item_id"], outputCols=["user", "item"], stringOrderType="alphabetAsc"
-    ).fit(warm)
-    user_ids, item_ids = indexer.labelsArray
+    numbers = [frame.withColumnRenamed("number", name) for frame, name in ((users, "user"), (items, "item"))]
+    ratings = warm.join(numbers[0], "entity_id").join(numbers[1], "item_id").select("user", "item", "value")
     als = ALS(
         rank=scheme.rank,
         maxIter=scheme.iterations,
@@ -132,24 +134,42 @@ def _fit(
         numItemBlocks=_BLOCKS,
         checkpointInterval=_CHECKPOINT_INTERVAL,
     )
+    earlier = before.assignments if before else CLUSTER_ASSIGNMENT.empty_table()
     with _checkpoints(warm.sparkSession, scratch):
-        factors = als.fit(indexer.transform(warm))
-        one_in = -(-users // _SAMPLED_USERS)
-        item_places, item_factors = _matrix(factors.itemFactors)
-        user_places, user_factors = _matrix(factors.userFactors.where(sf.col("id") % one_in == 0))
+        factors = als.fit(ratings)
+        of_items = _rows(factors.itemFactors.join(items, sf.col("id") == sf.col("number")))
+        sampled = factors.userFactors.where(sf.col("id") % -(-user_count // _SAMPLED_USERS) == 0)
+        sampled = sampled.join(users, sf.col("id") == sf.col("number"))
+        of_users = _rows(sampled.join(warm.sparkSession.createDataFrame(earlier), "entity_id", "left"))
     clusters = fit_clusters(
         warm.sparkSession,
-        user_factors,
+        _matrix(of_users),
         range(scheme.min_clusters, most + 1),
         scheme.seed,
         before.clusters if before else None,
-        _had([user_ids[place] for place in user_places], before),
+        of_users["cluster"].to_pylist(),
         scheme.silhouette_margin,
     )
     if clusters is None:
         return None, None
-    ids = tuple(item_ids[place] for place in item_places)
-    return clusters, ItemFactors(ids, item_factors, scheme.alpha, scheme.regularization)
+    ids = tuple(of_items["item_id"].to_pylist())
+    return clusters, ItemFactors(ids, _matrix(of_items), scheme.alpha, scheme.regularization)
+
+
+def _numbered(ids: DataFrame) -> tuple[DataFrame, int]:
+    """The values of a column, each once, with a ``number`` from 0 on in their order; and how many there are.
+
+    MLlib asks for numbers. They are given where the values are: the driver only learns how many a partition has.
+    """
+    [name] = ids.columns
+    placed = ids.distinct().orderBy(name).withColumn("at", sf.monotonically_increasing_id())
+    part = sf.shiftright("at", _PLACE_BITS).cast("int").alias("part")
+    placed = placed.select(name, part, "at").persist()
+    sizes = {row["part"]: row["count"] for row in placed.groupBy("part").count().collect()}
+    starts = zip(sorted(sizes), accumulate([0, *(sizes[number] for number in sorted(sizes))]), strict=False)
+    start = sf.create_map(*[sf.lit(value) for pair in [*starts] or [(0, 0)] for value in pair])[sf.col("part")]
+    place = sf.col("at").bitwiseAND(sf.lit((1 << _PLACE_BITS) - 1))
+    return placed.select(name, (start + place).cast("int").alias("number")), sum(sizes.values())
 
 
 def fit_clusters(
@@ -235,12 +255,6 @@ def _checkpoints(spark: SparkSession, folder: str) -> Iterator[None]:
         path.getFileSystem(context._jsc.hadoopConfiguration()).delete(path, True)
 
 
-def _had(users: list[str], before: GroupModel | None) -> list[str | None]:
-    """The cluster that each user was in."""
-    had = dict(zip(*before.assignments.to_pydict().values(), strict=True)) if before else {}
-    return [had.get(user) for user in users]
-
-
 def _assigned(
     users: DataFrame, clusters: UserClusters, items: ItemFactors, earlier: pa.Table, margin: float
 ) -> pa.Table:
@@ -266,8 +280,12 @@ def _assigned(
     return found.toArrow().cast(CLUSTER_ASSIGNMENT).sort_by("entity_id")
 
 
-def _matrix(factors: DataFrame) -> tuple[list[int], NDArray[np.float32]]:
-    """MLlib's factors as ids and ``[n, rank]`` float32, in the order of the ids."""
-    table = factors.toArrow().sort_by("id")
-    flat = table["features"].combine_chunks().flatten().to_numpy().astype(np.float32)
-    return table["id"].to_pylist(), flat.reshape(len(table), -1)
+def _rows(factors: DataFrame) -> pa.Table:
+    """Factors in the order of their ids."""
+    return factors.toArrow().sort_by("id")
+
+
+def _matrix(factors: pa.Table) -> NDArray[np.float32]:
+    """MLlib's factors, ``[n, rank]``."""
+    flat: NDArray[np.float32] = factors["features"].combine_chunks().flatten().to_numpy().astype(np.float32)
+    return flat.reshape(len(factors), -1)

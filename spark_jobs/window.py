@@ -29,9 +29,9 @@ class Window:
     as_of: datetime
     as_read: bool
 
-    def of_events(self, name: str, whole: bool = False) -> TimeWindow:
-        """What the source may leave out of a table of events; ``whole``: nothing but what is later."""
-        return TimeWindow(name, None if whole else self._day, self.as_of)
+    def of_events(self, name: str) -> TimeWindow:
+        """What the source may leave out of a table of events: those from before the watermark's day."""
+        return TimeWindow(name, self._day, None)
 
     def of_rows(self, name: str, whole: bool = False) -> TimeWindow:
         """What the source may leave out of a table of items or users."""

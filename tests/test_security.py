@@ -4,6 +4,7 @@ import ast
 import json
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ from dare_core.pools import PoolStore
 from dare_core.reports.overview import ListedRun, runs_page
 from dare_core.schemas import ENTITY, KINDS, QUARANTINE
 from dare_core.sources.spark_submit import submit
-from dare_core.stages import embed, generate, load, plan, report, validate
+from dare_core.stages import generate, load, plan, report
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse.connection import connect
@@ -188,7 +189,8 @@ def test_a_runs_report_and_data_docs_escape_names_groups_and_error_messages(
         QUARANTINE,
     )  # fmt: skip
     run_files.write_table(part.with_name("failed-0009.parquet"), failed)
-    validate.run(warehouse, request)
+    shutil.rmtree(warehouse.run_dir("hostile") / "finished")
+    load.run(warehouse, request)
     page = Path(report.run(warehouse, request)["report"]).read_text("utf-8")
     assert SCRIPT not in page
     assert page.count("&lt;script&gt;") > 3
@@ -235,7 +237,7 @@ def test_the_pages_in_airflow_ask_for_its_login_and_the_right_to_read_runs_and_l
 ) -> None:
     request = RunRequest(run_id="hostile")
     write_texts(warehouse, request)
-    validate.run(warehouse, request)
+    load.run(warehouse, request)
     report.run(warehouse, request)
     (warehouse.data_dir / "secret.txt").write_text("nobody's")
     home = tmp_path / "airflow"
@@ -444,15 +446,16 @@ def test_a_run_and_a_failed_run_write_no_secret_anywhere(
     request = RunRequest(run_id="whole")
     moved: list[object] = [plan.run(settings, request), plan.assignments(settings, request)]
     moved += [generate.run(settings, request, each) for each in plan.assignments(settings, request)]
-    for stage in (validate.run, embed.run, load.run, report.run):
+    for stage in (load.run, report.run):
         moved.append(stage(settings, request))
     failing = settings.model_copy(update={"max_failing_share": 0.0})
     again = RunRequest(run_id="failed", max_new_tokens=3)
     write_texts(failing, again)
     staged = sorted((settings.run_dir("failed") / "staged").glob("*/part-*.parquet"))
     staged[0].write_bytes(b"PAR1")
+    shutil.rmtree(settings.run_dir("failed") / "finished")
     with pytest.raises(DareError) as raised:
-        validate.run(failing, again)
+        load.run(failing, again)
     moved.append(report_of(failing, again))
     with engine.connect() as connection:
         stored = [str(row) for row in connection.execute(text("SELECT * FROM knowledge.generation_run"))]

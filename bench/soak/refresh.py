@@ -9,7 +9,7 @@ from typing import Final
 
 from dare_core.config.settings import Settings, load_settings
 from dare_core.errors import PoolError
-from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages import generate, group, load, plan, pools, pull, report
 from dare_core.stages.request import RunRequest
 
 _TRIES: Final = 10
@@ -26,8 +26,7 @@ def refresh(settings: Settings, run_id: str) -> int:
         stage(settings, request)
     for assignment in plan.assignments(settings, request):
         generate.run(settings, request, assignment)
-    for stage in (validate.run, embed.run, load.run):
-        stage(settings, request)
+    load.run(settings, request)
     for repeated in range(_TRIES):
         try:
             pools.run(settings, request)

@@ -50,7 +50,7 @@ def pipeline_run(
     run_id: Annotated[str | None, typer.Option(help="run again under this id to go on where it stopped")] = None,
     engine: EngineOption = None,
 ) -> None:
-    """Refresh knowledge: pull, group, plan, generate, validate, embed, load; then rebuild the pools."""
+    """Refresh knowledge: pull, group, plan, generate, load; then rebuild the pools."""
     from dare_core.stages.order import run
     from dare_core.stages.request import RunRequest
 
@@ -87,11 +87,11 @@ def _show_stage(stage: str, result: Any) -> None:
     for kind, funnel in result["funnel"].items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in funnel["skipped"].items())
         rows.append((kind, funnel["seen"], funnel["changed"], funnel["expired"], funnel["requests"], skipped))
-    stderr.print(result_table("plan", ("kind", "seen", "changed", "expired", "to write", "skipped"), rows))
+    stderr.print(result_table("plan", ("kind", "seen", "changed", "expired", "to write at most", "skipped"), rows))
     expected = result["estimate"]
     seconds = "unknown" if expected["seconds"] is None else f"{expected['seconds']:.0f} s"
     price = "" if expected["cost"] is None else f", cost {expected['cost']:.2f}"
     stderr.print(
-        f"{result['requests']} texts in {result['shards']} shards, {expected['tokens']} tokens, engine time {seconds}"
-        f"{price} ({expected['basis']})"
+        f"at most {result['requests']} texts in {result['shards']} shards, {expected['tokens']} tokens, engine time "
+        f"{seconds}{price} ({expected['basis']})"
     )

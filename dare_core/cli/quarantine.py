@@ -73,13 +73,13 @@ def quarantine_release(
     """Load reviewed texts, with their vectors, as knowledge. Releasing one again changes nothing."""
     import getpass
 
-    from dare_core.stages import embed
+    from dare_core.knowledge.vectors import vectors
     from dare_core.warehouse import quarantine
     from dare_core.warehouse.session import open_warehouse
 
     settings, reviewer = settings_of(), by or getpass.getuser()
     with open_warehouse(settings) as (_, engine):
-        done = quarantine.release(engine, request_id, reviewer, lambda texts: embed.vectors(settings, engine, texts))
+        done = quarantine.release(engine, request_id, reviewer, lambda texts: vectors(settings, engine, texts))
     before = {
         request: {"at": at.astimezone(UTC).isoformat(timespec="seconds"), "by": who}
         for request, (at, who) in done.before.items()

@@ -68,9 +68,9 @@ EncoderName = Annotated[str, typer.Argument(help="a sentence-transformers model:
 @app.command("add-encoder")
 def warehouse_add_encoder(name: EncoderName) -> None:
     """Keep vectors of another encoder, of any width, beside those in force: embeds every text; new ones by each run."""
-    from dare_core.stages import embed
+    from dare_core.knowledge import vectors
 
-    print(json.dumps(embed.add_encoder(settings_of(), name)))
+    print(json.dumps(vectors.add_encoder(settings_of(), name)))
 
 
 @app.command("switch-encoder")
@@ -100,9 +100,9 @@ def warehouse_reembed(
     domain: Annotated[str, typer.Option(help="whose valid texts; its file says what is embedded")],
 ) -> None:
     """Embed a domain's valid texts anew where their vectors are in another form than its file says."""
-    from dare_core.stages import embed
+    from dare_core.knowledge import vectors
 
-    print(json.dumps(embed.reembed(settings_of(), domain)))
+    print(json.dumps(vectors.reembed(settings_of(), domain)))
 
 
 @app.command("query")

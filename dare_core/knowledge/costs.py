@@ -4,6 +4,7 @@ Seconds are an engine's, loading excluded (DESIGN.md 13): with several accelerat
 costs the same.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from dare_core.schemas import Kind
 from dare_core.warehouse.renderings import DUE_VERDICTS
 from dare_core.warehouse.runs import Throughput
 
+#: Shards of one kind at most: a plan names all of them.
+MOST_SHARDS: Final = 10_000
 _HOUR: Final = 3600.0
 
 
@@ -25,7 +28,7 @@ class Funnel(BaseModel):
         changed: those that are new, that their last prompt does not show as they are, or that were last asked with
             other settings; whether or not they are asked about now.
         expired: those whose text is too old.
-        requests: texts to write.
+        requests: texts to write: at most, until all are rendered.
         skipped: the others, by reason.
     """
 
@@ -38,20 +41,18 @@ class Funnel(BaseModel):
     skipped: dict[str, int]
 
     @classmethod
-    def of(cls, verdicts: Mapping[str, int], requests: int, settled: Mapping[str, int]) -> "Funnel":
-        """Put together what the warehouse and the planner found.
+    def of(cls, verdicts: Mapping[str, int], requests: int, limited: bool) -> "Funnel":
+        """Put together what the warehouse found.
 
         Args:
             verdicts: entities by :func:`dare_core.warehouse.renderings.count_verdicts`.
-            requests: how many of the due ones are asked about.
-            settled: the due ones that, once rendered, needed no text, by reason.
+            requests: how many of the due ones the run takes.
+            limited: whether it leaves some out.
         """
         skipped = {verdict: count for verdict, count in verdicts.items() if verdict not in DUE_VERDICTS}
-        for reason, count in settled.items():
-            skipped[reason] = skipped.get(reason, 0) + count
         due = sum(verdicts.get(verdict, 0) for verdict in DUE_VERDICTS)
-        if (left := due - requests - sum(settled.values())) > 0:
-            skipped["over_limit"] = left
+        if limited and due > requests:
+            skipped["over_limit"] = due - requests
         return cls(
             seen=requests + sum(skipped.values()),
             changed=sum(verdicts.get(verdict, 0) for verdict in ("new", "changed", "few_new_events")),
@@ -60,9 +61,16 @@ class Funnel(BaseModel):
             skipped=dict(sorted(skipped.items())),
         )
 
+    def rendered(self, settled: Mapping[str, int]) -> "Funnel":
+        """The same, once it is known of how many entities the prompt needed no text, by reason."""
+        if not settled:
+            return self
+        skipped = dict(sorted((Counter(self.skipped) + Counter(settled)).items()))
+        return self.model_copy(update={"requests": self.requests - sum(settled.values()), "skipped": skipped})
+
 
 class Estimate(BaseModel):
-    """What the texts of a plan will take.
+    """What the texts of a plan will take, at most: some entities turn out to need none.
 
     Attributes:
         tokens: new tokens of all texts.
@@ -137,9 +145,13 @@ def expected_tokens(kind: Kind, measured: Throughput, max_new_tokens: int) -> fl
     return measured.tokens_per_text.get(kind, float(max_new_tokens))
 
 
-def shard_size(settings: Settings, kind: Kind, measured: Throughput, max_new_tokens: int) -> int:
-    """Requests that keep one engine busy for ``shard_minutes``; ``shard_size`` where no speed was measured yet."""
+def shard_size(settings: Settings, kind: Kind, measured: Throughput, max_new_tokens: int, due: int) -> int:
+    """Requests that keep one engine busy for ``shard_minutes``; ``shard_size`` where no speed was measured yet.
+
+    More, where ``due`` entities would make more shards than a plan can name.
+    """
+    least = -(-due // MOST_SHARDS)
     if measured.tokens_per_second is None:
-        return settings.shard_size
+        return max(settings.shard_size, least)
     tokens = measured.tokens_per_second * settings.shard_minutes * 60
-    return max(1, round(tokens / expected_tokens(kind, measured, max_new_tokens)))
+    return max(1, least, round(tokens / expected_tokens(kind, measured, max_new_tokens)))

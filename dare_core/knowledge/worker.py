@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,11 +94,7 @@ class PlannedWriter:
         )
         self._plan = plan
         self._tokenizer = models.load_tokenizer(self._settings)
-        if (found := models.tokenizer_hash(self._tokenizer)) != decoding.tokenizer_hash:
-            raise ModelError(
-                f"model {decoding.model!r} has tokenizer {found} here, but run {plan.run_id} was planned with "
-                f"{decoding.tokenizer_hash}; plan the run again"
-            )
+        require_tokenizer(plan, models.tokenizer_hash(self._tokenizer))
         self._writer = Writer(self._settings, self._tokenizer)
 
     @property
@@ -142,6 +138,19 @@ class PlannedWriter:
         return (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
 
 
+def require_tokenizer(plan: Plan, found: str) -> None:
+    """Refuse to go on with another tokenizer, by its hash, than a run was planned for.
+
+    Raises:
+        ModelError: it is another.
+    """
+    if found != plan.decoding.tokenizer_hash:
+        raise ModelError(
+            f"model {plan.decoding.model!r} has tokenizer {found} here, but run {plan.run_id} was planned with "
+            f"{plan.decoding.tokenizer_hash}; plan the run again"
+        )
+
+
 def work_off(
     settings: Settings,
     plan: Plan,
@@ -156,7 +165,7 @@ def work_off(
     Args:
         settings: in force.
         plan: the run's.
-        assigned: shards of the plan.
+        assigned: shards of the plan, rendered.
         open_writer: called once, and only where a text is missing.
 
     Returns:
@@ -192,6 +201,7 @@ class _Desk:
     """A shard at work.
 
     Attributes:
+        requests: that there are.
         missing: ids of requests that no staged part answers yet.
         longest: positions of a prompt at most.
         resumed: requests that an earlier try answered.
@@ -201,6 +211,7 @@ class _Desk:
 
     run_dir: Path
     shard: Shard
+    requests: int
     missing: set[str]
     longest: int
     resumed: int
@@ -210,22 +221,27 @@ class _Desk:
 
     @classmethod
     def of(cls, run_dir: Path, shard: Shard) -> "_Desk":
-        requests = shards.read_shard(run_dir, shard.name)
-        written, failed = shards.read_staged(run_dir, [shard.name])
-        answered = {*written["request_id"].to_pylist(), *failed["request_id"].to_pylist()}
+        asked, longest = set[str](), 0
+        for piece in shards.requests(run_dir, shard.name):
+            asked.update(piece["request_id"].to_pylist())
+            longest = max(longest, pc.max(pc.list_value_length(piece["prompt_token_ids"])).as_py() or 0)
+        answered = shards.answered(run_dir, shard.name)
         return cls(
             run_dir,
             shard,
-            missing=set(requests["request_id"].to_pylist()) - answered,
-            longest=pc.max(pc.list_value_length(requests["prompt_token_ids"])).as_py(),
+            requests=len(asked),
+            missing=asked - answered,
+            longest=longest,
             resumed=len(answered),
             parts=len(list(_staged(run_dir, shard).glob("part-*"))),
         )
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The requests that are missing."""
-        rows: list[dict[str, Any]] = shards.read_shard(self.run_dir, self.shard.name).to_pylist()
-        return [row for row in rows if row["request_id"] in self.missing]
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The requests that are missing, read as they are taken."""
+        for piece in shards.requests(self.run_dir, self.shard.name):
+            for row in piece.to_pylist():
+                if row["request_id"] in self.missing:
+                    yield row
 
     def take(self, row: dict[str, Any], result: "Result") -> None:
         self.batch.append((row, result))
@@ -249,7 +265,7 @@ class _Desk:
     def close(self) -> None:
         """Write the manifest of a shard that nothing is missing of."""
         summary = self.throughput.summary() if self.throughput.texts or self.throughput.failed else {}
-        manifest = {"shard": self.shard.name, "requests": self.shard.requests, "resumed": self.resumed, **summary}
+        manifest = {"shard": self.shard.name, "requests": self.requests, "resumed": self.resumed, **summary}
         run_files.write_json(_staged(self.run_dir, self.shard) / "manifest.json", json.dumps(manifest))
 
 
@@ -287,7 +303,8 @@ class _Work:
 
     def probe(self, desk: _Desk) -> None:
         """Time plain decoding beside what a finished shard took, where that time suffices."""
-        rows = shards.read_shard(desk.run_dir, desk.shard.name).slice(0, desk.throughput.texts).to_pylist()
+        pieces = shards.requests(desk.run_dir, desk.shard.name)
+        rows = list(islice(chain.from_iterable(piece.to_pylist() for piece in pieces), desk.throughput.texts))
         measured = self._writer.probe(rows, desk.throughput.tokens, desk.throughput.seconds)
         if measured is not None:
             write_probe(_staged(desk.run_dir, desk.shard), measured)

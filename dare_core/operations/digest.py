@@ -20,7 +20,7 @@ from sqlalchemy import Column, ColumnElement, Engine, Table, Text, cast, func, s
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from dare_core.config.settings import Settings
-from dare_core.errors import PoolError
+from dare_core.errors import InputError, PoolError
 from dare_core.knowledge import shards
 from dare_core.pools import PoolStore
 from dare_core.pools.index import START
@@ -45,11 +45,13 @@ _KEYS: Final = ("domain", "kind", "entity_id", "request_id", "rule", "encoder")
 #: The files of runs that later stages read, by what they hold.
 _STAGED: Final = {
     **{f"{stage}.{kind}": f"*/{stage}/{kind}/*.parquet" for stage in ("pulled", "grouped") for kind in KINDS},
-    "requests": "*/shards/*.parquet",
+    "due": "*/shards/*.parquet",
+    "requests": "*/requests/*.parquet",
     "texts": "*/staged/*/part-*.parquet",
     "failed": "*/staged/*/failed-*.parquet",
-    "validated": "*/validated.parquet",
-    "vectors": "*/embeddings/*.parquet",
+    "passed": "*/finished/*/knowledge.parquet",
+    "refused": "*/finished/*/quarantine.parquet",
+    "vectors": "*/finished/*/vectors-*.parquet",
 }
 _ROWS_AT_ONCE: Final = 10_000
 
@@ -120,10 +122,13 @@ def _broken_shards(run_dir: Path) -> Iterator[str]:
         return
     for shard in shards.read_plan(run_dir).shards:
         try:
-            asked = Counter(shards.read_shard(run_dir, shard.name)["request_id"].to_pylist())
-        except FileNotFoundError:
+            rendered = shards.is_rendered(run_dir, shard.name)
+        except InputError:
             yield f"{run_dir}: the plan names shard {shard.name}, whose file is missing"
             continue
+        asked = Counter[str]()
+        for piece in shards.requests(run_dir, shard.name) if rendered else ():
+            asked.update(piece["request_id"].to_pylist())
         written, failed = shards.read_staged(run_dir, [shard.name])
         answered = Counter([*written["request_id"].to_pylist(), *failed["request_id"].to_pylist()])
         if shards.read_manifest(run_dir / "staged" / shard.name) is not None and asked - answered:

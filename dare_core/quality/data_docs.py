@@ -1,5 +1,7 @@
 """Great Expectations, kept in one folder: runs a checkpoint over a frame and renders every run's result as HTML.
 
+Parts of a run are checked without: a run's pages are of the sums over its parts.
+
 The folder holds ``index.html``, a page per suite and run under ``validations/<suite>/<run>/``, and under ``results/``
 the JSON results from which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
 """
@@ -68,20 +70,12 @@ def check(
         for key in results.list_keys():
             if key.run_id.run_name == run_id and key.expectation_suite_identifier.name == suite:
                 results.remove_key(key)  # its page goes when the site is built
-        definition = context.validation_definitions.add(
-            gx.ValidationDefinition(
-                name=suite,
-                data=context.data_sources.add_pandas("pandas")
-                .add_dataframe_asset(suite)
-                .add_batch_definition_whole_dataframe("all"),
-                suite=context.suites.add(gx.ExpectationSuite(name=suite, expectations=list(expectations))),
-            )
-        )
+        definition = context.validation_definitions.add(_definition(context, suite, expectations))
         checkpoint = gx.Checkpoint(
             name=suite,
             validation_definitions=[definition],
             actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs")],
-            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": list(index_columns)},
+            result_format=_complete(index_columns),
         )
         outcome = context.checkpoints.add(checkpoint).run(
             batch_parameters={"dataframe": frame}, run_id=RunIdentifier(run_name=run_id)
@@ -116,6 +110,31 @@ def expire(docs_dir: Path, before: float, but: Collection[str] = ()) -> int:
     return removed
 
 
+def check_part(
+    suite: str, frame: "pd.DataFrame", expectations: "Sequence[Expectation]", index_columns: Sequence[str]
+) -> "ExpectationSuiteValidationResult":
+    """Check a part of a run as :func:`check` does, and write nothing: the run's pages are of the sums."""
+    with _one_project:
+        context = _context(None)
+        definition = context.validation_definitions.add(_definition(context, suite, expectations))
+        return definition.run(batch_parameters={"dataframe": frame}, result_format=_complete(index_columns))
+
+
+def _definition(context: "AbstractDataContext", suite: str, expectations: "Sequence[Expectation]") -> Any:
+    gx = import_great_expectations()
+    return gx.ValidationDefinition(
+        name=suite,
+        data=context.data_sources.add_pandas("pandas")
+        .add_dataframe_asset(suite)
+        .add_batch_definition_whole_dataframe("all"),
+        suite=context.suites.add(gx.ExpectationSuite(name=suite, expectations=list(expectations))),
+    )
+
+
+def _complete(index_columns: Sequence[str]) -> dict[str, Any]:
+    return {"result_format": "COMPLETE", "unexpected_index_column_names": list(index_columns)}
+
+
 def index(docs_dir: Path) -> Path:
     """The page that lists the runs."""
     return docs_dir.resolve() / "index.html"
@@ -130,7 +149,8 @@ def _alone_in(docs_dir: Path) -> Iterator[None]:
         yield
 
 
-def _context(docs_dir: Path) -> "AbstractDataContext":
+def _context(docs_dir: Path | None) -> "AbstractDataContext":
+    """A project whose results and pages lie in a folder; without one, nowhere."""
     gx = import_great_expectations()
     from great_expectations.data_context.types.base import DataContextConfig
 
@@ -146,7 +166,7 @@ def _context(docs_dir: Path) -> "AbstractDataContext":
             "profiling": "None",
         },
     }
-    results = {**_WHOLE_FILES, "base_directory": str(docs_dir / "results")}
+    results = {**_WHOLE_FILES, "base_directory": str(docs_dir / "results")} if docs_dir else memory
     config = DataContextConfig(
         config_version=4.0,
         analytics_enabled=False,
@@ -160,6 +180,6 @@ def _context(docs_dir: Path) -> "AbstractDataContext":
         expectations_store_name="expectations_store",
         checkpoint_store_name="checkpoint_store",
         validation_results_store_name="results",
-        data_docs_sites={"knowledge": site},
+        data_docs_sites={"knowledge": site} if docs_dir else {},
     )
     return gx.get_context(mode="ephemeral", project_config=config)

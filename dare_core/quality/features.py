@@ -1,16 +1,19 @@
 """Great Expectations over what is about to become features, and over the warehouse after it did.
 
-Before a load: every text has its vector, vectors have length 1, and neither length, norm nor likeness has moved away
-from the last runs'. After it: every text of the run is in the warehouse, and how many entities have features.
+Of every part of a run: each text has its vector, vectors have length 1. Of the sums over its parts, before a load:
+neither length, norm nor likeness has moved away from the last runs'. After it: every text of the run is in the
+warehouse, and how many entities have features.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dare_core.config.domains import Bound, FeatureQuality
 from dare_core.quality import data_docs
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 
 #: How far from 1 a stored vector's length may be: rounding of 384 single-precision numbers, and no more.
 _NORM_TOLERANCE: Final = 1e-3
+_EMBEDDED, _ONCE, _UNIT = "without a vector", "with several vectors", "not of length 1"
+#: What must hold of every text, as :class:`FeatureSums` counts where it does not, and as findings say it.
+_CRITICAL: Final = {
+    _EMBEDDED: "{kind} texts without a vector",
+    _ONCE: "{kind} texts with several vectors",
+    _UNIT: "{kind} vectors that are not of length 1",
+}
 
 
 @dataclass(frozen=True)
@@ -41,18 +51,66 @@ class FeatureProfile:
     likeness: float
 
 
-def profile(knowledge: pa.Table, embeddings: pa.Table) -> dict[str, FeatureProfile]:
-    """The profile of each kind that has vectors; schemas ``KNOWLEDGE`` and ``KNOWLEDGE_EMBEDDING``."""
-    return {
-        kind: FeatureProfile(
-            texts=len(frame),
-            characters=float(frame["characters"].mean()),
-            norm=float(frame["norm"].mean()),
-            likeness=float(frame["likeness"].mean()),
+@dataclass(frozen=True)
+class FeatureSums:
+    """Sums over texts of one kind that passed.
+
+    Attributes:
+        texts: how many.
+        characters: of all.
+        norm: of their vectors by the encoder in force.
+        vector: the sum of these, as long as one of them; empty where there is none.
+        unmet: what must hold of each text and vector, and of how many it does not.
+    """
+
+    texts: int = 0
+    characters: int = 0
+    norm: float = 0.0
+    vector: tuple[float, ...] = ()
+    unmet: Mapping[str, int] = field(default_factory=dict)
+
+    def plus(self, other: "FeatureSums") -> "FeatureSums":
+        """The sums over both."""
+        vector = np.add(self.vector or 0.0, other.vector or 0.0)
+        return FeatureSums(
+            texts=self.texts + other.texts,
+            characters=self.characters + other.characters,
+            norm=self.norm + other.norm,
+            vector=tuple(np.atleast_1d(vector).tolist()) if self.vector or other.vector else (),
+            unmet=dict(Counter(self.unmet) + Counter(other.unmet)),
         )
-        for kind, frame in _frames(knowledge, embeddings).items()
-        if len(frame) and not frame["norm"].isna().any()
+
+    @property
+    def profile(self) -> FeatureProfile | None:
+        """What drift is measured by; None where there are no texts, or some lack a vector."""
+        if not self.texts or self.unmet.get(_EMBEDDED):
+            return None
+        return FeatureProfile(
+            texts=self.texts,
+            characters=self.characters / self.texts,
+            norm=self.norm / self.texts,
+            likeness=float(np.linalg.norm(self.vector)) / self.texts,
+        )
+
+
+def measure(knowledge: pa.Table, embeddings: pa.Table) -> FeatureSums:
+    """Check the texts of a part against their vectors, and sum up; schemas ``KNOWLEDGE``, ``KNOWLEDGE_EMBEDDING``."""
+    if not len(knowledge):
+        return FeatureSums()
+    frame, vectors = _frame(knowledge, embeddings)
+    results = data_docs.check_part("features", frame, _vector_rules(), ("request_id",)).results
+    unmet = {
+        result.expectation_config.meta["rule"]: int(result.result.get("unexpected_count", len(frame)))
+        for result in results
+        if not result.success
     }
+    return FeatureSums(
+        texts=len(knowledge),
+        characters=int(pc.sum(pc.utf8_length(knowledge["text"])).as_py()),
+        norm=float(frame["norm"].sum()),
+        vector=tuple(vectors.sum(axis=0).tolist()),
+        unmet=unmet,
+    )
 
 
 def together(profiles: Sequence[FeatureProfile]) -> FeatureProfile | None:
@@ -66,29 +124,32 @@ def together(profiles: Sequence[FeatureProfile]) -> FeatureProfile | None:
 
 
 def check_features(
-    knowledge: pa.Table,
-    embeddings: pa.Table,
+    sums: Mapping[str, FeatureSums],
     earlier: Mapping[str, FeatureProfile | None],
     bounds: FeatureQuality,
     docs_dir: Path,
     run_id: str,
 ) -> list[Finding]:
-    """Check texts and vectors that are to be loaded, and write the result as Data Docs.
+    """Check what is to be loaded, and write the result as Data Docs.
 
     Critical are a text without a vector or with several, and a vector that is not of length 1.
 
     Args:
-        knowledge: the texts, in schema ``KNOWLEDGE``.
-        embeddings: their vectors, in schema ``KNOWLEDGE_EMBEDDING``.
+        sums: over the run's texts, by kind.
         earlier: what drift is measured against, by kind; of a kind without, none is.
         bounds: of the domain.
         docs_dir: where the HTML goes.
         run_id: whose texts they are.
     """
+    import pandas as pd
+
     findings: list[Finding] = []
-    for kind, frame in _frames(knowledge, embeddings).items():
-        rules = _feature_rules(frame, kind, earlier.get(kind), bounds)
-        findings += judge(f"features_{kind}", frame, rules, docs_dir, run_id, ("request_id",))
+    for kind, of_kind in sums.items():
+        profile = of_kind.profile or FeatureProfile(of_kind.texts, np.nan, np.nan, np.nan)
+        unmet = {rule: of_kind.unmet.get(rule, 0) for rule in _CRITICAL}
+        frame = pd.DataFrame([{"kind": kind, **vars(profile), **unmet}])
+        rules = _feature_rules(kind, of_kind.profile, earlier.get(kind), bounds)
+        findings += judge(f"features_{kind}", frame, rules, docs_dir, run_id, ("kind",))
     return findings
 
 
@@ -123,48 +184,48 @@ def check_coverage(
     return judge("coverage", pd.DataFrame(coverage), rules, docs_dir, run_id, ("kind", "coverage"))
 
 
-def _frames(knowledge: pa.Table, embeddings: pa.Table) -> "dict[str, pd.DataFrame]":
-    """By kind, a row for every pair of text and vector: ``request_id``, ``characters``, ``norm``, ``likeness``.
+def _frame(knowledge: pa.Table, embeddings: pa.Table) -> "tuple[pd.DataFrame, np.ndarray[Any, Any]]":
+    """A row for every pair of text and vector, ``request_id`` and ``norm``; and the vectors ``[pairs, width]`` float64.
 
-    ``likeness`` is how far a vector reaches in the direction of their mean, so that its mean is the mean's length. A
-    text without a vector has a row without norm and likeness.
+    A text without a vector has a row without norm.
     """
-    import pandas as pd
-
-    texts = knowledge.select(["request_id", "kind", "text"]).to_pandas()
-    texts["characters"] = texts.pop("text").str.len()
+    texts = knowledge.select(["request_id"]).to_pandas()
     width = embeddings.schema.field("embedding").type.list_size
     vectors = embeddings["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    rows = pd.DataFrame({"request_id": embeddings["request_id"].to_pandas(), "vector": np.arange(len(vectors))})
-    joined = texts.merge(rows, on="request_id", how="left")
-    frames = {}
-    for kind, frame in joined.groupby("kind", sort=True):
-        there = frame["vector"].notna()
-        of_kind = vectors[frame.loc[there, "vector"].astype(int)].astype(np.float64)
-        mean = of_kind.mean(axis=0) if len(of_kind) else np.zeros(width)
-        measured = frame[["request_id", "characters"]].copy()
-        measured.loc[there, "norm"] = np.linalg.norm(of_kind, axis=1)
-        measured.loc[there, "likeness"] = of_kind @ mean / (np.linalg.norm(mean) or 1.0)
-        frames[str(kind)] = measured.reset_index(drop=True)
-    return frames
+    rows = embeddings.select(["request_id"]).to_pandas()
+    rows["vector"] = np.arange(len(vectors))
+    frame = texts.merge(rows, on="request_id", how="left")
+    there = frame["vector"].notna()
+    of_texts = vectors[frame.loc[there, "vector"].astype(int)].astype(np.float64)
+    frame.loc[there, "norm"] = np.linalg.norm(of_texts, axis=1)
+    return frame[["request_id", "norm"]] if there.any() else frame.assign(norm=np.nan), of_texts
+
+
+def _vector_rules() -> "list[Expectation]":
+    data_docs.import_great_expectations()
+    import great_expectations.expectations as gxe
+
+    unit = {"min_value": 1 - _NORM_TOLERANCE, "max_value": 1 + _NORM_TOLERANCE}
+    return [
+        gxe.ExpectColumnValuesToNotBeNull(column="norm", meta={"rule": _EMBEDDED}),
+        gxe.ExpectColumnValuesToBeUnique(column="request_id", meta={"rule": _ONCE}),
+        gxe.ExpectColumnValuesToBeBetween(column="norm", **unit, meta={"rule": _UNIT}),
+    ]
 
 
 def _feature_rules(
-    frame: "pd.DataFrame", kind: str, earlier: FeatureProfile | None, bounds: FeatureQuality
+    kind: str, now: FeatureProfile | None, earlier: FeatureProfile | None, bounds: FeatureQuality
 ) -> "list[Expectation]":
     data_docs.import_great_expectations()
     import great_expectations.expectations as gxe
 
-    critical: dict[str, Any] = {"severity": "critical"}
-    unit = {"min_value": 1 - _NORM_TOLERANCE, "max_value": 1 + _NORM_TOLERANCE}
     rules: list[Expectation] = [
-        gxe.ExpectColumnValuesToNotBeNull(column="norm", meta={"rule": f"every {kind} text has a vector"}, **critical),
-        gxe.ExpectColumnValuesToBeUnique(column="request_id", meta={"rule": f"one vector per {kind} text"}, **critical),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="norm", **unit, meta={"rule": f"{kind} vectors of length 1"}, **critical
-        ),
+        gxe.ExpectColumnMaxToBeBetween(
+            column=rule, min_value=0, max_value=0, severity="critical", meta={"rule": said.format(kind=kind)}
+        )
+        for rule, said in _CRITICAL.items()
     ]
-    if earlier is None or min(len(frame), earlier.texts) < bounds.drift_min_texts:
+    if now is None or earlier is None or min(now.texts, earlier.texts) < bounds.drift_min_texts:
         return rules
     for column, bound in (
         ("characters", bounds.length_drift),

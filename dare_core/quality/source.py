@@ -1,96 +1,137 @@
 """Great Expectations over the source tables as a run pulled them: entities with their attributes.
 
+Spark counts (``spark_jobs/figures.py``), Great Expectations judges the counts: so many entities, so many of them that
+fail a rule, a few of their ids. Memory does not grow with the tables.
+
 A title that looks like a command to the model stays: it is data, encoded so that it cannot become a control token. It
 is reported, because somebody tries.
 """
 
 import html
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from dare_core.config.domains import Domain, EntityTable
+from dare_core.config.domains import Bound, Domain, EntityTable
 from dare_core.quality import data_docs
-from dare_core.quality.findings import ABSENT, Finding, bounded, judge, mark_absent
-from dare_core.quality.metrics import injection
-from dare_core.schemas import PULLED, Kind
+from dare_core.quality.findings import Finding, bounded, judge
+from dare_core.schemas import Kind
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
     from great_expectations.expectations.expectation import Expectation
 
-#: A source's column may be called like one of the frame's.
-_ATTRIBUTE: Final = "attribute "
-_MARKER: Final = "injection_marker"
+#: The pulled table has the columns of schema ``PULLED``, and no others.
+COLUMNS: Final = "columns"
+COMMANDS: Final = "titles that look like a command"
+_FOUND: Final = "found"
 
 
-def check_source(pulled: pa.Table, domain: Domain, kind: Kind, docs_dir: Path, run_id: str) -> list[Finding]:
-    """Check what was pulled of one kind, and write the result as Data Docs.
+def required(kind: Kind) -> str:
+    """The rule that no value is missing where schema ``PULLED`` requires one."""
+    return f"required values of {kind}s"
+
+
+def unique(kind: Kind) -> str:
+    """The rule that no entity is there twice."""
+    return f"one row per {kind}"
+
+
+def coverage(kind: Kind, attribute: str) -> str:
+    """The rule that entities have a value in an attribute."""
+    return f"{kind}s with a value in {attribute}"
+
+
+def described(domain: Domain, kind: Kind) -> tuple[str, ...]:
+    """What is known of an entity besides its history: keys of its attributes."""
+    spec: EntityTable = domain.source.items if kind == "item" else domain.source.users
+    return (*(("title",) if spec.title else ()), *spec.attributes)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was counted for a rule; see ``SOURCE_FIGURE``."""
+
+    entities: int
+    failing: int
+    examples: list[str]
+
+    @property
+    def failing_share(self) -> float:
+        return self.failing / self.entities
+
+    @property
+    def passing_share(self) -> float:
+        return (self.entities - self.failing) / self.entities
+
+    @property
+    def words(self) -> str:
+        """For a page and a log, without markup."""
+        named = [*map(html.escape, self.examples), *(["…"] if self.failing > len(self.examples) else [])]
+        return f"{self.failing} of {self.entities} ({', '.join(named)})"
+
+
+def check_source(figures: pa.Table, domain: Domain, kind: Kind, docs_dir: Path, run_id: str) -> list[Finding]:
+    """Check what was counted of the pulled entities of one kind, and write the result as Data Docs.
 
     Critical are another schema, a missing value where one is required, and an entity that is there twice. What is bound
     by the domain's ``[quality.source]``: how many entities lack an attribute, and how many titles look like a command.
 
     Args:
-        pulled: in schema ``PULLED``.
+        figures: in schema ``SOURCE_FIGURE``; one of each rule, of at least one entity.
         domain: names the attributes.
         kind: whose entities they are.
         docs_dir: where the HTML goes.
         run_id: that pulled them.
     """
-    spec: EntityTable = domain.source.items if kind == "item" else domain.source.users
-    names = (*(("title",) if spec.title else ()), *spec.attributes)
-    frame = _frame(pulled, names)
-    rules = _rules(frame, domain, kind, names)
-    return judge(f"source_{kind}", frame, rules, docs_dir, run_id, ("entity_id",))
+    rows = figures.to_pylist()
+    counted = {row.pop("rule"): Figure(**row) for row in rows}
+    import pandas as pd  # type: ignore[import-untyped]
+
+    covering = {coverage(kind, name) for name in described(domain, kind)}
+    shares = {
+        rule: figure.passing_share if rule in covering else figure.failing_share for rule, figure in counted.items()
+    }
+    failed = "; ".join(f"{rule}: {figure.words}" for rule, figure in counted.items() if figure.failing)
+    rules = _rules(counted, domain, kind)
+    found = judge(
+        f"source_{kind}", pd.DataFrame([{**shares, _FOUND: failed}]), rules, docs_dir, run_id, index_columns=(_FOUND,)
+    )
+    return [_in_figures(finding, counted[finding.rule], _bound(finding.rule, domain, covering)) for finding in found]
 
 
-def _frame(pulled: pa.Table, names: tuple[str, ...]) -> "pd.DataFrame":
-    frame = pulled.to_pandas()
-    attributes = [json.loads(row) for row in pulled["attributes"].to_pylist()]
-    for name in names:
-        frame[_ATTRIBUTE + name] = [_present(row.get(name)) for row in attributes]
-    frame[_MARKER] = [injection(str(row.get("title") or "")) for row in attributes]
-    mark_absent(frame, pulled, PULLED)
-    frame["entity_id"] = [html.escape(entity_id or "") for entity_id in pulled["entity_id"].to_pylist()]
-    return frame.drop(columns="attributes")  # histories would make the frame large, and nothing is asked of them
+def _in_figures(finding: Finding, figure: Figure, bound: Bound | None) -> Finding:
+    limit = bound and (bound.fail if finding.severity == "critical" else bound.warn)
+    return replace(finding, found=figure.words + ("" if limit is None else f", bound {limit:g}"))
 
 
-def _present(value: Any) -> str | None:
-    """Whether there is a value: a null is what Great Expectations counts."""
-    return None if value in (None, "", []) else "there"
+def _bound(rule: str, domain: Domain, covering: set[str]) -> Bound | None:
+    """What the domain allows of a rule; None: nothing."""
+    bounds = domain.quality.source
+    return bounds.attribute_coverage if rule in covering else bounds.suspicious_titles if rule == COMMANDS else None
 
 
-def _rules(frame: "pd.DataFrame", domain: Domain, kind: Kind, names: tuple[str, ...]) -> "list[Expectation]":
+def _rules(figures: Mapping[str, Figure], domain: Domain, kind: Kind) -> "list[Expectation]":
+    """Of a frame with a row, in which each rule has a column of its name: the share that passes or fails."""
     data_docs.import_great_expectations()
     import great_expectations.expectations as gxe
 
-    bounds = domain.quality.source
-    derived = [_ATTRIBUTE + name for name in names] + [_MARKER, ABSENT]
-    columns = [name for name in PULLED.names if name != "attributes"] + derived
-    critical: dict[str, Any] = {"severity": "critical"}
+    def at_most(rule: str, share: float, **how: Any) -> "Expectation":
+        return gxe.ExpectColumnValuesToBeBetween(column=rule, max_value=share, **how)
+
+    def at_least(rule: str, share: float, **how: Any) -> "Expectation":
+        return gxe.ExpectColumnValuesToBeBetween(column=rule, min_value=share, **how)
+
+    bounds, names = domain.quality.source, described(domain, kind)
     rules = [
-        gxe.ExpectTableColumnsToMatchSet(column_set=columns, exact_match=True, meta={"rule": "columns"}, **critical),
-        gxe.ExpectColumnValuesToBeInSet(
-            column=ABSENT, value_set=[""], meta={"rule": f"required values of {kind}s"}, **critical
-        ),
-        gxe.ExpectColumnValuesToBeUnique(column="entity_id", meta={"rule": f"one row per {kind}"}, **critical),
+        at_most(rule, 0, severity="critical", meta={"rule": rule}) for rule in (COLUMNS, required(kind), unique(kind))
     ]
-    for name in names if len(frame) >= bounds.coverage_min_rows else ():  # of a few changed rows a share says little
-        rules += bounded(
-            f"{kind}s with a value in {name}",
-            bounds.attribute_coverage,
-            lambda bound, name=name, **how: gxe.ExpectColumnValuesToNotBeNull(
-                column=_ATTRIBUTE + name, mostly=bound, **how
-            ),
-        )
+    few = figures[COLUMNS].entities < bounds.coverage_min_rows  # of a few changed rows a share says little
+    for name in () if few else names:
+        rule = coverage(kind, name)
+        rules += bounded(rule, bounds.attribute_coverage, lambda share, rule=rule, **how: at_least(rule, share, **how))
     if "title" in names:
-        rules += bounded(
-            "titles that look like a command",
-            bounds.suspicious_titles,
-            lambda bound, **how: gxe.ExpectColumnValuesToBeInSet(
-                column=_MARKER, value_set=[""], mostly=1 - bound, **how
-            ),
-        )
+        rules += bounded(COMMANDS, bounds.suspicious_titles, lambda share, **how: at_most(COMMANDS, share, **how))
     return rules

@@ -1,11 +1,10 @@
-"""Great Expectations over a run's staged texts: rows pass or are quarantined.
+"""Great Expectations over staged texts, a shard at a time: rows pass or are quarantined; and over a run's sums.
 
-Expectations come in two kinds. What must hold of the table (columns, values where they are required, one row per
-planned request) fails the whole run, since nothing may be half loaded. What must hold of a text fails its row alone;
-how many rows a run may lose so is the caller's to say.
+Expectations of a shard come in two kinds. What must hold of the table (columns, values where they are required, one row
+per planned request) fails the run, since nothing may be half loaded. What must hold of a text fails its row alone. How
+many rows a run may lose so is judged by the sums over its shards.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 from dare_core.config.domains import TextQuality
 from dare_core.errors import QualityError
 from dare_core.quality import data_docs, metrics
-from dare_core.quality.findings import ABSENT, mark_absent, some
+from dare_core.quality.findings import ABSENT, Finding, judge, mark_absent, some
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
 
 if TYPE_CHECKING:
@@ -41,25 +40,47 @@ _MEASURED: Final = (
     "own_words",
     "relaxed_share",
 )
-#: What a failing row is shown by. The text and the entity's id came from outside and are escaped before they get there.
-_SHOWN: Final = ("request_id", "entity_id", "text")
+#: The rule that a run breaks which loses too many texts.
+LOST: Final = "texts lost"
+#: Rules that a text may break, as quarantine stores them: what :func:`_row_rules` returns, and those before it.
+_RULES: Final = (
+    "generation", "not_json", "wrong_form", "blank", "length", "token_budget", "repetition", "unprintable", "language",
+    "echo", "refusal", "off_topic", "relaxed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What came of a run's texts.
+    """What came of a shard's texts.
 
     Attributes:
         passed: the rows that broke no rule, in schema ``KNOWLEDGE``.
         quarantine: one row per broken rule and text, in schema ``QUARANTINE``.
         refused: the rows that broke one, in schema ``KNOWLEDGE``.
-        docs_index: the HTML page that lists this run and earlier ones.
     """
 
     passed: pa.Table
     quarantine: pa.Table
     refused: pa.Table
-    docs_index: Path
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What came of a shard, for the judgement on its run.
+
+    Attributes:
+        shard: its name.
+        requests: that it has.
+        answered: by a text, or by the failure to write one.
+        lost: requests whose text was not written, or refused.
+        by_rule: refused texts by rule.
+    """
+
+    shard: str
+    requests: int
+    answered: int
+    lost: int
+    by_rule: Mapping[str, int]
 
 
 def validate(
@@ -67,31 +88,27 @@ def validate(
     planned_ids: Sequence[str],
     attributes: Mapping[tuple[str, str], str],
     rules: TextQuality,
-    docs_dir: Path,
     run_id: str,
 ) -> Validation:
-    """Check a run's staged texts and write the result as Data Docs; validating a run again replaces its result.
+    """Check a shard's staged texts.
 
     Args:
         staged: the texts, in schema ``KNOWLEDGE``.
         planned_ids: request ids of which each must have one row: all that were planned and did not fail in generation.
         attributes: JSON objects by kind and entity id; of an entity without, nothing is asked of its text.
         rules: what a text must keep to.
-        docs_dir: where the HTML goes; shared by all runs, several may validate at once.
         run_id: whose texts they are.
 
     Raises:
-        QualityError: columns or values are missing, or the rows are not those of the plan. Says which; the Data Docs
-            are written all the same, unless a column has another type.
+        QualityError: columns or values are missing, or the rows are not those of the plan. Says which.
     """
     _require_types(staged)
-    docs_index = data_docs.index(docs_dir)
     planned = frozenset(planned_ids)
     frame = _frame(staged, planned, attributes, rules)
     table_rules = _table_rules(frame, len(planned))
     row_rules = _row_rules(rules) if set(KNOWLEDGE.names) == set(staged.column_names) else {}
     expectations = [*table_rules, *(expectation for expectation, _ in row_rules.values())]
-    results = data_docs.check(SUITE, frame, expectations, docs_dir, run_id, _SHOWN if row_rules else ()).results
+    results = data_docs.check_part(SUITE, frame, expectations, ("request_id",) if row_rules else ()).results
     by_rule = {result.expectation_config.meta["rule"]: result for result in results}
 
     problems = [
@@ -101,7 +118,7 @@ def validate(
     ]
     if problems:
         problems += _missing(staged, planned)
-        raise QualityError(f"the staged texts of run {run_id} cannot be used: {'; '.join(problems)}; see {docs_index}")
+        raise QualityError(f"the staged texts of run {run_id} cannot be used: {'; '.join(problems)}")
 
     broken = [
         (row["request_id"], rule, column)
@@ -114,8 +131,50 @@ def validate(
         passed=staged.filter(pc.invert(is_failing)),
         refused=staged.filter(is_failing),
         quarantine=_quarantine(staged, frame, broken, run_id),
-        docs_index=docs_index,
     )
+
+
+def judge_run(counts: Sequence[ShardCounts], max_failing_share: float, docs_dir: Path, run_id: str) -> list[Finding]:
+    """Check the sums over a run's shards, and write the result as Data Docs; doing so again replaces its result.
+
+    Critical are requests without an answer or with several, and a share of texts lost above ``max_failing_share``.
+
+    Args:
+        counts: of all shards.
+        max_failing_share: of the run's texts.
+        docs_dir: where the HTML goes; shared by all runs, several may be judged at once.
+        run_id: whose texts they are.
+    """
+    data_docs.import_great_expectations()
+    import great_expectations.expectations as gxe
+    import pandas as pd
+
+    names = sorted({rule for each in counts for rule in each.by_rule} | set(_RULES))
+    rows = [
+        {
+            "shard": each.shard,
+            "requests": each.requests,
+            "not answered once": each.requests - each.answered,
+            "lost": each.lost,
+            **{rule: each.by_rule.get(rule, 0) for rule in names},
+        }
+        for each in counts
+    ]
+    frame = pd.DataFrame(rows, columns=["shard", "requests", "not answered once", "lost", *names])
+    most = int(max_failing_share * sum(each.requests for each in counts))
+    expectations: list[Expectation] = [
+        gxe.ExpectColumnValuesToBeInSet(
+            column="not answered once", value_set=[0], severity="critical", meta={"rule": "one answer to every request"}
+        ),
+        gxe.ExpectColumnSumToBeBetween(
+            column="lost", min_value=0, max_value=most, severity="critical", meta={"rule": LOST}
+        ),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(column=rule, max_value=0, severity="warning", meta={"rule": rule})
+            for rule in names
+        ),
+    ]
+    return judge(SUITE, frame, expectations, docs_dir, run_id, ("shard",))
 
 
 def _require_types(staged: pa.Table) -> None:
@@ -148,8 +207,6 @@ def _frame(
         frame[name] = list(values)
     frame[_PLANNED] = [request_id in planned for request_id in staged["request_id"].to_pylist()]
     mark_absent(frame, staged, KNOWLEDGE)
-    for name in ("entity_id", "text"):
-        frame[name] = [html.escape(value or "") for value in staged[name].to_pylist()]
     return frame
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
+from dare_core.knowledge.figures import read_figures
 from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
 from dare_core.quality.findings import read_warnings
@@ -39,7 +40,7 @@ class Funnel:
 
     Attributes:
         seen, changed, expired, skipped: as :class:`dare_core.knowledge.costs.Funnel` says.
-        planned: texts asked for.
+        planned: texts asked for; of shards that no task has rendered yet, entities that are due.
         passed: texts that passed validation.
     """
 
@@ -134,6 +135,11 @@ class RunFacts:
     warnings: list[str]
 
     @property
+    def planned(self) -> int:
+        """Texts asked for."""
+        return sum(funnel.planned for funnel in self.funnels)
+
+    @property
     def speedup(self) -> float | None:
         """How many times as long plain decoding would have taken on the probed shards, at least; None: not probed."""
         taken = sum(probe.seconds for probe in self.probes.values())
@@ -182,13 +188,14 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
     )
     versions = sorted({shard.pool_version for shard in plan.shards if shard.pool_version}) if plan else []
     refused = refused_by_rule(engine, run_id, _REFUSED)
+    funnels = _funnels(run_dir, plan, staged.kinds, loaded_by_kind(engine, run_id), record)
     return RunFacts(
         run_id=run_id,
         domain=domain,
-        state=_state(plan, record),
+        state=_state(plan, funnels, record),
         record=record,
         plan=plan,
-        funnels=_funnels(run_dir, plan, staged.kinds, loaded_by_kind(engine, run_id), record),
+        funnels=funnels,
         total=total,
         groups=staged.groups,
         seconds=staged.seconds,
@@ -203,10 +210,10 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
     )
 
 
-def _state(plan: Plan | None, record: dict[str, Any]) -> State:
+def _state(plan: Plan | None, funnels: Sequence[Funnel], record: dict[str, Any]) -> State:
     if plan is None:
         return "unplanned"
-    if not plan.shards:
+    if not any(funnel.planned for funnel in funnels):
         return "idle"
     if record.get("state") in ("loaded", "failed"):
         return "loaded" if record["state"] == "loaded" else "failed"
@@ -235,8 +242,7 @@ def _funnels(
 ) -> list[Funnel]:
     if plan is None:
         return []
-    validated = run_dir / "validated.parquet"
-    passed = Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
+    passed = _passed(run_dir, plan)
     return [
         Funnel(
             kind=kind,
@@ -244,13 +250,25 @@ def _funnels(
             changed=told.changed,
             expired=told.expired,
             skipped={reason: count for reason, count in told.skipped.items() if count},
-            planned=sum(shard.requests for shard in plan.shards if shard.kind == kind),
+            planned=told.requests,
             generated=generated[kind],
             passed=None if passed is None else passed[kind],
             loaded=loaded.get(kind, 0) if record.get("state") == "loaded" else None,
         )
-        for kind, told in plan.funnel.items()
+        for kind, told in shards.funnels(run_dir, plan).items()
     ]
+
+
+def _passed(run_dir: Path, plan: Plan) -> Counter[str] | None:
+    """Texts that passed validation, by kind, of the shards that are finished; None where none is."""
+    finished = [figures for shard in plan.shards if (figures := read_figures(run_dir, shard.name)) is not None]
+    if not finished:
+        validated = run_dir / "validated.parquet"  # up to release 0.1.0
+        return Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
+    passed = Counter[str]()
+    for figures in finished:
+        passed[figures.kind] += figures.passed
+    return passed
 
 
 def _throughput(spans: list[tuple[datetime, float, int]]) -> Throughput | None:

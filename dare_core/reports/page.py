@@ -69,7 +69,7 @@ def figures(facts: RunFacts) -> dict[str, Any]:
 
 def headline(facts: RunFacts) -> str:
     """What the run did, in a sentence or two."""
-    total, planned = facts.total, facts.plan.requests if facts.plan else 0
+    total, planned = facts.total, facts.planned
     if facts.state == "unplanned":
         return "The run ended before it was planned, and wrote nothing; the log of the task that failed says why."
     if facts.state == "idle":

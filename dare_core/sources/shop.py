@@ -6,7 +6,7 @@ shop that was made long ago.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg import sql
 from sqlalchemy import Engine
 
 from dare_core.errors import SourceError
 from dare_core.schemas import TIME
-from dare_core.sources.importer import described
+from dare_core.sources.importer import described, described_stream
 from dare_core.warehouse.connection import driver_cursor, reason
 from dare_core.warehouse.copy import copy_rows
 
@@ -55,6 +56,11 @@ _MEMBERSHIPS: Final = ("none", "basic", "plus")
 #: How much more a taste buys from a category than from the others; tastes share some categories.
 _FAVOURITE: Final = 12.0
 
+#: Of a large shop: who comes at place r by activity buys, and what comes there by popularity sells, as r to this power.
+_ACTIVITY: Final = -0.8
+_POPULARITY: Final = -1.0
+_ROWS_AT_ONCE: Final = 50_000
+
 _PRODUCTS: Final = pa.schema(
     [
         pa.field("product_id", pa.string(), nullable=False),
@@ -85,6 +91,13 @@ _PURCHASES: Final = pa.schema(
     ]
 )
 
+#: Of each table: what it is, its key, and columns with an index of their own.
+_TABLES: Final = {
+    "shop_products": ("products", ["product_id"], ["updated_at"]),
+    "shop_customers": ("customers", ["customer_id"], ["updated_at"]),
+    "shop_purchases": ("purchases", ["purchase_id"], ["purchased_at"]),
+}
+
 _Numbers = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 
@@ -100,29 +113,68 @@ def make_shop(products: int, customers: int, seed: int, until: datetime) -> dict
     """
     random = np.random.default_rng(seed)
     numbers, buyers = np.arange(products), np.arange(customers)
-    start = until - timedelta(days=_DAYS)
+    start = _opening(until)
     listed = _moments(random.uniform(-0.5, 0, products), start, until)  # before anybody came
     came = random.uniform(0, 0.95, customers)
     bought = 1 + random.geometric(1 / _MEAN_PURCHASES, customers)
     who = np.repeat(buyers, bought)
     when = came[who] + random.uniform(0, 1, len(who)) * (1 - came[who])
     order = np.argsort(when, kind="stable")
-    purchases = _purchases(random, who[order], numbers, _moments(when[order], start, until), seed, first=1)
-    mark = f"seed {seed}"
+    tables = (
+        _products(numbers, listed, seed),
+        _customers(buyers, _moments(came, start, until), seed),
+        _purchases(random, who[order], numbers, _moments(when[order], start, until), seed, first=1),
+    )
+    return {name: described(table, *_description(name, seed)) for name, table in zip(_TABLES, tables, strict=True)}
+
+
+def stream_shop(
+    products: int, customers: int, purchases: int, seed: int, until: datetime
+) -> dict[str, pa.RecordBatchReader]:
+    """The same tables of a shop of any size, ready to import; each is made as it is read, once.
+
+    A few customers buy, and a few products sell, most of all there is: Zipf's law, and tastes. Everybody came, and
+    everything was listed, before the first purchase. What memory it takes grows with products and customers, by some
+    60 bytes for each, and not with purchases.
+
+    Args:
+        products, customers, purchases: how many.
+        seed: of everything.
+        until: all rows are older, by half a year at most.
+    """
+    start = _opening(until)
+
+    def before(numbers: _Numbers) -> pa.Array:
+        return _moments((_uniform(numbers, seed, 13) - 1) / 2, start, until)
+
+    sold = _Sales(products, customers, seed)
+    tables: tuple[tuple[pa.Schema, int, Callable[[_Numbers], pa.Table]], ...] = (
+        (_PRODUCTS, products, lambda numbers: _products(numbers, before(numbers), seed)),
+        (_CUSTOMERS, customers, lambda numbers: _customers(numbers, before(numbers), seed)),
+        (
+            _PURCHASES,
+            purchases,
+            lambda numbers: sold.rows(numbers, _moments((numbers + 0.5) / purchases, start, until)),
+        ),
+    )
     return {
-        "shop_products": described(
-            _products(numbers, listed, seed), f"products of a made-up shop, {mark}", ["product_id"], ["updated_at"]
-        ),
-        "shop_customers": described(
-            _customers(buyers, _moments(came, start, until), seed),
-            f"customers of a made-up shop, {mark}",
-            ["customer_id"],
-            ["updated_at"],
-        ),
-        "shop_purchases": described(
-            purchases, f"purchases of a made-up shop, {mark}", ["purchase_id"], ["purchased_at"]
-        ),
+        name: described_stream(schema, _batches(count, make), *_description(name, seed))
+        for name, (schema, count, make) in zip(_TABLES, tables, strict=True)
     }
+
+
+def _opening(until: datetime) -> datetime:
+    return until - timedelta(days=_DAYS)
+
+
+def _description(name: str, seed: int) -> tuple[str, list[str], list[str]]:
+    what, key, indexes = _TABLES[name]
+    return f"{what} of a made-up shop, seed {seed}", key, indexes
+
+
+def _batches(count: int, make: Callable[[_Numbers], pa.Table]) -> Iterator[pa.RecordBatch]:
+    for first in range(0, count, _ROWS_AT_ONCE):
+        yield from make(np.arange(first, min(first + _ROWS_AT_ONCE, count))).to_batches()
 
 
 def tastes(customers: npt.NDArray[np.int64], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -181,10 +233,12 @@ def _advance(cursor: psycopg.Cursor[Any], schema: str, seed: int, days: int, now
     moved = moved[: some(0.005, customers)]
 
     cursor.execute(
-        sql.SQL("DELETE FROM {} WHERE product_id = ANY(%s)").format(table("products")), [_names("p", gone_products)]
+        sql.SQL("DELETE FROM {} WHERE product_id = ANY(%s)").format(table("products")),
+        [_names("p", gone_products).to_pylist()],
     )
     cursor.execute(
-        sql.SQL("DELETE FROM {} WHERE customer_id = ANY(%s)").format(table("customers")), [_names("c", gone_customers)]
+        sql.SQL("DELETE FROM {} WHERE customer_id = ANY(%s)").format(table("customers")),
+        [_names("c", gone_customers).to_pylist()],
     )
     offered = np.setdiff1d(np.append(products, new_products), gone_products)
     buyers = np.setdiff1d(np.append(customers, new_customers), gone_customers)
@@ -293,25 +347,64 @@ def _purchases(
     random: np.random.Generator, who: _Numbers, products: _Numbers, when: pa.Array, seed: int, first: int
 ) -> pa.Table:
     """One purchase for each of ``who``, of a product that their taste favours."""
-    main, second = tastes(who, seed)
-    faithful = random.uniform(size=len(who)) < 0.65 + 0.3 * _uniform(who, seed, 11)
-    taste = np.where(faithful, main, second)
+    taste = _taste_shown(who, random.uniform(size=len(who)), seed)
     popularity = 1 / (1 + 20 * _uniform(products, seed, 12)) ** 1.5  # a few things sell much
-    category = _category(products, seed)
     chosen = np.empty(len(who), np.int64)
-    for number in range(_TASTES):
-        favoured = favours(np.full_like(category, number), category)
-        weights = np.cumsum(popularity * np.where(favoured, _FAVOURITE, 1.0))
+    for number, weights in enumerate(_weights_by_taste(products, popularity, seed)):
         of_taste = taste == number
-        drawn = random.uniform(0, weights[-1], int(of_taste.sum()))
-        chosen[of_taste] = products[np.searchsorted(weights, drawn, side="right").clip(max=len(products) - 1)]
-    columns = [
-        np.arange(first, first + len(who)),
-        _names("c", who),
-        _names("p", chosen),
-        random.choice([1, 2, 3], len(who), p=[0.8, 0.15, 0.05]).astype(np.int32),
-        when,
-    ]
+        chosen[of_taste] = products[_drawn(weights, random.uniform(size=int(of_taste.sum())))]
+    quantity = random.choice([1, 2, 3], len(who), p=[0.8, 0.15, 0.05])
+    return _purchase_rows(np.arange(first, first + len(who)), who, chosen, quantity, when)
+
+
+class _Sales:
+    """Who buys what in a large shop: each purchase follows from the seed and its number alone."""
+
+    def __init__(self, products: int, customers: int, seed: int) -> None:
+        self._seed = seed
+        buyers, numbers = np.arange(customers), np.arange(products)
+        self._buyers = np.argsort(_uniform(buyers, seed, 14))  # the most active first
+        self._activity = np.cumsum((buyers + 1.0) ** _ACTIVITY)
+        popularity = np.empty(products)
+        popularity[np.argsort(_uniform(numbers, seed, 12))] = (numbers + 1.0) ** _POPULARITY
+        self._weights = list(_weights_by_taste(numbers, popularity, seed))
+
+    def rows(self, numbers: _Numbers, when: pa.Array) -> pa.Table:
+        """Purchases number so and so (from 0), at these times."""
+        who_u, faithful_u, product_u, quantity_u = (_uniform(numbers, self._seed, salt) for salt in (15, 16, 17, 18))
+        who = self._buyers[_drawn(self._activity, who_u)]
+        taste = _taste_shown(who, faithful_u, self._seed)
+        chosen = np.empty(len(numbers), np.int64)
+        for number, weights in enumerate(self._weights):
+            of_taste = taste == number
+            chosen[of_taste] = _drawn(weights, product_u[of_taste])
+        return _purchase_rows(numbers + 1, who, chosen, 1 + np.digitize(quantity_u, (0.8, 0.95)), when)
+
+
+def _taste_shown(who: _Numbers, uniform: _Floats, seed: int) -> _Numbers:
+    """Which of their two tastes customers follow in a purchase: mostly the main one, and some more than others."""
+    main, second = tastes(who, seed)
+    return np.where(uniform < 0.65 + 0.3 * _uniform(who, seed, 11), main, second)
+
+
+def _weights_by_taste(products: _Numbers, popularity: _Floats, seed: int) -> Iterator[_Floats]:
+    """By taste, how likely it is to buy one of the products up to each: cumulated weights."""
+    category = _category(products, seed)
+    for taste in range(_TASTES):
+        favoured = favours(np.full_like(category, taste), category)
+        yield np.cumsum(popularity * np.where(favoured, _FAVOURITE, 1.0))
+
+
+def _drawn(weights: _Floats, uniform: _Floats) -> _Numbers:
+    """Places in cumulated weights, drawn by numbers in [0, 1)."""
+    places: _Numbers = np.searchsorted(weights, uniform * weights[-1], side="right").clip(max=len(weights) - 1)
+    return places
+
+
+def _purchase_rows(
+    numbers: _Numbers, who: _Numbers, products: _Numbers, quantity: _Numbers, when: pa.Array
+) -> pa.Table:
+    columns = [numbers, _names("c", who), _names("p", products), quantity.astype(np.int32), when]
     return pa.table(columns, schema=_PURCHASES)
 
 
@@ -334,8 +427,8 @@ def _pick(values: Sequence[str], uniform: _Floats) -> list[str]:
     return [values[at] for at in np.floor(uniform * len(values)).astype(np.int64)]
 
 
-def _names(prefix: str, numbers: _Numbers) -> list[str]:
-    return [f"{prefix}{number}" for number in numbers]
+def _names(prefix: str, numbers: _Numbers) -> pa.Array:
+    return pc.binary_join_element_wise(prefix, pc.cast(pa.array(numbers), pa.string()), "")
 
 
 def _moments(shares: _Floats, start: datetime, end: datetime) -> pa.Array:

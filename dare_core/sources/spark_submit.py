@@ -48,6 +48,11 @@ _LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
 #: Lines of Spark's log that a failure shows.
 _TAIL: Final = 30
 
+#: What a program's lines begin with that are logged while it runs, and how they are.
+_TOLD: Final = {"warning: ": logging.WARNING, "progress: ": logging.INFO, "application: ": logging.INFO}
+#: Seconds after which they are looked for again.
+_FOLLOWED: Final = 2.0
+
 
 def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse_url: str) -> dict[str, Any]:
     """Run ``spark_jobs/<program>.py`` to its end and return the JSON object that it prints last.
@@ -56,21 +61,20 @@ def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse
     an interrupt, SIGTERM and on Linux SIGKILL included, ends Spark too: left alone, it would go on to write where the
     next try writes. ``settings.spark_master`` is any master that runs the driver here.
 
+    While it runs, its warnings, where its page is and how far it has come go to the log.
+
     Raises:
         ProgramMissingError: there is no Java that Spark runs on.
         SourceError: the program met something that the user can mend; its words.
         RuntimeError: the program failed otherwise; holds the end of its log.
     """
     require_java()
-    command = [str(Path(sysconfig.get_path("scripts")) / "spark-submit"), *_options(settings)]
-    command += [str(PROJECT_DIR / "spark_jobs" / f"{program}.py"), *arguments]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        status = _run(command, _environment(settings, warehouse_url), output.fileno())
+        with _followed(output.fileno(), program, warehouse_url):
+            environment = _environment(settings, warehouse_url)
+            status = _run(_command(settings, program, arguments), environment, output.fileno())
         output.seek(0)
         logged = output.read()
-    for line in _without_secrets(logged, warehouse_url).splitlines():
-        if line.startswith("warning: "):
-            log.warning("%s", line.removeprefix("warning: "))
     if status == 0:
         result: dict[str, Any] = json.loads([line for line in logged.splitlines() if line.startswith("{")][-1])
         return result
@@ -78,7 +82,38 @@ def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if status == 2 and errors:
         raise SourceError(errors[-1])
+    lines = [line for line in lines if not line.startswith("progress: ")]
     raise RuntimeError("\n".join([f"spark-submit {program}.py ended with status {status}:", *lines[-_TAIL:]]))
+
+
+@contextmanager
+def _followed(output: int, program: str, warehouse_url: str) -> Iterator[None]:
+    """Log what a program tells in the file that it writes to, until the block ends."""
+    done = threading.Event()
+
+    def follow() -> None:
+        read, rest, ended = 0, b"", False
+        while not ended:
+            ended = done.wait(_FOLLOWED)
+            while more := os.pread(output, 1 << 16, read):  # the place that the program writes to stays
+                read += len(more)
+                *lines, rest = (rest + more).split(b"\n")
+                for line in lines:
+                    _tell(program, _without_secrets(line.decode("utf-8", "replace"), warehouse_url))
+
+    thread = threading.Thread(target=follow, name="spark's output", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _tell(program: str, line: str) -> None:
+    for prefix, level in _TOLD.items():
+        if line.startswith(prefix):
+            log.log(level, "%s: %s", program, line if prefix == "application: " else line.removeprefix(prefix))
 
 
 def _without_secrets(log: str, url: str) -> str:
@@ -134,8 +169,16 @@ def _is_local(settings: Settings) -> bool:
     return settings.spark_master.startswith("local")
 
 
+def _command(settings: Settings, program: str, arguments: Sequence[str]) -> list[str]:
+    """What is run; whatever ``spark-defaults.conf`` sets and is not named here stays as it is set there."""
+    spark_submit = str(Path(sysconfig.get_path("scripts")) / "spark-submit")
+    return [spark_submit, *_options(settings), str(PROJECT_DIR / "spark_jobs" / f"{program}.py"), *arguments]
+
+
 def _options(settings: Settings) -> list[str]:
-    options = ["--master", settings.spark_master, "--conf", "spark.ui.showConsoleProgress=false"]
+    # The driver is a process of the task on every cluster: its result is what it prints.
+    options = ["--master", settings.spark_master, "--deploy-mode", "client"]
+    options += ["--conf", "spark.ui.showConsoleProgress=false"]
     options += [part for name, value in _LOCALE.items() for part in ("--conf", f"spark.executorEnv.{name}={value}")]
     if _is_local(settings):
         # Programs of a minute spend it compiling Java with the second compiler, on the cores that the data needs.

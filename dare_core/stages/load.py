@@ -1,102 +1,197 @@
-"""Load texts and vectors into the warehouse."""
+"""Judge a run by the sums over its shards, and load their texts and vectors into the warehouse."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from sqlalchemy import Engine
 
 from dare_core.config.domains import FeatureQuality, load_domain
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
-from dare_core.quality import features
-from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
+from dare_core.knowledge import costs, shards
+from dare_core.knowledge.figures import Figures, by_kind, folder
+from dare_core.knowledge.shards import Plan
+from dare_core.knowledge.vectors import in_another_form
+from dare_core.quality import data_docs, features
+from dare_core.quality.findings import require
+from dare_core.quality.texts import LOST, ShardCounts, judge_run
+from dare_core.schemas import KNOWLEDGE, QUARANTINE, Kind
+from dare_core.stages.finishing import finish
 from dare_core.stages.ownership import owned
 from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
-from dare_core.warehouse.features import coverage
+from dare_core.warehouse import quarantine
+from dare_core.warehouse.features import count_loaded, coverage
 from dare_core.warehouse.interactions import register
-from dare_core.warehouse.knowledge import load_knowledge
-from dare_core.warehouse.runs import feature_profiles, generation_runs, record_run
+from dare_core.warehouse.knowledge import LoadSummary, load_knowledge
+from dare_core.warehouse.runs import feature_profiles, record_run
 from dare_core.warehouse.session import open_warehouse
 
 
 @owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Load texts and vectors in one transaction; the first committed result of a request wins.
+    """Load texts and vectors, a shard after the other; the first committed result of a request wins.
 
-    Great Expectations over both before, and over the warehouse after, by the domain's ``[quality.features]``; what it
-    warns of is under ``warnings``.
+    Great Expectations over the sums before: how many texts were lost, and the features by the domain's
+    ``[quality.features]``; and over the warehouse after. What it warns of is under ``warnings``.
 
     Raises:
         QualityError: before, and nothing was loaded; or after, and the texts are there.
     """
-    run_dir = settings.run_dir(request.run_id)
-    knowledge = run_files.read_table(run_dir / "validated.parquet", KNOWLEDGE)
-    embeddings = [_read_vectors(path) for path in sorted((run_dir / "embeddings").glob("*.parquet"))]
-    served = embeddings[0] if embeddings else KNOWLEDGE_EMBEDDING.empty_table()
+    planned = shards.read_plan(settings.run_dir(request.run_id))
     domain = load_domain(settings, request.domain)
     bounds = domain.quality.features
+    figures = finish(settings, planned, planned.shards, again=False)  # those that an earlier release wrote
+    sums = by_kind(figures)
     with open_warehouse(settings) as (_, engine):
-        warnings = _check_features(settings, engine, request, knowledge, served, bounds)
-        summary = load_knowledge(engine, knowledge, *embeddings)
+        measured = _record(settings, engine, request, figures)
+        _quarantine(settings, engine, planned)
+        _judge_texts(settings, engine, request, figures)
+        warnings = _check_features(settings, engine, request, sums, measured, bounds)
+        summary = _load(settings, engine, planned)
         register(engine, domain)
         loaded = summary.loaded + summary.already_there
         record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
         release_pools(settings, engine, request)
-        coverage, more = _check_coverage(settings, engine, request, knowledge, bounds)
-    kinds = sorted(set(knowledge["kind"].to_pylist()))
-    return vars(summary) | {"kinds": kinds, "coverage": coverage, "warnings": warnings + more}
+        forms = in_another_form(settings, engine, request.domain) if loaded else []
+        warnings += weigh(settings, request, "vectors", forms, f"the vectors of {request.domain}")
+        covered, more = _check_coverage(settings, engine, request, planned, sums, bounds)
+    kinds = sorted(kind for kind, of_kind in sums.items() if of_kind.passed)
+    return vars(summary) | {
+        "generated": sum(each.texts for each in figures),
+        "failed": sum(each.failed for each in figures),
+        "quarantined": sum(each.refused for each in figures),
+        "kinds": kinds,
+        "coverage": covered,
+        "warnings": warnings + more,
+    }
 
 
-def _read_vectors(path: Path) -> pa.Table:
-    """Vectors that a run embedded; before they had forms, all were of the answer alone."""
-    table = run_files.read_parquet(path)
-    return table if "form" in table.column_names else table.append_column("form", pa.repeat("answer", len(table)))
+def _record(settings: Settings, engine: Engine, request: RunRequest, figures: Sequence[Figures]) -> dict[str, Any]:
+    """Let the warehouse know what the run made; returns what it measured."""
+    written = {kind: {"texts": each.texts, "tokens": each.tokens} for kind, each in by_kind(figures).items()}
+    seconds = sum(each.seconds for each in figures)
+    measured = costs.measurement(
+        {kind: of_kind for kind, of_kind in written.items() if of_kind["texts"]},
+        seconds,
+        sum(each.load_seconds for each in figures),
+        settings.cost_per_hour,
+    )
+    record_run(
+        engine,
+        request.run_id,
+        planned=sum(each.requests for each in figures),
+        generated=sum(each.texts for each in figures),
+        failed=sum(each.failed for each in figures),
+        quarantined=sum(each.refused for each in figures),
+        new_tokens=sum(each.tokens for each in figures),
+        steps=sum(each.steps for each in figures),
+        seconds=seconds,
+        measured=measured,
+    )
+    return measured
+
+
+def _quarantine(settings: Settings, engine: Engine, planned: Plan) -> None:
+    for part in _parts(settings, planned):
+        if len(refused := run_files.read_table(part / "quarantine.parquet", QUARANTINE)):
+            quarantine.record(engine, refused, run_files.read_table(part / "refused.parquet", KNOWLEDGE))
+
+
+def _parts(settings: Settings, planned: Plan) -> list[Path]:
+    return [folder(settings.run_dir(planned.run_id), shard.name) for shard in planned.shards]
+
+
+def _judge_texts(settings: Settings, engine: Engine, request: RunRequest, figures: Sequence[Figures]) -> None:
+    counts = [
+        ShardCounts(each.shard, each.requests, each.texts + each.failed, each.requests - each.passed, each.by_rule)
+        for each in figures
+    ]
+    docs, run_id = settings.data_docs_dir, request.run_id
+    found = judge_run(counts, settings.max_failing_share, docs, run_id)
+    critical = [finding for finding in found if finding.severity == "critical"]
+    if not critical:
+        return
+    _fail(settings, engine, request)
+    require([finding for finding in critical if finding.rule != LOST], f"the texts of run {run_id}", docs)
+    requests, lost = sum(each.requests for each in counts), sum(each.lost for each in counts)
+    raise QualityError(
+        f"{lost / requests:.0%} of the {requests} texts of run {run_id} failed, more than "
+        f"max_failing_share {settings.max_failing_share:.0%}; they are in quarantine, see {data_docs.index(docs)}"
+    )
+
+
+def _fail(settings: Settings, engine: Engine, request: RunRequest) -> None:
+    record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC))
+    release_pools(settings, engine, request)
 
 
 def _check_features(
     settings: Settings,
     engine: Engine,
     request: RunRequest,
-    knowledge: pa.Table,
-    embeddings: pa.Table,
+    sums: Mapping[Kind, Figures],
+    measured: dict[str, Any],
     bounds: FeatureQuality,
 ) -> list[str]:
     """Check what is to be loaded against the last runs, and keep its own profile for the next ones."""
-    profiles = features.profile(knowledge, embeddings)
+    of_kinds = {str(kind): each.features for kind, each in sums.items() if each.passed}
+    profiles = {kind: profile for kind, each in of_kinds.items() if (profile := each.profile) is not None}
     last = feature_profiles(engine, request.run_id, request.domain, bounds.drift_runs)
     earlier = {
         kind: features.together([features.FeatureProfile(**each) for each in last[kind]])
         for kind in profiles
         if kind in last
     }
-    found = features.check_features(knowledge, embeddings, earlier, bounds, settings.data_docs_dir, request.run_id)
-    [record] = generation_runs(engine, request.run_id)
-    measured = (record["measured"] or {}) | {"features": {kind: vars(each) for kind, each in profiles.items()}}
+    found = features.check_features(of_kinds, earlier, bounds, settings.data_docs_dir, request.run_id)
+    measured = measured | {"features": {kind: vars(each) for kind, each in profiles.items()}}
     record_run(engine, request.run_id, measured=measured)
     try:
         return weigh(settings, request, "features", found, f"the features of run {request.run_id}")
     except QualityError:
-        record_run(engine, request.run_id, state="failed", finished_at=datetime.now(UTC))
-        release_pools(settings, engine, request)
+        _fail(settings, engine, request)
         raise
 
 
+def _load(settings: Settings, engine: Engine, planned: Plan) -> LoadSummary:
+    total = LoadSummary(0, 0, 0)
+    for part in _parts(settings, planned):
+        knowledge = run_files.read_table(part / "knowledge.parquet", KNOWLEDGE)
+        if len(knowledge):
+            total = total.plus(load_knowledge(engine, knowledge, *_vectors(part)))
+    return total
+
+
+def _vectors(part: Path) -> list[pa.Table]:
+    return [run_files.read_parquet(path) for path in sorted(part.glob("vectors-*.parquet"))]
+
+
 def _check_coverage(
-    settings: Settings, engine: Engine, request: RunRequest, knowledge: pa.Table, bounds: FeatureQuality
+    settings: Settings,
+    engine: Engine,
+    request: RunRequest,
+    planned: Plan,
+    sums: Mapping[Kind, Figures],
+    bounds: FeatureQuality,
 ) -> tuple[dict[str, float], list[str]]:
     """The share of entities that have features by now, by kind; and what is to be warned of."""
-    rows = []
-    for kind in sorted(set(knowledge["kind"].to_pylist())):
-        ids = knowledge.filter(pc.equal(knowledge["kind"], kind))["request_id"].to_pylist()
-        found = coverage(engine, request.domain, kind, settings.encoder, ids)
+    rows: list[dict[str, Any]] = []
+    for kind in sorted(kind for kind, each in sums.items() if each.passed):
+        texts = there = 0
+        for shard in planned.shards:
+            if shard.kind == kind:
+                path = folder(settings.run_dir(planned.run_id), shard.name) / "knowledge.parquet"
+                ids = run_files.read_parquet(path, ["request_id"])["request_id"].to_pylist()
+                texts += len(ids)
+                there += count_loaded(engine, settings.encoder, ids)
+        found = coverage(engine, request.domain, kind, settings.encoder)
         share = found.covered / found.entities if found.entities else 1.0
-        rows.append({"kind": kind, "loaded": found.loaded / len(ids), "coverage": round(share, 4)})
+        rows.append({"kind": kind, "loaded": there / texts if texts else 1.0, "coverage": round(share, 4)})
     checked = features.check_coverage(rows, bounds, settings.data_docs_dir, request.run_id) if rows else []
     what = f"what run {request.run_id} loaded"
     return {row["kind"]: row["coverage"] for row in rows}, weigh(settings, request, "coverage", checked, what)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
-from dare_core.stages import embed, generate, group, load, plan, pools, pull, report, validate
+from dare_core.stages import generate, group, load, plan, pools, pull, report
 from dare_core.stages.ownership import owning
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.runs import generation_runs
@@ -33,11 +33,9 @@ def run(
             return summary
         for assignment in plan.assignments(settings, request):
             on_stage("generate", generate.run(settings, request, assignment))
-        for name, stage in {"validate": validate, "embed": embed, "load": load}.items():
-            result = stage.run(settings, request)
-            on_stage(name, result)
-            warnings = [*summary.get("warnings", []), *result.get("warnings", [])]
-            summary |= result | {"warnings": warnings}
+        loaded = load.run(settings, request)
+        on_stage("load", loaded)
+        summary |= loaded
         on_stage("rebuild_pools", pools.run(settings, request))
         summary["report"] = report.run(settings, request)["report"]
     return summary
@@ -54,12 +52,14 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
     """
     with open_warehouse(settings) as (_, engine):
         found = generation_runs(engine, request.run_id)
-    if not found or not found[0]["planned"] or found[0]["state"] not in ("loaded", "failed"):
+    if not found or not _taken(found[0]) or found[0]["state"] not in ("loaded", "failed"):
         return False
     [run] = found
+    if not run["planned"]:  # whoever was due needed no text after all
+        return True
     kept = run["loaded"] or 0
-    # What failed validation is in quarantine; what failed as features was validated, and would be written again.
-    if run["state"] == "failed" and not (settings.run_dir(request.run_id) / "validated.parquet").exists():
+    # What failed validation is in quarantine; what failed as features passed it, and would be written again.
+    if run["state"] == "failed" and "features" not in (run["measured"] or {}):
         kept = (run["generated"] or 0) - (run["quarantined"] or 0)
     if (lost := 1 - kept / run["planned"]) > settings.max_slice_loss:
         raise QualityError(
@@ -68,3 +68,9 @@ def slice_ended(settings: Settings, request: RunRequest) -> bool:
             "trigger the backfill again"
         )
     return True
+
+
+def _taken(run: dict[str, Any]) -> int:
+    """Entities that a slice looked at."""
+    funnel = (run["plan"] or {}).get("funnel", {})
+    return sum(of_kind["requests"] for of_kind in funnel.values()) or int(run["planned"])

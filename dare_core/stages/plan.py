@@ -1,45 +1,43 @@
 """Plan a run: who needs a text, in which shards, drafted from which version of the pool."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import pyarrow as pa
 from sqlalchemy import Engine
 
 from dare_core import models
 from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
 from dare_core.engines.precision import precision_of
-from dare_core.errors import InputError
 from dare_core.evaluation.gate import gated
 from dare_core.knowledge import costs, shards
-from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.costs import Funnel
-from dare_core.knowledge.planning import Choice, Planner
 from dare_core.knowledge.requests import Decoding, identify_settings
 from dare_core.knowledge.shards import Plan, Shard
-from dare_core.schemas import DUE, PULLED, QUARANTINE, RENDERING, Kind
+from dare_core.schemas import PULLED, Kind
 from dare_core.stages.ownership import owned
 from dare_core.stages.pins import pin_pool
+from dare_core.stages.rendering import prompt_room
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
-from dare_core.warehouse import quarantine
-from dare_core.warehouse.knowledge import reopen, request_states, seen_earlier
 from dare_core.warehouse.renderings import (
     DUE_VERDICTS,
+    Earlier,
     Rules,
     count_verdicts,
     due_entities,
     earlier_entities,
-    record_renderings,
 )
 from dare_core.warehouse.runs import Throughput, record_run, throughput
 from dare_core.warehouse.session import open_warehouse
 
 log = logging.getLogger(__name__)
+
+_PULLED_AT_ONCE: Final = 1000  # entities of a pull in memory
 
 
 class _Terms(NamedTuple):
@@ -62,9 +60,11 @@ class _Terms(NamedTuple):
 
 @owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Who needs a text: written down as shards of requests sorted by group, with what they are expected to cost.
+    """Who is due: written down as shards of ids sorted by group, with what their texts are expected to cost.
 
-    Only entities that changed, whose text expired or that have none are rendered. Nobody needs a text: the run is done.
+    Due are entities that changed, whose text expired or that have none. Generation tasks render them, and find that
+    some need no text after all: figures are upper bounds until then, and a limit is one of entities that are taken.
+    Nobody is due: the run is done.
 
     Returns:
         ``requests``, ``shards``, ``tasks`` that they are dealt out to, ``precision``, ``funnel`` by kind, ``estimate``.
@@ -97,9 +97,8 @@ def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
     parts: list[Shard] = []
     funnel: dict[Kind, Funnel] = {}
     for kind in request.kinds:
-        choice, funnel[kind] = _choose(settings, engine, request, terms, kind)
-        version = _record_and_pin(settings, engine, request, terms, kind, choice)
-        parts += _write(settings, request, terms, kind, choice, version)
+        of_kind, funnel[kind] = _plan_kind(settings, engine, request, terms, kind)
+        parts += of_kind
     requests = {kind: of_kind.requests for kind, of_kind in funnel.items()}
     most = terms.decoding.max_new_tokens
     planned = Plan(
@@ -120,9 +119,7 @@ def _terms(settings: Settings, engine: Engine, request: RunRequest) -> _Terms:
     domain = load_domain(settings, request.domain)
     prompts = models.prompt_format(settings)
     decoding = gated(settings, engine, domain.name, _decoding(settings, request, prompts.tokenizer_hash))
-    room = prompts.context_length - decoding.max_new_tokens
-    if room < 1:
-        raise InputError(f"max_new_tokens {decoding.max_new_tokens} leaves no room for a prompt in {settings.model}")
+    room = prompt_room(settings, prompts, decoding.max_new_tokens)
     measured = throughput(engine, domain.name, decoding.model, decoding.precision, decoding.max_new_tokens)
     return _Terms(domain, decoding, prompts.files, room, measured)
 
@@ -139,32 +136,42 @@ def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> D
     )
 
 
-def _choose(
+def _plan_kind(
     settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind
-) -> tuple[Choice, Funnel]:
-    """Of one kind, who is asked about; and what becomes of the others. Nothing is written."""
-    domain, room = terms.domain, terms.max_prompt_tokens
-    rules = _rules(domain, request, identify_settings(domain, kind, terms.decoding, terms.prompt_files, room))
-    verdicts = count_verdicts(engine, domain.name, kind, rules)
-    earlier = _earlier(settings, engine, request, kind) if verdicts.get("later_than_as_of") else DUE.empty_table()
-    if len(earlier):
-        verdicts |= {"earlier": len(earlier), "later_than_as_of": verdicts["later_than_as_of"] - len(earlier)}
-    choice = Choice()
-    if any(verdicts.get(verdict) for verdict in DUE_VERDICTS):
-        states = partial(request_states, engine, expired_before=rules.expired_before)
-        encoder = ChatEncoder(models.load_tokenizer(settings))
-        planner = Planner(domain, encoder, terms.decoding, room, rules.settings, states)
-        due = due_entities(engine, domain.name, kind, rules, request.order)
-        choice = planner.choose(kind, chain(due, earlier.to_batches()), request.limit(kind))
-    return choice, Funnel.of(verdicts, len(choice.requests), choice.settled)
+) -> tuple[list[Shard], Funnel]:
+    """Write one kind's shards, as the warehouse says who is due; and what becomes of the others."""
+    domain, limit = terms.domain.name, request.limit(kind)
+    identified = identify_settings(terms.domain, kind, terms.decoding, terms.prompt_files, terms.max_prompt_tokens)
+    rules = _rules(terms.domain, request, identified)
+    verdicts = count_verdicts(engine, domain, kind, rules)
+    due = sum(verdicts.get(verdict, 0) for verdict in DUE_VERDICTS)
+    left = None if limit is None else max(limit - due, 0)
+    with _earlier(settings, engine, request, kind, verdicts.get("later_than_as_of", 0), left) as earlier:
+        if earlier.count:
+            later = verdicts["later_than_as_of"] - earlier.count
+            verdicts |= {"earlier": earlier.count, "later_than_as_of": later}
+        parts: list[Shard] = []
+        if due := due + earlier.count:
+            taken = due if limit is None else min(due, limit)
+            version = _pin(settings, engine, request, terms, kind, taken)
+            size = costs.shard_size(settings, kind, terms.measured, terms.decoding.max_new_tokens, taken)
+            rows = chain(due_entities(engine, domain, kind, rules, request.order, limit), earlier.rows)
+            parts = shards.write_shards(settings.run_dir(request.run_id), kind, rows, size, version)
+    return parts, Funnel.of(verdicts, sum(shard.requests for shard in parts), limit is not None)
 
 
-def _earlier(settings: Settings, engine: Engine, request: RunRequest, kind: Kind) -> pa.Table:
+@contextmanager
+def _earlier(
+    settings: Settings, engine: Engine, request: RunRequest, kind: Kind, later: int, limit: int | None
+) -> Iterator[Earlier]:
     """Of a run of the past: those who show something later by now, as they were then, which its pull knows."""
     pulled = settings.run_dir(request.run_id) / "pulled" / kind
-    if request.as_of is None or not pulled.exists():
-        return DUE.empty_table()
-    return earlier_entities(engine, run_files.read_table(pulled, PULLED), request.as_of, request.order)
+    if not later or request.as_of is None or not pulled.exists():
+        yield Earlier(0, iter(()))
+        return
+    then = run_files.read_pieces(pulled, PULLED, _PULLED_AT_ONCE)
+    with earlier_entities(engine, then, request.as_of, request.order, limit) as found:
+        yield found
 
 
 def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
@@ -177,38 +184,11 @@ def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
     )
 
 
-def _record_and_pin(
-    settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind, choice: Choice
-) -> str | None:
-    """Keep in the warehouse what was found, and pin the pool that texts are drafted from.
-
-    That is who was rendered, whose prompt fits never, and which texts that are there are right again, or were earlier.
-
-    Returns:
-        The pinned version; None where nobody is asked about, or there is no pool to use.
-    """
-    unfit = [{**row, "run_id": request.run_id} for row in choice.unfit]
-    quarantine.record(engine, pa.Table.from_pylist(unfit, QUARANTINE))
-    record_renderings(engine, pa.Table.from_pylist(choice.rendered, RENDERING))
-    if choice.reopened:
-        reopen(engine, choice.reopened)
-    if choice.earlier:
-        seen_earlier(engine, choice.earlier)
-    if not choice.requests:
-        return None
+def _pin(settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind, due: int) -> str | None:
+    """Pin the pool that texts are drafted from; None where there is no pool to use."""
     # First the run, then its pin: `maintain` takes pins away from whoever is no run.
-    record_run(
-        engine, request.run_id, **_begun(request, terms.decoding, datetime.now(UTC)), planned=len(choice.requests)
-    )
+    record_run(engine, request.run_id, **_begun(request, terms.decoding, datetime.now(UTC)), planned=due)
     return pin_pool(settings, engine, request, kind, terms.decoding.tokenizer_hash)
-
-
-def _write(
-    settings: Settings, request: RunRequest, terms: _Terms, kind: Kind, choice: Choice, pool_version: str | None
-) -> list[Shard]:
-    """Write one kind's shards, each what one engine does in a few minutes."""
-    size = costs.shard_size(settings, kind, terms.measured, terms.decoding.max_new_tokens)
-    return shards.write_shards(settings.run_dir(request.run_id), kind, choice.requests, size, pool_version)
 
 
 def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:

@@ -13,7 +13,7 @@ from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
 from dare_core.quality.findings import Finding
 from dare_core.quality.source import check_source
-from dare_core.schemas import PULLED, Kind
+from dare_core.schemas import SOURCE_FIGURE, Kind
 from dare_core.sources.spark_submit import submit
 from dare_core.sources.tables_there import require_tables
 from dare_core.stages.ownership import owned
@@ -82,8 +82,8 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     found = [*_dropped(domain, summary), *_left_out(window, summary)]
     for kind in window.kinds:
         if summary.get(kind):
-            pulled = run_files.read_table(run_dir / "pulled" / kind, PULLED)
-            found += check_source(pulled, domain, kind, settings.data_docs_dir, request.run_id)
+            figures = run_files.read_table(run_dir / "pulled" / "figures" / kind, SOURCE_FIGURE)
+            found += check_source(figures, domain, kind, settings.data_docs_dir, request.run_id)
     return summary | {"warnings": weigh(settings, request, "source", found, f"what was pulled of {domain.name}")}
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -54,6 +54,27 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
 
 
+def write_pieces(
+    path: Path, pieces: Iterable[pa.Table], schema: pa.Schema, notes: Callable[[], Mapping[str, str]]
+) -> None:
+    """Write a Parquet file of a table that comes in pieces; memory holds one of them.
+
+    Args:
+        path: of the file.
+        pieces: of the schema.
+        schema: theirs.
+        notes: to be kept in the file, asked for when the last piece has come; see :func:`read_notes`.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
+    with storing(path), appearing(path) as scratch:  # noqa: SIM117 - closed before it appears
+        with pq.ParquetWriter(scratch, schema, compression="zstd", write_page_checksum=True) as writer:
+            for piece in pieces:
+                writer.write_table(piece)
+            writer.add_key_value_metadata(dict(notes()))
+
+
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """A Parquet file, or a folder of them, that holds what the schema says and nothing else.
 
@@ -64,6 +85,24 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     table = read_parquet(path)
     if not table.num_columns and not len(table):  # a folder without files
         return schema.empty_table()
+    return _checked(path, table, schema)
+
+
+def read_pieces(path: Path, schema: pa.Schema, rows: int = 10_000) -> Iterator[pa.Table]:
+    """What :func:`read_table` reads, at most ``rows`` at a time: memory holds a piece, whatever the file's size.
+
+    Raises:
+        InputError: see there; of a piece, when it is its turn.
+    """
+    for file in _files(path):
+        with _worded(file), pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            for batch in opened.iter_batches(rows, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                table.validate(full=True)
+                yield _checked(file, table, schema)
+
+
+def _checked(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
     there = dict(zip(table.column_names, table.schema.types, strict=True))
     for field in schema:
         if there.pop(field.name, None) != field.type:
@@ -83,10 +122,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         InputError: it is no Parquet, cut short or damaged, or lacks one of ``columns``.
     """
-    files = sorted(path.glob("[!_.]*.parquet")) if path.is_dir() else [path]
     try:
         parts = []
-        for file in files:
+        for file in _files(path):
             with pq.ParquetFile(file, page_checksum_verification=True) as opened:
                 parts.append(opened.read(columns, use_threads=False))
         table = pa.concat_tables(parts) if parts else pa.table({})
@@ -100,6 +138,40 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         if name not in names:
             raise unreadable(path, f"it has no column {name!r}")
     return table
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("[!_.]*.parquet")) if path.is_dir() else [path]
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """What :func:`write_pieces` noted in a Parquet file; of another's, what else stands there.
+
+    Raises:
+        InputError: it is no Parquet, or damaged.
+    """
+    with _worded(path):
+        notes = pq.read_metadata(path).metadata or {}
+        return {name.decode(): value.decode() for name, value in notes.items()}
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of a Parquet file's columns.
+
+    Raises:
+        InputError: it is no Parquet, or damaged.
+    """
+    with _worded(path):
+        names: list[str] = pq.read_schema(path).names
+        return names
+
+
+@contextlib.contextmanager
+def _worded(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise unreadable(path, str(error)) from None
 
 
 def read_json(path: Path, kind: type[_Model], missing: str) -> _Model:

@@ -15,7 +15,8 @@ from dare_core.errors import InputError, SettingError, WarehouseError
 
 _SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg")
 _CONNECT_SECONDS: Final = 15
-_ROWS_PER_BATCH: Final = 1000
+#: Rows that a stream holds at once.
+ROWS_PER_BATCH: Final = 1000
 
 
 def connect(url: str) -> Engine:
@@ -91,12 +92,13 @@ def clock(engine: Engine) -> datetime:
 
 def stream(engine: Engine, query: Executable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Read through a server-side cursor: memory holds a batch, whatever the number of rows."""
-    with engine.connect().execution_options(yield_per=_ROWS_PER_BATCH) as connection:
-        for rows in connection.execute(query).partitions(_ROWS_PER_BATCH):  # of textual SQL, all rows without
-            yield _batch(rows, schema)
+    with engine.connect().execution_options(yield_per=ROWS_PER_BATCH) as connection:
+        for rows in connection.execute(query).partitions(ROWS_PER_BATCH):  # of textual SQL, all rows without
+            yield as_batch(rows, schema)
 
 
-def _batch(rows: Sequence[Row[Any]], schema: pa.Schema) -> pa.RecordBatch:
+def as_batch(rows: Sequence[Row[Any]] | Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows, at least one, whose values stand in the order of a schema."""
     columns = zip(*rows, strict=True)
     return pa.record_batch(
         [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema

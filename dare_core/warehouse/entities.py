@@ -1,20 +1,27 @@
 """Entities (tables ``entity``, ``watermark``, ``forgotten``): what pulls found, how far they saw, who is forgotten."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
 from sqlalchemy import Engine, Text, cast, func, select
 
 from dare_core import schemas
+from dare_core.errors import WarehouseError
 from dare_core.schemas import Kind
 from dare_core.warehouse.connection import lock, transaction
+from dare_core.warehouse.entity_staging import EntityStaging, stretches
 from dare_core.warehouse.staging import refuse_duplicates, staged
 from dare_core.warehouse.tables import ENTITY, FORGOTTEN, WATERMARK
+
+#: Ids that one transaction marks as gone.
+_GONE_AT_ONCE: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -23,14 +30,14 @@ class Pulled:
 
     Attributes:
         to: the latest moment that it saw, inclusive.
-        gone: ids of entities whose source row is there no longer.
+        gone: ids of entities whose source row is there no longer; read once, a few at a time.
         complete: whether a later pull needs nothing of what this one saw; else the watermark stays where it is.
     """
 
     domain: str
     kind: schemas.Kind
     to: datetime
-    gone: Sequence[str] = ()
+    gone: Iterable[str] = ()
     complete: bool = True
 
 
@@ -38,57 +45,137 @@ class Pulled:
 class EntityChanges:
     """How many entities are new or changed, how many were found gone, and how many left out as forgotten."""
 
-    changed: int
-    deleted: int
+    changed: int = 0
+    deleted: int = 0
     forgotten: int = 0
+
+    def __add__(self, other: "EntityChanges") -> "EntityChanges":
+        return EntityChanges(
+            self.changed + other.changed, self.deleted + other.deleted, self.forgotten + other.forgotten
+        )
 
 
 def upsert_entities(engine: Engine, entities: pa.Table, pulled: Pulled | None = None) -> EntityChanges:
-    """Insert or update rows of schema ENTITY; with ``pulled``, mark what is gone and move the watermark with them.
+    """Insert or update rows of schema ENTITY; with ``pulled``, mark what is gone, and move the watermark last.
 
     An entity is updated when its group, attributes or events differ, when its ``data_as_of`` moved forward, or when it
     had been gone. Alone, ``data_as_of`` never moves back. A pull that saw less than an earlier one, of an ``as_of`` in
     the past, or that is not complete, replaces no entity that is as new as its own, notices no deletion, and leaves the
     watermark where it is.
 
-    The valid knowledge of what is gone ends now. What was forgotten (:func:`forgotten`) is left out.
+    The valid knowledge of what is gone ends now. What was forgotten is left out.
 
     Raises:
         InputError: the rows do not fit the schema, or hold one entity twice.
         WarehouseError: the warehouse has no tables.
     """
-    with transaction(engine) as cursor, staged(cursor, "entity", entities, schemas.ENTITY) as rows:
-        refuse_duplicates(cursor, rows)
-        lock(cursor, "entity")
-        # Under the lock, which whoever forgets takes too.
-        cursor.execute(f"""
-            DELETE FROM {rows} AS s USING knowledge.forgotten AS f
-            WHERE (f.domain, f.kind) = (s.domain, s.kind) AND f.entity = encode(
-                sha256(convert_to(s.domain || '/' || s.kind || '/' || s.entity_id, 'UTF8')), 'hex'
+
+    def merge(latest: bool) -> EntityChanges:
+        with transaction(engine) as cursor, staged(cursor, "entity", entities, schemas.ENTITY) as rows:
+            refuse_duplicates(cursor, rows)
+            return _merge(cursor, rows, latest)
+
+    if pulled is None:
+        return merge(latest=True)
+    with _turn(engine, pulled) as latest:
+        return merge(latest) + (_conclude(engine, pulled) if latest else EntityChanges())
+
+
+def merge_entities(engine: Engine, staging: EntityStaging, rows: int, pulled: Pulled) -> EntityChanges:
+    """As :func:`upsert_entities`, of entities that were copied into a run's staging tables, each there once.
+
+    Each transaction merges a bounded stretch of them, or marks so many as gone, and leaves the warehouse right; the
+    watermark moves with the end of the last. Whoever is stopped meanwhile begins again.
+
+    Args:
+        engine: the warehouse.
+        staging: of the run; its tables are gone afterwards.
+        rows: how many were copied.
+        pulled: what was found beside them.
+
+    Raises:
+        InputError: attributes are no JSON.
+        WarehouseError: fewer rows are staged than were copied, as after a crash of the server; the watermark stays.
+    """
+    changes, merged = EntityChanges(), 0
+    with _turn(engine, pulled) as latest:
+        for table in staging.there(engine):
+            with transaction(engine) as cursor:
+                parts = list(stretches(cursor, table))
+            for part in parts:
+                with transaction(engine) as cursor:
+                    found = cursor.execute(f"SELECT count(*) FROM {table} AS s WHERE {part}").fetchone()  # noqa: S608
+                    merged += found[0] if found else 0
+                    changes += _merge(cursor, table, latest, part)
+        if merged != rows:
+            raise WarehouseError(
+                f"{merged} of {rows} {pulled.kind}s are staged: the warehouse's server lost the others in a crash; "
+                "run the stage again"
             )
-        """)  # noqa: S608 - names of ours
-        forgotten = cursor.rowcount
-        latest = pulled is None or (pulled.complete and _move_watermark(cursor, pulled))
-        cursor.execute(
-            f"""
-            INSERT INTO knowledge.entity AS present
-                (domain, kind, entity_id, group_name, attributes, data_as_of, events)
-            SELECT domain, kind, entity_id, group_name, attributes::jsonb, data_as_of, events FROM {rows}
-            ON CONFLICT (domain, kind, entity_id) DO UPDATE SET
-                group_name = excluded.group_name,
-                attributes = excluded.attributes,
-                data_as_of = excluded.data_as_of,
-                events = excluded.events,
-                deleted_at = NULL,
-                updated_at = now()
-            WHERE (present.data_as_of < excluded.data_as_of OR %s)
-                AND (present.group_name <> excluded.group_name OR {_differs("present", "excluded")})
-            """,  # noqa: S608 - names of ours
-            [latest],
+        if latest:
+            changes += _conclude(engine, pulled)
+    staging.drop(engine)
+    return changes
+
+
+@contextmanager
+def _turn(engine: Engine, pulled: Pulled) -> Iterator[bool]:
+    """Pulls of a domain's kind are merged one after the other; yields whether no earlier one saw more than this one.
+
+    The lock is that of a transaction which does nothing else, so that it also holds through a pool of connections.
+    """
+    with transaction(engine) as cursor:
+        cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        lock(cursor, f"pull of {pulled.domain}/{pulled.kind}")
+        seen = watermark(engine, pulled.domain, pulled.kind)
+        yield pulled.complete and (seen is None or seen <= pulled.to)
+
+
+def _merge(cursor: psycopg.Cursor[Any], rows: str, latest: bool, part: str = "true") -> EntityChanges:
+    """Merge the rows, called ``s``, that meet the condition ``part``; forgotten ones are removed from there."""
+    lock(cursor, "entity")  # which whoever forgets takes too
+    cursor.execute(f"""
+        DELETE FROM {rows} AS s USING knowledge.forgotten AS f
+        WHERE {part} AND (f.domain, f.kind) = (s.domain, s.kind) AND f.entity = encode(
+            sha256(convert_to(s.domain || '/' || s.kind || '/' || s.entity_id, 'UTF8')), 'hex'
         )
-        changed = cursor.rowcount
-        deleted = _mark_gone(cursor, pulled) if pulled is not None and latest else 0
-        return EntityChanges(changed, deleted, forgotten)
+    """)  # noqa: S608 - names of ours
+    forgotten = cursor.rowcount
+    cursor.execute(
+        f"""
+        INSERT INTO knowledge.entity AS present
+            (domain, kind, entity_id, group_name, attributes, data_as_of, events)
+        SELECT domain, kind, entity_id, group_name, attributes::jsonb, data_as_of, events FROM {rows} AS s WHERE {part}
+        ON CONFLICT (domain, kind, entity_id) DO UPDATE SET
+            group_name = excluded.group_name,
+            attributes = excluded.attributes,
+            data_as_of = excluded.data_as_of,
+            events = excluded.events,
+            deleted_at = NULL,
+            updated_at = now()
+        WHERE (present.data_as_of < excluded.data_as_of OR %s)
+            AND (present.group_name <> excluded.group_name OR {_differs("present", "excluded")})
+        """,  # noqa: S608 - names of ours
+        [latest],
+    )
+    return EntityChanges(changed=cursor.rowcount, forgotten=forgotten)
+
+
+def _conclude(engine: Engine, pulled: Pulled) -> EntityChanges:
+    """Mark what is gone; then move the watermark."""
+    deleted, gone = 0, iter(pulled.gone)
+    while ids := list(islice(gone, _GONE_AT_ONCE)):
+        with transaction(engine) as cursor:
+            deleted += _mark_gone(cursor, pulled, ids)
+    with transaction(engine) as cursor:
+        cursor.execute(
+            """
+            INSERT INTO knowledge.watermark (domain, kind, pulled_to) VALUES (%s, %s, %s)
+            ON CONFLICT (domain, kind) DO UPDATE SET pulled_to = excluded.pulled_to
+            """,
+            [pulled.domain, pulled.kind, pulled.to],
+        )
+    return EntityChanges(deleted=deleted)
 
 
 def _differs(present: str, pulled: str) -> str:
@@ -99,20 +186,8 @@ def _differs(present: str, pulled: str) -> str:
     )
 
 
-def _move_watermark(cursor: psycopg.Cursor[Any], pulled: Pulled) -> bool:
-    """Whether no earlier pull saw more than this one."""
-    cursor.execute(
-        """
-        INSERT INTO knowledge.watermark AS present (domain, kind, pulled_to) VALUES (%s, %s, %s)
-        ON CONFLICT (domain, kind) DO UPDATE SET pulled_to = excluded.pulled_to
-        WHERE present.pulled_to <= excluded.pulled_to
-        """,
-        [pulled.domain, pulled.kind, pulled.to],
-    )
-    return cursor.rowcount == 1
-
-
-def _mark_gone(cursor: psycopg.Cursor[Any], pulled: Pulled) -> int:
+def _mark_gone(cursor: psycopg.Cursor[Any], pulled: Pulled, ids: list[str]) -> int:
+    lock(cursor, "entity")
     cursor.execute(
         """
         WITH gone AS (
@@ -125,7 +200,7 @@ def _mark_gone(cursor: psycopg.Cursor[Any], pulled: Pulled) -> int:
         )
         SELECT count(*) FROM gone
         """,
-        [pulled.domain, pulled.kind, list(pulled.gone)],
+        [pulled.domain, pulled.kind, ids],
     )
     [count] = cursor.fetchone() or (0,)
     return int(count)
@@ -164,12 +239,11 @@ def tombstone(domain: str, kind: str, entity_id: str) -> str:
     return hashlib.sha256(f"{domain}/{kind}/{entity_id}".encode()).hexdigest()
 
 
-def forgotten(engine: Engine, domain: str, kind: Kind) -> list[str]:
-    """The tombstones of a domain's kind."""
-    mark = FORGOTTEN.c.entity
-    query = select(mark).where(FORGOTTEN.c.domain == domain, FORGOTTEN.c.kind == kind).order_by(mark)
+def count_forgotten(engine: Engine, domain: str, kind: Kind) -> int:
+    """How many of a domain's kind were forgotten."""
+    query = select(func.count()).where(FORGOTTEN.c.domain == domain, FORGOTTEN.c.kind == kind)
     with engine.connect() as connection:
-        return list(connection.execute(query).scalars())
+        return connection.execute(query).scalar_one()
 
 
 def leave_tombstones(cursor: psycopg.Cursor[Any], domain: str, kind: Kind, entity_ids: Sequence[str]) -> None:

@@ -50,6 +50,10 @@ class LoadSummary:
     superseded: int
     outdated: int = 0
 
+    def plus(self, other: "LoadSummary") -> "LoadSummary":
+        """What both loads did."""
+        return LoadSummary(**{name: count + getattr(other, name) for name, count in vars(self).items()})
+
 
 def load_knowledge(engine: Engine, knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
     """Load texts of schema KNOWLEDGE and their vectors; see :func:`merge_knowledge` and :func:`index_vectors`."""

@@ -1,15 +1,17 @@
 """Renderings (table ``rendering``): what each entity's last prompt showed, and so which entities are due."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
+import psycopg
 import pyarrow as pa
 from sqlalchemy import Engine, text
 
 from dare_core import schemas
-from dare_core.warehouse.connection import lock, stream, transaction
+from dare_core.warehouse.connection import ROWS_PER_BATCH, as_batch, lock, stream, transaction
 from dare_core.warehouse.staging import staged
 
 #: ``spread``: by the ids' MD5, so that any part is spread over groups. ``active``: by events, most first.
@@ -111,38 +113,106 @@ def count_verdicts(engine: Engine, domain: str, kind: str, rules: Rules) -> dict
 
 
 def due_entities(
-    engine: Engine, domain: str, kind: str, rules: Rules, order: Order = "spread"
+    engine: Engine, domain: str, kind: str, rules: Rules, order: Order = "spread", limit: int | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Stream what is due, in schema DUE."""
-    columns = ", ".join("attributes::text" if name == "attributes" else name for name in schemas.DUE.names)
-    query = text(
-        f"SELECT {columns} FROM ({_VERDICTS}) AS v WHERE verdict = ANY(:due) ORDER BY {_ORDERS[order]}"  # noqa: S608
-    )
+    """Stream who is due, in schema SHARD, sorted by group; under a limit, those who come first by ``order``.
+
+    Ids alone are sorted, whatever the number of rows: attributes are not read.
+    """
+    first = f"ORDER BY {_ORDERS[order]} LIMIT {limit:d}" if limit is not None else ""
+    query = text(f"""
+        SELECT domain, kind, entity_id, NULL, NULL FROM (
+            SELECT domain, kind, entity_id, group_name FROM ({_VERDICTS}) AS v WHERE verdict = ANY(:due) {first}
+        ) AS due ORDER BY group_name COLLATE "C", entity_id COLLATE "C"
+    """)  # noqa: S608 - names of ours, and a number
     bound = {**_bound(domain, kind, rules), "due": list(DUE_VERDICTS)}
-    return stream(engine, query.bindparams(**bound), schemas.DUE)
+    return stream(engine, query.bindparams(**bound), schemas.SHARD)
 
 
-def earlier_entities(engine: Engine, pulled: pa.Table, as_of: datetime, order: Order = "spread") -> pa.Table:
-    """Entities that show something later than ``as_of``, as they were then: verdict ``earlier``, in schema DUE.
+@dataclass(frozen=True)
+class Earlier:
+    """Entities that show something later than a run may see, as they were.
+
+    Attributes:
+        count: how many there are.
+        rows: those that a limit takes, in schema SHARD.
+    """
+
+    count: int
+    rows: Iterator[pa.RecordBatch]
+
+
+@contextmanager
+def earlier_entities(
+    engine: Engine, pulled: Iterable[pa.Table], as_of: datetime, order: Order = "spread", limit: int | None = None
+) -> Iterator[Earlier]:
+    """Entities that show something later than ``as_of``, as they were then: verdict ``earlier``; sorted by group.
+
+    Under a limit, those without a text of that moment come first, so that run after run takes others.
 
     Args:
         engine: the warehouse.
         pulled: entities of schema PULLED as they were at ``as_of``.
         as_of: a moment of the past.
-        order: who comes first.
+        order: who comes first under a limit.
+        limit: of the rows.
     """
     with transaction(engine) as cursor, staged(cursor, "earlier", pulled, schemas.PULLED) as rows:
         cursor.execute(
             f"""
-            SELECT domain, kind, entity_id, e.group_name, s.attributes::jsonb::text, s.data_as_of, s.events,
-                md5(s.attributes::jsonb::text), md5((s.attributes::jsonb - 'history')::text), 'earlier'
-            FROM {rows} AS s JOIN knowledge.entity AS e USING (domain, kind, entity_id)
-            WHERE e.data_as_of > %s AND e.deleted_at IS NULL AND (kind = 'item' OR s.events > 0)
-            ORDER BY {_ORDERS[order].replace("events", "s.events")}
+            DELETE FROM {rows} AS s WHERE s.kind = 'user' AND s.events = 0 OR NOT EXISTS (
+                SELECT FROM knowledge.entity AS e
+                WHERE (e.domain, e.kind, e.entity_id) = (s.domain, s.kind, s.entity_id)
+                    AND e.data_as_of > %s AND e.deleted_at IS NULL
+            )
             """,  # noqa: S608 - names of ours
             [as_of],
         )
-        return pa.Table.from_pylist([dict(zip(schemas.DUE.names, row, strict=True)) for row in cursor], schemas.DUE)
+        [count] = cursor.execute(f"SELECT count(*) FROM {rows}").fetchone() or (0,)  # noqa: S608
+        if limit is not None:
+            cursor.execute(f"""
+                DELETE FROM {rows} WHERE entity_id NOT IN (
+                    SELECT entity_id FROM {rows} AS s ORDER BY EXISTS (
+                        SELECT FROM knowledge.knowledge AS k
+                        WHERE (k.domain, k.kind, k.entity_id, k.data_as_of)
+                            = (s.domain, s.kind, s.entity_id, s.data_as_of)
+                    ), {_ORDERS[order]} LIMIT {limit:d}
+                )
+            """)  # noqa: S608 - names of ours, and a number
+        with cursor.connection.cursor("earlier") as found:  # on the server: memory holds a batch
+            found.execute(f"""
+                SELECT domain, kind, entity_id, s.attributes::jsonb::text, s.data_as_of
+                FROM {rows} AS s JOIN knowledge.entity AS e USING (domain, kind, entity_id)
+                ORDER BY e.group_name COLLATE "C", entity_id COLLATE "C"
+            """)  # noqa: S608 - names of ours
+            yield Earlier(count, _batches(found))
+
+
+def _batches(found: psycopg.ServerCursor[Any]) -> Iterator[pa.RecordBatch]:
+    while rows := found.fetchmany(ROWS_PER_BATCH):
+        yield as_batch(rows, schemas.SHARD)
+
+
+def shown(engine: Engine, domain: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of SHARD as rows of DUE, in their order: as the warehouse has the entities now, or as the rows say.
+
+    Entities that are gone are left out.
+    """
+    query = text("""
+        SELECT domain, kind, entity_id, group_name, attributes::text AS attributes, data_as_of, events, content, profile
+        FROM knowledge.entity
+        WHERE domain = :domain AND kind = :kind AND entity_id = ANY(:ids) AND deleted_at IS NULL
+    """)
+    with engine.connect() as connection:
+        bound = {"domain": domain, "kind": kind, "ids": [row["entity_id"] for row in rows]}
+        known = {row["entity_id"]: dict(row) for row in connection.execute(query, bound).mappings()}
+    entities = []
+    for row in rows:
+        if (entity := known.get(row["entity_id"])) is not None:
+            earlier = row["attributes"] is not None
+            seen = {name: row[name] for name in ("attributes", "data_as_of")} if earlier else {}
+            entities.append(entity | seen | {"earlier": earlier})
+    return entities
 
 
 def _bound(domain: str, kind: str, rules: Rules) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Rows on their way into a table: copied into an unlogged one that nobody else sees, merged from there by its owner."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,28 +16,36 @@ _KEYS: Final = ("request_id", "domain", "kind", "entity_id")
 
 
 @contextmanager
-def staged(cursor: psycopg.Cursor[Any], name: str, table: pa.Table, schema: pa.Schema) -> Iterator[str]:
-    """COPY a table into an unlogged one that nobody else sees; yields its name. It goes when the block ends.
+def staged(
+    cursor: psycopg.Cursor[Any], name: str, rows: pa.Table | Iterable[pa.Table], schema: pa.Schema
+) -> Iterator[str]:
+    """COPY a table, or several, into an unlogged one that nobody else sees; yields its name. It goes when the block
+    ends.
 
     Raises:
         InputError: the rows do not fit the schema.
     """
-    table = fit(table, schema)
+    target = f"staging.{name}_{cursor.connection.info.backend_pid}"
+    create(cursor, target, schema)
+    for table in [rows] if isinstance(rows, pa.Table) else rows:
+        copy_rows(cursor, sql.SQL(target), fit(table, schema))
+    keys = [field.name for field in schema if field.name in _KEYS]
+    cursor.execute(f"ANALYZE {target} ({', '.join(keys)})" if keys else f"ANALYZE {target}")
+    yield target
+    cursor.execute(f"DROP TABLE {target}")  # where the block fails, the transaction leaves nothing
+
+
+def create(cursor: psycopg.Cursor[Any], target: str, schema: pa.Schema) -> None:
+    """Create an unlogged table of a schema's columns."""
     columns = sql.SQL(", ").join(
         sql.SQL("{} {} {}").format(
             sql.Identifier(field.name), sql.SQL(sql_type(field.type)), sql.SQL("" if field.nullable else "NOT NULL")
         )
         for field in schema
     )
-    target = f"staging.{name}_{cursor.connection.info.backend_pid}"
     cursor.execute(
         sql.SQL("CREATE UNLOGGED TABLE {} ({}) WITH (toast_tuple_target = 8160)").format(sql.SQL(target), columns)
     )
-    copy_rows(cursor, sql.SQL(target), table)
-    keys = [field.name for field in schema if field.name in _KEYS]
-    cursor.execute(f"ANALYZE {target} ({', '.join(keys)})" if keys else f"ANALYZE {target}")
-    yield target
-    cursor.execute(f"DROP TABLE {target}")  # where the block fails, the transaction leaves nothing
 
 
 def fit(table: pa.Table, schema: pa.Schema, but: str | None = None) -> pa.Table:

@@ -1,6 +1,6 @@
 """Texts that are in the warehouse and need vectors: of another encoder, or in another form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -71,20 +71,11 @@ def texts_in_another_form(engine: Engine, domain: str, encoder: str, form: Form)
     return _batches(engine, query, domain=domain, encoder=encoder, form=form)
 
 
-def count_in_another_form(
-    engine: Engine, domain: str, encoder: str, form: Form, but: Sequence[tuple[Kind, str]] = ()
-) -> int:
-    """How many valid texts of a domain have vectors in another form, those of some entities (kind and id) apart."""
-    query = text(f"""
-        SELECT count(*) {_IN_ANOTHER_FORM} AND NOT EXISTS (
-            SELECT FROM unnest(CAST(:kinds AS text[]), CAST(:ids AS text[])) AS but (kind, entity_id)
-            WHERE (but.kind, but.entity_id) = (k.kind, k.entity_id)
-        )
-    """)  # noqa: S608 - a constant
-    apart = {"kinds": [kind for kind, _ in but], "ids": [entity_id for _, entity_id in but]}
+def count_in_another_form(engine: Engine, domain: str, encoder: str, form: Form) -> int:
+    """How many valid texts of a domain have vectors in another form."""
+    query = text(f"SELECT count(*) {_IN_ANOTHER_FORM}")
     with engine.connect() as connection:
-        bound = {"domain": domain, "encoder": encoder, "form": form, **apart}
-        return int(connection.execute(query, bound).scalar_one())
+        return int(connection.execute(query, {"domain": domain, "encoder": encoder, "form": form}).scalar_one())
 
 
 def _batches(engine: Engine, query: TextClause, **bound: Any) -> Iterator[list[TextToEmbed]]:

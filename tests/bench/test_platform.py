@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from bench.cli import PlatformPart
@@ -17,6 +18,7 @@ from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
+from dare_core.schemas import REQUEST
 from tests.support.tiny_model import save_tiny_model
 
 DAG = """
@@ -74,7 +76,9 @@ def test_the_bare_engine_writes_what_a_worker_writes_of_a_plan(settings: Setting
             settings.model, models.tokenizer_hash(models.load_tokenizer(settings)), "strict", 1, 0.0, max_new_tokens=12
         ),
         started_at=now,
-        shards=shards.write_shards(settings.run_dir("plan"), "item", rows, 3, None),
+        shards=shards.write_shards(
+            settings.run_dir("plan"), "item", pa.Table.from_pylist(rows, REQUEST).to_batches(), 3, None
+        ),
         funnel={},
         estimate=Estimate(tokens=60, seconds=None, cost=None, tokens_per_second=None, basis="none"),
     )

@@ -216,7 +216,7 @@ def test_the_stages_follow_one_another_and_generation_is_mapped_in_the_gpu_pool(
     parsed: dict[str, Any], template: str
 ) -> None:
     tasks = parsed["dags"][f"{template}_movies"]["tasks"]
-    order = ["pull", "group", "plan", "generate", "validate", "embed", "load"]
+    order = ["pull", "group", "plan", "generate", "load"]
     last = {"refresh_knowledge": ["report"], "backfill_knowledge": ["next_slice", "report", "slice_loaded"]}[template]
     assert {task: tasks[task]["downstream"] for task in order} == {
         **{stage: [following] for stage, following in pairwise(order)},

@@ -33,7 +33,7 @@ from tests.support.inventory import compare
 REFRESH, REBUILD = f"refresh_knowledge_{DOMAIN}", f"rebuild_pools_{DOMAIN}"
 #: The tasks that are killed, by DAG, in their order.
 TASKS: Final = {
-    REFRESH: ("pull", "group", "plan", "generate", "validate", "embed", "load"),
+    REFRESH: ("pull", "group", "plan", "generate", "load"),
     REBUILD: ("build", "publish"),
 }
 #: The stages of tasks that are called otherwise.

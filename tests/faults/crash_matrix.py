@@ -391,14 +391,14 @@ def _move_clock(days: float) -> None:
     time.time = lambda: clock() + offset.total_seconds()
 
 
-_WRITING: Final = ("plan", "generate", "validate", "embed", "pool_build")
+_WRITING: Final = ("plan", "generate", "pool_build")
 FAULTS: Final = {
     fault.name: fault
     for fault in (
         *(Fault(f"kill:{stage}", stage, _kill, f"`{stage}` killed (SIGKILL)") for stage in ORDER),
         *(
             Fault(f"database:{stage}", stage, _database_stops, f"PostgreSQL stopped and started during `{stage}`")
-            for stage in ("load", "publish")
+            for stage in ("generate", "load", "publish")
         ),
         *(Fault(f"disk:{stage}", stage, _disk_full, f"disk full during `{stage}`") for stage in _WRITING),
         Fault("memory:generate", "generate", _memory_full, "memory full during `generate`"),

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import DareError
-from dare_core.stages import embed, generate, group, load, plan, pools, pull, validate
+from dare_core.stages import generate, group, load, plan, pools, pull
 from dare_core.stages.request import RunRequest
 from dare_core.storage.run_files import write_json
 from dare_core.warehouse.connection import connect
@@ -172,8 +172,6 @@ STAGES: Final[dict[str, Stage]] = {
     "group": group.run,
     "plan": plan.run,
     "generate": _generate,
-    "validate": validate.run,
-    "embed": embed.run,
     "load": load.run,
     "pool_build": _build,
     "publish": _publish,

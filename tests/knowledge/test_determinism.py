@@ -23,6 +23,7 @@ from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
 from dare_core.pools import PoolBuilder, PoolStore
+from dare_core.schemas import REQUEST
 from tests.support.tiny_model import save_tiny_model
 
 TITLES = ["Heat", "Alien", "Fargo", "Ran", "M", "Brazil", "Gandhi", "Laura", "The Third Man", "Sleeper"]
@@ -62,7 +63,9 @@ def planned(settings: Settings, run_id: str, titles: Sequence[str], pool_version
         framework="kar",
         decoding=decoding,
         started_at=datetime.now(UTC),
-        shards=shards.write_shards(settings.run_dir(run_id), "item", rows, 2, pool_version),
+        shards=shards.write_shards(
+            settings.run_dir(run_id), "item", pa.Table.from_pylist(rows, REQUEST).to_batches(), 2, pool_version
+        ),
         funnel={},
         estimate=Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="nothing"),
     )
@@ -173,7 +176,7 @@ def test_a_damaged_pool_is_not_replaced_by_another_where_texts_would_depend_on_i
 def test_determinism_is_no_part_of_what_identifies_a_request(model: Path, tmp_path: Path) -> None:
     plain = Settings(data_dir=tmp_path, model=str(model))
     ids = [
-        shards.read_shard(settings.run_dir(run_id), "item-0000")["request_id"].to_pylist()
+        shards.read_requests(settings.run_dir(run_id), "item-0000")["request_id"].to_pylist()
         for run_id, settings in (("a", plain), ("b", plain.model_copy(update={"deterministic": True})))
         if planned(settings, run_id, TITLES[:2], None)
     ]

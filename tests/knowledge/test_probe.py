@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from dare_core import models
@@ -18,6 +19,7 @@ from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.knowledge.worker import work_off
+from dare_core.schemas import REQUEST
 from tests.support.tiny_model import save_tiny_model
 
 NEW_TOKENS = 64
@@ -49,7 +51,9 @@ def two_shards(settings: Settings) -> Plan:
                 "data_as_of": datetime(1998, 1, 1, tzinfo=UTC),
             }
         )
-    written = shards.write_shards(settings.run_dir("run"), "item", rows, 2, None)
+    written = shards.write_shards(
+        settings.run_dir("run"), "item", pa.Table.from_pylist(rows, REQUEST).to_batches(), 2, None
+    )
     return Plan(
         run_id="run",
         domain="movies",

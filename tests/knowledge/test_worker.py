@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding, request_id
 from dare_core.knowledge.shards import Plan
 from dare_core.pools import PoolBuilder, PoolStore
+from dare_core.schemas import REQUEST
 from tests.support.tiny_model import save_tiny_model
 
 NEW_TOKENS = 16
@@ -58,7 +60,9 @@ def planned(
                 "data_as_of": datetime(1998, 1, 1, tzinfo=UTC),
             }
         )
-    parts = shards.write_shards(settings.run_dir(run_id), "item", rows, 100, pool_version)
+    parts = shards.write_shards(
+        settings.run_dir(run_id), "item", pa.Table.from_pylist(rows, REQUEST).to_batches(), 100, pool_version
+    )
     return Plan(
         run_id=run_id,
         domain="movies",

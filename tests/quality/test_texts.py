@@ -11,7 +11,8 @@ import pytest
 
 from dare_core.config.domains import TextQuality
 from dare_core.errors import QualityError, StorageError
-from dare_core.quality.texts import Validation, validate
+from dare_core.quality.findings import Finding
+from dare_core.quality.texts import ShardCounts, Validation, judge_run, validate
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
 
 GOOD = "A quiet drama about two brothers who come home, and about what neither of them says."
@@ -41,14 +42,20 @@ def staged(*texts: str, **columns: list[object]) -> pa.Table:
 
 def check(
     table: pa.Table,
-    docs: Path,
-    run_id: str = "run",
     planned: list[str] | None = None,
     attributes: dict[tuple[str, str], str] | None = None,
     **rules: object,
 ) -> Validation:
     ids = table["request_id"].to_pylist() if planned is None else planned
-    return validate(table, ids, attributes or {}, TextQuality.model_validate(rules), docs, run_id)
+    return validate(table, ids, attributes or {}, TextQuality.model_validate(rules), "run")
+
+
+def counts(shard: str = "item-0000", requests: int = 4, lost: int = 0, **by_rule: int) -> ShardCounts:
+    return ShardCounts(shard, requests, requests, lost, by_rule)
+
+
+def judge(docs: Path, run_id: str = "run", *shards: ShardCounts, share: float = 0.25) -> list[Finding]:
+    return judge_run(list(shards) or [counts()], share, docs, run_id)
 
 
 def broken(outcome: Validation) -> set[tuple[str, str]]:
@@ -60,20 +67,37 @@ def pages(docs: Path, run_id: str) -> list[Path]:
     return list((docs / "validations").glob(f"*/{run_id}/*/*.html"))
 
 
-def test_good_texts_pass_and_the_docs_are_written(tmp_path: Path) -> None:
+def test_good_texts_pass() -> None:
     table = staged(GOOD, GOOD + " Quite.")
-    outcome = check(table, tmp_path / "docs")
+    outcome = check(table)
     assert outcome.passed.equals(table)
     assert outcome.quarantine.schema == QUARANTINE
     assert len(outcome.quarantine) == 0
-    assert outcome.docs_index == tmp_path / "docs" / "index.html"
-    assert "run" in outcome.docs_index.read_text()
-    assert len(pages(tmp_path / "docs", "run")) == 1
 
 
-def test_each_rule_names_the_row_that_breaks_it(tmp_path: Path) -> None:
+def test_the_docs_show_the_sums_of_a_run_and_each_shard_that_lost_texts(tmp_path: Path) -> None:
+    found = judge(tmp_path, "run", counts(), counts("user-0000", 4, 2, length=1, blank=2))
+    assert [(each.severity, each.sentence) for each in found] == [
+        ("warning", "blank: 1 of 2 (user-0000)"),
+        ("warning", "length: 1 of 2 (user-0000)"),
+    ]
+    assert "run" in (tmp_path / "index.html").read_text()
+    [page] = pages(tmp_path, "run")
+    assert "user-0000" in page.read_text() and "item-0000" not in page.read_text()
+
+
+def test_a_run_that_loses_more_than_its_share_or_has_not_one_answer_to_a_request_is_stopped(tmp_path: Path) -> None:
+    lost = [counts(lost=1, length=1), counts("item-0001", 4, 2, length=2)]
+    [critical] = [each for each in judge(tmp_path, "run", *lost) if each.severity == "critical"]
+    assert critical.sentence == "texts lost: 3, expected 0 to 2"
+    assert not [each for each in judge(tmp_path, "run", *lost, share=0.4) if each.severity == "critical"]
+    [critical] = judge(tmp_path, "run", counts(), ShardCounts("item-0001", 4, 3, 1, {}))
+    assert critical.sentence == "one answer to every request: 1 of 2 (item-0001)"
+
+
+def test_each_rule_names_the_row_that_breaks_it() -> None:
     texts = ["", "Too short.", GOOD * 300, LOOP, GOOD + "\x00" * 5, GOOD, GOOD]
-    outcome = check(staged(*texts, new_tokens=[9, 9, 9, 9, 9, 97, 96]), tmp_path)
+    outcome = check(staged(*texts, new_tokens=[9, 9, 9, 9, 9, 97, 96]))
     assert broken(outcome) == {
         ("r0", "blank"),
         ("r0", "length"),
@@ -89,8 +113,8 @@ def test_each_rule_names_the_row_that_breaks_it(tmp_path: Path) -> None:
     assert outcome.passed["request_id"].to_pylist() == ["r6"]
 
 
-def test_a_quarantined_row_says_what_was_measured_and_keeps_its_text(tmp_path: Path) -> None:
-    outcome = check(staged(GOOD, "<b>short</b>", entity_id=["1", "A&B"]), tmp_path)
+def test_a_quarantined_row_says_what_was_measured_and_keeps_its_text() -> None:
+    outcome = check(staged(GOOD, "<b>short</b>", entity_id=["1", "A&B"]))
     [row] = [row for row in outcome.quarantine.to_pylist() if row["rule"] == "length"]
     assert outcome.refused["text"].to_pylist() == ["<b>short</b>"]
     moment = row.pop("quarantined_at")
@@ -108,13 +132,13 @@ def test_a_quarantined_row_says_what_was_measured_and_keeps_its_text(tmp_path: P
     assert outcome.passed["request_id"].to_pylist() == ["r0"]
 
 
-def test_a_share_is_stored_with_three_digits(tmp_path: Path) -> None:
-    outcome = check(staged(LOOP, GOOD), tmp_path)
+def test_a_share_is_stored_with_three_digits() -> None:
+    outcome = check(staged(LOOP, GOOD))
     # a loop of 7 words, 64 words read: 61 four-grams, 7 of them different
     assert outcome.quarantine["value"].to_pylist() == ["0.885"]
 
 
-def test_what_a_text_says_is_judged_by_its_prompt_its_language_and_its_entity(tmp_path: Path) -> None:
+def test_what_a_text_says_is_judged_by_its_prompt_its_language_and_its_entity() -> None:
     prompt = "Introduce the movie Heat and describe its attributes, including genre, director, plot and theme."
     texts = [
         GOOD,
@@ -127,7 +151,7 @@ def test_what_a_text_says_is_judged_by_its_prompt_its_language_and_its_entity(tm
     about = {("x", "film"): json.dumps({"title": "Heat", "genres": ["Crime"], "history": []})}
     entities = ["?", "?", "film", "film", "film", "film"]
     table = staged(*texts, prompt=[prompt] * 6, entity_id=entities, relaxed=[0, 0, 0, 0, 0, 60])
-    outcome = check(table, tmp_path, attributes=about)
+    outcome = check(table, attributes=about)
     assert broken(outcome) == {
         ("r1", "language"),
         ("r2", "echo"),
@@ -141,7 +165,6 @@ def test_what_a_text_says_is_judged_by_its_prompt_its_language_and_its_entity(tm
         len(
             check(
                 table,
-                tmp_path,
                 attributes=about,
                 language="any",
                 max_echo=1,
@@ -154,112 +177,105 @@ def test_what_a_text_says_is_judged_by_its_prompt_its_language_and_its_entity(tm
     )
 
 
-def test_limits_can_be_set(tmp_path: Path) -> None:
+def test_limits_can_be_set() -> None:
     table = staged("short", "brief", GOOD)
-    assert len(check(table, tmp_path, min_characters=5, language="any").passed) == 3
+    assert len(check(table, min_characters=5, language="any").passed) == 3
 
 
-def test_nothing_planned_passes(tmp_path: Path) -> None:
-    outcome = check(KNOWLEDGE.empty_table(), tmp_path)
+def test_nothing_planned_passes() -> None:
+    outcome = check(KNOWLEDGE.empty_table())
     assert len(outcome.passed) == len(outcome.quarantine) == 0
-    assert pages(tmp_path, "run")
 
 
-def test_a_planned_request_without_a_row_fails_the_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        QualityError, match=r"run run .*every planned request: 1 rows, not 3.*missing: r1, r2; see .*index"
-    ):
-        check(staged(GOOD), tmp_path, planned=["r0", "r1", "r2"])
-    assert pages(tmp_path, "run")
+def test_a_planned_request_without_a_row_fails_the_run() -> None:
+    with pytest.raises(QualityError, match=r"run run .*every planned request: 1 rows, not 3.*missing: r1, r2$"):
+        check(staged(GOOD), planned=["r0", "r1", "r2"])
 
 
-def test_no_rows_at_all_where_some_were_planned_fail_the_run(tmp_path: Path) -> None:
+def test_no_rows_at_all_where_some_were_planned_fail_the_run() -> None:
     with pytest.raises(QualityError, match="missing: r0"):
-        check(KNOWLEDGE.empty_table(), tmp_path, planned=["r0"])
+        check(KNOWLEDGE.empty_table(), planned=["r0"])
 
 
-def test_a_row_that_nobody_planned_fails_the_run(tmp_path: Path) -> None:
+def test_a_row_that_nobody_planned_fails_the_run() -> None:
     with pytest.raises(QualityError, match="planned requests only: r1"):
-        check(staged(GOOD, GOOD), tmp_path, planned=["r0"])
+        check(staged(GOOD, GOOD), planned=["r0"])
 
 
-def test_a_doubled_request_fails_the_run_even_when_the_count_is_right(tmp_path: Path) -> None:
+def test_a_doubled_request_fails_the_run_even_when_the_count_is_right() -> None:
     with pytest.raises(QualityError, match=r"one row per request: r0;.*missing: r1"):
-        check(staged(GOOD, GOOD, request_id=["r0", "r0"]), tmp_path, planned=["r0", "r1"])
+        check(staged(GOOD, GOOD, request_id=["r0", "r0"]), planned=["r0", "r1"])
 
 
-def test_many_ids_are_counted_not_listed(tmp_path: Path) -> None:
-    with pytest.raises(QualityError, match="missing: r1, r2, r3 and 5 more;"):
-        check(staged(GOOD), tmp_path, planned=[f"r{row}" for row in range(9)])
+def test_many_ids_are_counted_not_listed() -> None:
+    with pytest.raises(QualityError, match="missing: r1, r2, r3 and 5 more"):
+        check(staged(GOOD), planned=[f"r{row}" for row in range(9)])
 
 
-def test_a_column_too_few_or_too_many_fails_the_run(tmp_path: Path) -> None:
+def test_a_column_too_few_or_too_many_fails_the_run() -> None:
     table = staged(GOOD)
     with pytest.raises(QualityError, match=r"columns: .*missing.*text"):
-        check(table.drop_columns(["text"]), tmp_path)
+        check(table.drop_columns(["text"]))
     with pytest.raises(QualityError, match=r"columns: .*unexpected.*mood"):
-        check(table.append_column("mood", pa.array(["calm"])), tmp_path)
+        check(table.append_column("mood", pa.array(["calm"])))
 
 
-def test_a_column_of_another_type_fails_the_run(tmp_path: Path) -> None:
+def test_a_column_of_another_type_fails_the_run() -> None:
     table = staged(GOOD)
     position = table.column_names.index("steps")
     with pytest.raises(QualityError, match="steps is string, not int32"):
-        check(table.set_column(position, "steps", pa.array(["7"])), tmp_path)
+        check(table.set_column(position, "steps", pa.array(["7"])))
 
 
-def test_a_missing_value_where_one_is_required_fails_the_run(tmp_path: Path) -> None:
+def test_a_missing_value_where_one_is_required_fails_the_run() -> None:
     with pytest.raises(QualityError, match="required values: r1"):
-        check(staged(GOOD, GOOD, model=["m", None]), tmp_path)
+        check(staged(GOOD, GOOD, model=["m", None]))
     with pytest.raises(QualityError, match="required values: r0"):
-        check(staged(GOOD, GOOD, text=[None, GOOD]), tmp_path)
+        check(staged(GOOD, GOOD, text=[None, GOOD]))
     with pytest.raises(QualityError, match="required values: r1"):
-        check(staged(GOOD, GOOD, new_tokens=[9, None]), tmp_path)
+        check(staged(GOOD, GOOD, new_tokens=[9, None]))
 
 
-def test_an_optional_value_may_be_missing(tmp_path: Path) -> None:
-    assert len(check(staged(GOOD, pool_version=[None]), tmp_path).passed) == 1
+def test_an_optional_value_may_be_missing() -> None:
+    assert len(check(staged(GOOD, pool_version=[None])).passed) == 1
 
 
-def test_markup_in_texts_and_ids_is_shown_not_run(tmp_path: Path) -> None:
+def test_a_text_of_markup_is_kept_as_it_is() -> None:
     attack = "<script>alert(1)</script>"
-    outcome = check(staged(attack, GOOD, entity_id=["<img src=x onerror=alert(2)>", "1"]), tmp_path)
+    outcome = check(staged(attack, GOOD, entity_id=["<img src=x onerror=alert(2)>", "1"]))
     assert set(outcome.quarantine["text"].to_pylist()) == {attack}
-    html = "".join(page.read_text() for page in tmp_path.rglob("*.html"))
-    assert attack not in html
-    assert "<img src=x" not in html
-    assert "&lt;script&gt;alert(1)" in html
 
 
 def test_runs_accumulate_and_a_repeated_run_replaces_its_result(tmp_path: Path) -> None:
-    check(staged("short", GOOD), tmp_path, "first")
+    judge(tmp_path, "first", counts(lost=1, length=1))
     before = pages(tmp_path, "first")
-    check(staged(GOOD), tmp_path, "profiling-2")
+    judge(tmp_path, "profiling-2")
     assert pages(tmp_path, "first") == before
-    check(staged(GOOD), tmp_path, "first")
+    judge(tmp_path, "first")
     assert len(pages(tmp_path, "first")) == len(pages(tmp_path, "profiling-2")) == 1
     assert pages(tmp_path, "first") != before
     index = (tmp_path / "index.html").read_text()
     assert index.count("'run_name': 'first'") == index.count("'run_name': 'profiling-2'") == 1
 
 
-def test_runs_that_validate_at_the_same_time_all_reach_the_index(tmp_path: Path) -> None:
+def test_runs_that_are_judged_at_the_same_time_all_reach_the_index(tmp_path: Path) -> None:
     names = ["one", "two", "three"]
     with ThreadPoolExecutor() as threads:
-        outcomes = list(threads.map(lambda name: check(staged(GOOD, "short"), tmp_path, name), names))
-    assert all({request for request, _ in broken(outcome)} == {"r1"} for outcome in outcomes)
+        found = list(threads.map(lambda name: (judge(tmp_path, name), check(staged(GOOD, "short"))), names))
+    assert all({request for request, _ in broken(outcome)} == {"r1"} for _, outcome in found)
     index = (tmp_path / "index.html").read_text()
     assert all(f"'run_name': '{name}'" in index for name in names)
 
 
-def test_processes_validate_into_one_folder_quietly_and_write_nowhere_else(tmp_path: Path) -> None:
+def test_processes_judge_into_one_folder_quietly_and_write_nowhere_else(tmp_path: Path) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_texts import GOOD, check, staged
-assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
-assert len(check(staged(GOOD), Path("docs"), sys.argv[1]).passed) == 1
+from test_texts import GOOD, check, judge, staged
+assert len(check(staged(GOOD)).passed) == 1
+assert judge(Path("docs"), sys.argv[1]) == []
+assert judge(Path("docs"), sys.argv[1]) == []
 """
     (tmp_path / "home").mkdir()
     environment = {**os.environ, "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -288,14 +304,14 @@ def test_great_expectations_is_imported_only_when_it_is_used() -> None:
 
 
 def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(staged(GOOD), tmp_path / "docs")
+    judge(tmp_path / "docs")
     results = sorted((tmp_path / "docs" / "results").rglob("*.json"))
     before = [path.read_bytes() for path in results]
     full = OSError(28, "No space left on device")
     monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(StorageError, match="cannot be written: No space left on device"):
-        check(staged(GOOD), tmp_path / "docs", "next")
+        judge(tmp_path / "docs", "next")
     monkeypatch.undo()
     assert [path.read_bytes() for path in results] == before
     assert not list((tmp_path / "docs").rglob(".writing-*"))
-    assert len(check(staged(GOOD), tmp_path / "docs", "next").passed) == len(staged(GOOD))
+    assert judge(tmp_path / "docs", "next") == []

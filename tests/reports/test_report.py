@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
 from dare_core.reports.facts import gather
-from dare_core.stages import embed, generate, load, plan, validate
+from dare_core.stages import generate, load, plan
 from dare_core.stages import report as reporting
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
@@ -47,8 +47,7 @@ def report(settings: Settings, request: RunRequest) -> tuple[dict[str, object], 
 def test_a_loaded_run_shows_its_funnel_groups_speed_quarantine_and_samples(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="loaded")
     plan_and_generate(settings, request)
-    for stage in (validate.run, embed.run, load.run):
-        stage(settings, request)
+    load.run(settings, request)
     figures, page = report(settings, request)
     with engine.connect() as connection:
         run = connection.execute(text("SELECT * FROM knowledge.generation_run")).one()
@@ -80,7 +79,7 @@ def _loaded_kinds(engine: Engine) -> list[str]:
 def test_a_report_runs_nothing_and_asks_for_nothing_but_the_data_docs(settings: Settings) -> None:
     request = RunRequest(run_id="hostile")
     plan_and_generate(settings, request)
-    validate.run(settings, request)
+    load.run(settings, request)
     _, page = report(settings, request)
     parsed = _Page(page)
     assert "script" not in parsed.tags
@@ -97,7 +96,7 @@ def test_a_run_that_failed_validation_says_so_and_shows_why(settings: Settings) 
     request = RunRequest(run_id="bad", kinds=("item",))
     plan_and_generate(strict, request)
     with pytest.raises(QualityError):
-        validate.run(strict, request)
+        load.run(strict, request)
     figures, page = report(strict, request)
     assert figures["state"] == "failed"
     assert "Failed in validation, and loaded nothing. It had written 5 of 5 texts" in page
@@ -115,8 +114,8 @@ def test_a_run_that_stopped_half_way_reports_what_was_written(settings: Settings
 
 def test_a_run_with_nothing_to_write_and_one_never_planned_have_reports_too(settings: Settings) -> None:
     nothing = RunRequest(run_id="nothing", max_new_tokens=900)  # which leaves no prompt room
-    plan.run(settings, nothing)
-    assert plan.assignments(settings, nothing) == []
+    plan_and_generate(settings, nothing)
+    load.run(settings, nothing)
     figures, page = report(settings, nothing)
     assert figures["state"] == "idle"
     assert "Nothing had to be written for movies" in page

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from dare_core.errors import SourceError
 from dare_core.sources.importer import import_tables
-from dare_core.sources.shop import advance, make_shop
+from dare_core.sources.shop import advance, make_shop, stream_shop
 
 UNTIL = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -58,6 +58,25 @@ def test_customers_have_tastes(shop: dict[str, pa.Table]) -> None:
 
     many = [counts for counts in bought.values() if counts.total() >= 15]
     assert sum(map(top_three, many)) / len(many) > top_three(everybody) + 0.15
+
+
+def test_a_shop_that_is_streamed_follows_from_its_seed_and_is_skewed() -> None:
+    def made(seed: int) -> dict[str, pa.Table]:
+        return {name: rows.read_all() for name, rows in stream_shop(2_000, 10_000, 60_000, seed, UNTIL).items()}
+
+    streamed = made(7)
+    assert [len(table) for table in streamed.values()] == [2_000, 10_000, 60_000]
+    assert made(7) == streamed
+    assert made(8)["shop_purchases"] != streamed["shop_purchases"]
+    purchases = streamed["shop_purchases"]
+    assert purchases["purchase_id"].to_pylist() == list(range(1, 60_001))
+    assert pc.min_max(purchases["purchased_at"]).as_py()["max"] < UNTIL
+    assert pc.all(pc.less_equal(purchases["purchased_at"][:-1], purchases["purchased_at"][1:])).as_py()
+    for column, known, share in (("customer_id", "shop_customers", 0.25), ("product_id", "shop_products", 0.45)):
+        counts = pc.value_counts(purchases[column]).field("counts").sort("descending").to_pylist()
+        assert set(purchases[column].to_pylist()) <= set(streamed[known][column].to_pylist())
+        assert sum(counts[: len(streamed[known]) // 50]) > share * 60_000, "a fiftieth of them makes most of the sales"
+    assert pc.max(streamed["shop_customers"]["updated_at"]).as_py() < purchases["purchased_at"][0].as_py()
 
 
 def test_a_day_brings_purchases_changes_and_deletions_dated_at_its_end(

@@ -1,5 +1,6 @@
 """``spark-submit`` of the real programs, and what happens without Java or with an interrupt."""
 
+import logging
 import os
 import signal
 import stat
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ import pytest
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import ProgramMissingError, SourceError
 from dare_core.schemas import GROUPED
-from dare_core.sources.spark_submit import require_java, submit
+from dare_core.sources.spark_submit import _command, _environment, _followed, require_java, submit
 
 TABLES = """
 DROP SCHEMA IF EXISTS source CASCADE;
@@ -75,6 +77,36 @@ def test_what_the_user_can_mend_is_one_line(settings: Settings, tmp_path: Path) 
 def test_another_failure_shows_the_end_of_the_log(settings: Settings) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)pull\.py ended with status 2:.*arguments are required: --kinds"):
         submit(settings, "pull", arguments(), "postgresql://nowhere")
+
+
+@pytest.mark.parametrize("master", ["spark://master:7077", "yarn", "k8s://https://10.0.0.1:6443"])
+def test_any_master_is_passed_through_and_what_the_defaults_set_is_left_to_them(
+    settings: Settings, master: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HADOOP_CONF_DIR", "/etc/hadoop")
+    there = settings.model_copy(update={"spark_master": master})
+    command = _command(there, "pull", ["--kinds", "item"])
+    assert command[1:5] == ["--master", master, "--deploy-mode", "client"]
+    named = {value.partition("=")[0] for name, value in pairwise(command) if name == "--conf"}
+    assert named == {"spark.ui.showConsoleProgress", "spark.executorEnv.LC_ALL", "spark.executorEnv.PYTHONUTF8"}
+    assert command[-3:] == [str(PROJECT_DIR / "spark_jobs" / "pull.py"), "--kinds", "item"]
+    environment = _environment(there, "postgresql://nowhere")
+    assert environment["HADOOP_CONF_DIR"] == "/etc/hadoop"
+    assert "SPARK_LOCAL_IP" not in environment.keys() - os.environ.keys()
+
+
+def test_what_a_program_tells_is_logged_while_it_runs_without_secrets(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with (tmp_path / "log").open("w+b", buffering=0) as output, _followed(output.fileno(), "pull", "a://u:hunter2@h"):
+        output.write(b"application: local-1 at http://h:4040\nnoise\nprogress: items (stage 3: 1 of 2 tasks)\nwarn")
+        output.write(b"ing: hunter2 is no date\nerror: told at the end\n")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "pull: application: local-1 at http://h:4040"),
+        ("INFO", "pull: items (stage 3: 1 of 2 tasks)"),
+        ("WARNING", "pull: *** is no date"),
+    ]
 
 
 def spark_processes(parent: int) -> list[psutil.Process]:

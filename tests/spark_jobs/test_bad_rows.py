@@ -18,15 +18,16 @@ from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.errors import SourceError
 from dare_core.grouping.attributes import group_name
-from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.quality.source import check_source
-from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, Kind
+from dare_core.schemas import ENTITY, KINDS, MAX_ID, PULLED, SOURCE_FIGURE, Kind
 from dare_core.stages import plan
 from dare_core.stages.request import RunRequest
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import upsert_entities
 from spark_jobs.pull import pull
 from tests.support.bad_input_table import Row, rows
+from tests.support.rendered import requests_of
 from tests.support.tiny_model import save_tiny_model
 
 TABLE: Final = rows("Source rows")
@@ -183,7 +184,8 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
                        TITLES["right-to-left text"][0]: "NaN", FORGED: 5}  # fmt: skip
 
     # What looks like a command is reported, and stays.
-    found = check_source(pulled["item"], domain, "item", settings.data_docs_dir, "run")
+    figures = run_files.read_table(tmp_path / "out" / "figures" / "item", SOURCE_FIGURE)
+    found = check_source(figures, domain, "item", settings.data_docs_dir, "run")
     assert TABLE["tokens of the chat template in a title"].tells("; ".join(one.sentence for one in found))
     assert {one.severity for one in found} == {"warning"}
 
@@ -195,11 +197,12 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
     settings = settings.model_copy(update={"config_dir": tmp_path, "model": str(model), "max_new_tokens": 8})
     settings = Settings.model_validate(settings.model_dump() | {"warehouse_url": shop.url})
     request = RunRequest(run_id="bad", domain=domain.name)
-    planned = plan.run(settings, request)
+    plan.run(settings, request)
+    asked = requests_of(settings, request)
     with engine.connect() as connection:
         refused = dict(connection.execute(text("SELECT entity_id, value FROM knowledge.quarantine")).tuples().all())
         assert connection.execute(text("SELECT count(*) FROM knowledge.entity")).scalar_one() == len(entities)
-    assert planned["requests"] + len(refused) == len(entities)
+    assert len(asked) + len(refused) == len(entities)
     assert set(refused) == {"no title", "a page's script as a title", "a title of a megabyte"}
     outcome |= dict.fromkeys(refused, "quarantined")
     for kind, reason in refused.items():
@@ -209,10 +212,6 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
     tokenizer = models.load_tokenizer(settings)
     control = set(tokenizer.added_tokens_decoder)
     turns = sum(token in control for token in ChatEncoder(tokenizer).encode("harmless"))
-    written = shards.read_plan(settings.run_dir("bad"))
-    asked = [
-        row for shard in written.shards for row in shards.read_shard(settings.run_dir("bad"), shard.name).to_pylist()
-    ]
     assert {row["entity_id"] for row in asked} == set(entities) - set(refused)
     for row in asked:
         assert sum(token in control for token in row["prompt_token_ids"]) == turns

@@ -11,24 +11,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from sqlalchemy import Engine
 
 from dare_core.config.domains import ClusterGrouping, Domain, read_domain
 from dare_core.errors import InputError, SourceError
 from dare_core.grouping import GroupModelStore
 from dare_core.schemas import ENTITY, GROUPED, PULLED, Kind
+from dare_core.warehouse.entities import EntityChanges, Pulled, merge_entities
+from dare_core.warehouse.entity_staging import EntityStaging
 from spark_jobs.group import group
 
 NOW = datetime(2024, 1, 31, tzinfo=UTC)
 
 
-def write_pulled(folder: Path, kind: str, entities: Mapping[str, Mapping[str, Any]]) -> None:
+def write_pulled(
+    folder: Path, kind: str, entities: Mapping[str, Mapping[str, Any]], file: str = "part.parquet"
+) -> None:
     rows = [
         {"domain": "shop", "kind": kind, "entity_id": entity_id, "attributes": json.dumps(attributes),
          "data_as_of": datetime(2024, 1, 1, tzinfo=UTC), "events": 1}
         for entity_id, attributes in entities.items()
     ]  # fmt: skip
     (folder / kind).mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, PULLED), folder / kind / "part.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, PULLED), folder / kind / file)
 
 
 def groups(folder: Path, kind: str) -> dict[str, tuple[str, str]]:
@@ -59,6 +64,22 @@ def test_entities_get_the_group_of_their_configured_attribute(spark: SparkSessio
     written = pq.read_table(tmp_path / "out" / "item")["attributes"].to_pylist()
     assert sorted(written) == sorted(map(json.dumps, entities.values()))
     assert models(tmp_path)("item").current() == summary["item_grouping"]["version"]
+
+
+def test_executors_copy_the_entities_into_the_run_s_staging_tables(
+    spark: SparkSession, shop: Any, engine: Engine, tmp_path: Path
+) -> None:
+    for number in range(3):  # three files, one writer for each core
+        write_pulled(tmp_path / "in", "item", {str(number): {"genres": ["Drama"]}}, f"{number}.parquet")
+    staging = EntityStaging("r", "item")
+    for _ in range(2):  # a second try begins again
+        group(spark, shop.domain, tmp_path / "in", tmp_path / "out", models(tmp_path), NOW, shop.url, "r")
+        assert len(staging.there(engine)) == spark.sparkContext.defaultParallelism
+    assert merge_entities(engine, staging, 3, Pulled("shop", "item", NOW)) == EntityChanges(changed=3)
+    assert staging.there(engine) == []
+    with engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT entity_id, group_name, attributes FROM knowledge.entity ORDER BY 1")
+        assert kept.all() == [(str(number), "Drama", {"genres": ["Drama"]}) for number in range(3)]
 
 
 def test_rare_values_are_counted_over_the_whole_source_and_merged(

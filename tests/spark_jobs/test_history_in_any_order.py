@@ -15,13 +15,15 @@ from dare_core.config.settings import Settings
 from dare_core.features.dataset import InteractionDataset
 from dare_core.features.history import read_features
 from dare_core.knowledge import shards
-from dare_core.schemas import EMBEDDING_WIDTH, GROUPED, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, TIME
+from dare_core.schemas import EMBEDDING_WIDTH, ENTITY, KINDS, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED, TIME
 from dare_core.stages import group, plan, pull
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
+from dare_core.warehouse.entity_staging import EntityStaging, copy_entities
 from dare_core.warehouse.knowledge import load_knowledge
 from spark_jobs import pull as pull_program
 from tests.spark_jobs.conftest import RATINGS
+from tests.support.rendered import requests_of
 from tests.support.tiny_model import save_tiny_model
 
 EARLY, LATE = datetime(2024, 1, 5, 12, tzinfo=UTC), datetime(2024, 1, 30, tzinfo=UTC)
@@ -29,7 +31,12 @@ EARLY, LATE = datetime(2024, 1, 5, 12, tzinfo=UTC), datetime(2024, 1, 30, tzinfo
 
 @pytest.fixture
 def settings(
-    settings: Settings, spark: SparkSession, shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    spark: SparkSession,
+    shop: Any,
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Settings:
     """The shop's domain; Spark's programs run in the tests' session, and grouping is left to Python."""
 
@@ -38,12 +45,13 @@ def settings(
         return pull_program.pull(spark, shop.domain, given.kinds, dict(given.since), given.as_of, given.out, url)
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, int]:
-        source, out = (Path(arguments[arguments.index(name) + 1]) for name in ("--in", "--out"))
+        source, run_id = Path(arguments[arguments.index("--in") + 1]), arguments[arguments.index("--run") + 1]
+        counts = {}
         for kind in KINDS:
-            rows = run_files.read_table(source / kind, PULLED).to_pylist()
-            table = [{**row, "group_name": "all", "group_rule": "attribute"} for row in rows]
-            run_files.write_table(out / kind / "0.parquet", pa.Table.from_pylist(table, GROUPED))
-        return {}
+            rows = [{**row, "group_name": "all"} for row in run_files.read_table(source / kind, PULLED).to_pylist()]
+            [table] = EntityStaging(run_id, kind).create(engine, 1)
+            counts[kind] = copy_entities(url, table, pa.Table.from_pylist(rows, ENTITY).to_batches())
+        return counts
 
     monkeypatch.setattr(pull, "submit", pulled)
     monkeypatch.setattr(group, "submit", grouped)
@@ -64,8 +72,7 @@ def refresh(settings: Settings, engine: Engine, run_id: str, as_of: datetime) ->
             "pool_version": None, "run_id": run_id, "available_at": datetime.now(UTC), "prompt_tokens": 1,
             "new_tokens": 1, "steps": 1, "drafted": 0, "accepted": 0, "relaxed": 0, "seconds": 1.0,
         }
-        for shard in planned.shards
-        for row in shards.read_shard(settings.run_dir(run_id), shard.name).to_pylist()
+        for row in requests_of(settings, request)
     ]  # fmt: skip
     ids = [row["request_id"] for row in rows]
     vectors = [

@@ -14,7 +14,10 @@ from pyspark.sql import SparkSession
 from dare_core.errors import SettingError, SourceError
 from dare_core.schemas import PULLED
 from dare_core.warehouse.entities import tombstone
+from spark_jobs.interactions import Interactions
+from spark_jobs.postgres_source import TimeWindow
 from spark_jobs.pull import pull
+from spark_jobs.source_tables import SourceTables
 
 Pull = Callable[..., tuple[dict[str, int], dict[str, dict[str, Any]]]]
 
@@ -299,10 +302,47 @@ def test_jdbc_tables_are_sources(pulled: Pull, spark: SparkSession, shop: Any) -
     _, rows = pulled("item")
     assert attributes(rows["item"]["1"])["genres"] == "Drama"
     assert rows["item"]["1"]["events"] == 1
+    table = SourceTables(spark, shop.domain, shop.url)._jdbc_table("interactions")
+    assert table._ranges["partitionColumn"] == "rated_at"
+    for since, until, expected in ((day(1), day(3), 1), (day(4), None, 0), (None, day(1), 1)):  # wide by a day
+        window = table.read(TimeWindow("rated_at", since, until))
+        assert window.count() == expected
+        assert "PushedFilters: [*" in window._jdf.queryExecution().executedPlan().toString()
     shop.write_domain('format = "jdbc"\nlocation = "jdbc:nosuch://reader:hunter2@db/shop"')
     with pytest.raises(SourceError, match="no JDBC driver for source location; set jdbc_driver_jar") as raised:
         pulled("item")
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_user_and_an_item_of_most_events_share_a_few_rows_and_the_table_is_read_once(
+    pulled: Pull, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.execute(
+        "INSERT INTO shop.ratings SELECT 1, 2, 1, timestamptz '2023-01-01Z' + n * interval '1 second' "
+        "FROM generate_series(1, 20000) n; INSERT INTO shop.ratings SELECT 3, 1 + n % 2, 5, '2023-01-01Z' "
+        "FROM generate_series(1, 3) n"
+    )
+    read, plans = [], []
+    load, histories = SourceTables._load, Interactions.histories
+
+    def told(tables: SourceTables, section: str, *asked: Any) -> Any:
+        read.append(section)
+        return load(tables, section, *asked)
+
+    def planned(interactions: Interactions, *asked: Any) -> Any:
+        plans.append(histories(interactions, *asked))
+        return plans[-1]
+
+    monkeypatch.setattr(SourceTables, "_load", told)
+    monkeypatch.setattr(Interactions, "histories", planned)
+    counts, rows = pulled("item", "user")
+    assert counts["new_interactions"] == 20011
+    assert {name: row["events"] for name, row in rows["user"].items()} == {"1": 20005, "2": 0, "3": 3, "4": 1}
+    assert rows["item"]["2"]["events"] == 20005
+    entries = [entry["time"][:10] for entry in attributes(rows["user"]["1"])["history"]]
+    assert entries == ["2024-01-03", "2024-01-10", "2024-01-21"]
+    assert read.count("interactions") == 1
+    assert plans[0]._jdf.queryExecution().optimizedPlan().toString().count("WindowGroupLimit") == 1
 
 
 def test_all_tables_of_a_pull_are_read_as_of_one_moment(

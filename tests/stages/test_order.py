@@ -12,11 +12,12 @@ from sqlalchemy import Engine, text
 from dare_core import models
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError, QualityError, WarehouseError
-from dare_core.knowledge.shards import Shard, read_plan
+from dare_core.knowledge.shards import Shard, funnels, read_plan
+from dare_core.knowledge.vectors import vectors
 from dare_core.operations import maintenance
 from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import ENTITY
-from dare_core.stages import embed, generate, load, order, plan, pools, report, validate
+from dare_core.stages import generate, load, order, plan, pools, report
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.entities import upsert_entities
@@ -99,9 +100,8 @@ def test_a_run_that_loses_too_many_texts_fails_and_loads_nothing(settings: Setti
     request = RunRequest(run_id="bad", kinds=("item",))
     generate_all(settings, request)
     with pytest.raises(QualityError, match=r"100% of the 5 texts of run bad failed, more than max_failing_share 25%"):
-        validate.run(settings, request)
+        load.run(settings, request)
     assert rows(engine, "SELECT state, generated, quarantined FROM knowledge.generation_run") == [("failed", 5, 5)]
-    assert not (settings.run_dir("bad") / "validated.parquet").exists()
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(5,)]
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(0,)]
     again = plan.run(settings, RunRequest(run_id="next", kinds=("item",)))
@@ -113,8 +113,8 @@ def test_a_run_that_may_lose_them_goes_on_without_them(settings: Settings, engin
     lenient = settings.model_copy(update={"max_failing_share": 1.0})
     request = RunRequest(run_id="lenient", kinds=("user",))
     generate_all(lenient, request)
-    for stage in (validate.run, embed.run, load.run, validate.run, embed.run, load.run):
-        stage(lenient, request)
+    for _ in range(2):
+        load.run(lenient, request)
     assert rows(engine, "SELECT state, loaded, quarantined FROM knowledge.generation_run") == [("loaded", 0, 2)]
     assert pools.run(lenient, request) == {}
 
@@ -128,19 +128,20 @@ def test_every_text_of_every_framework_is_loaded_or_in_quarantine(
     lenient = settings.model_copy(update={"max_failing_share": 1.0, "config_dir": tmp_path})
     request = RunRequest(run_id="r", verification="relaxed")
     generate_all(lenient, request)
-    summary = validate.run(lenient, request)
-    embed.run(lenient, request)
-    loaded = load.run(lenient, request)["loaded"]
+    summary = load.run(lenient, request)
+    loaded = summary["loaded"]
     assert (summary["generated"], summary["failed"]) == (7, 0)
     assert loaded + summary["quarantined"] == 7
     assert rows(engine, "SELECT count(DISTINCT request_id) FROM knowledge.quarantine") == [(summary["quarantined"],)]
 
 
-def test_a_prompt_that_leaves_no_room_is_quarantined_when_planned(settings: Settings, engine: Engine) -> None:
+def test_a_prompt_that_leaves_no_room_is_quarantined_when_it_is_rendered(settings: Settings, engine: Engine) -> None:
     request = RunRequest(run_id="long", kinds=("item",), max_new_tokens=900)
-    for run_id in ("long", "again"):
-        funnel = plan.run(settings, request.model_copy(update={"run_id": run_id}))["funnel"]["item"]
-        assert (funnel["requests"], funnel["skipped"]) == (0, {"unfit": 5})
+    assert {made["requests"] for made in generate_all(settings, request)} == {0}
+    [funnel] = funnels(settings.run_dir("long"), read_plan(settings.run_dir("long"))).values()
+    assert (funnel.requests, funnel.skipped) == (0, {"unfit": 5})
+    again = plan.run(settings, request.model_copy(update={"run_id": "again"}))["funnel"]["item"]
+    assert (again["requests"], again["skipped"]) == (0, {"unfit": 5})
     assert rows(engine, "SELECT rule, count(*) FROM knowledge.quarantine GROUP BY rule") == [("prompt", 5)]
     with pytest.raises(InputError, match="max_new_tokens 5000 leaves no room for a prompt"):
         plan.run(settings, RunRequest(run_id="longer", max_new_tokens=5000))
@@ -234,8 +235,6 @@ def judged_by(settings: Settings, folder: Path, rules: str) -> Settings:
 
 def through(settings: Settings, request: RunRequest) -> dict[str, object]:
     generate_all(settings, request)
-    validate.run(settings, request)
-    embed.run(settings, request)
     return load.run(settings, request)
 
 
@@ -266,7 +265,7 @@ def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: 
     request = RunRequest(run_id="r", kinds=("user",))
     through(lenient, request)
     [first, _] = quarantine.find(engine)
-    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: embed.vectors(lenient, engine, texts))
+    done = quarantine.release(engine, [first.request_id], "ada", lambda texts: vectors(lenient, engine, texts))
     assert done.released == [first.request_id]
     assert rows(engine, "SELECT user_id FROM features.user") == [(first.entity_id,)]
     again = plan.run(lenient, RunRequest(run_id="next", kinds=("user",)))

@@ -12,9 +12,9 @@ from sqlalchemy import Engine, text
 from transformers import AutoTokenizer
 
 from dare_core.config.settings import Settings
-from dare_core.errors import InputError, SettingError
+from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.knowledge import shards
-from dare_core.knowledge.planning import Planner
+from dare_core.knowledge.rendering import Renderer
 from dare_core.schemas import ENTITY, GROUPED, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
 from dare_core.stages import group, pull
 from dare_core.stages import plan as planning
@@ -22,8 +22,10 @@ from dare_core.stages.pull import PullWindow
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities, watermark
+from dare_core.warehouse.entity_staging import EntityStaging, copy_entities
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import record_run
+from tests.support.rendered import requests_of
 from tests.support.tiny_model import save_tiny_model
 
 NOW = datetime(1998, 5, 1, tzinfo=UTC)
@@ -69,19 +71,26 @@ def put(engine: Engine, *rows: dict[str, Any], **pulled: Any) -> EntityChanges:
 
 @pytest.fixture
 def plan(settings: Settings) -> Callable[..., dict[str, Any]]:
-    """Plan a run; its funnel of one kind, and the planned entities in the order of their shards."""
+    """Plan and render a run; its funnel of one kind, and the entities that are asked about."""
 
     def plan(run_id: str, kind: str = "user", **asked: Any) -> dict[str, Any]:
-        funnel = planning.run(settings, RunRequest(run_id=run_id, kinds=(kind,), **asked))["funnel"][kind]  # type: ignore[arg-type]
-        return {"planned": sorted(row["entity_id"] for row in requests(settings, run_id)), **funnel}
+        request = RunRequest(run_id=run_id, kinds=(kind,), **asked)  # type: ignore[arg-type]
+        planning.run(settings, request)
+        planned = sorted(row["entity_id"] for row in requests_of(settings, request))
+        run_dir = settings.run_dir(run_id)
+        [funnel] = shards.funnels(run_dir, shards.read_plan(run_dir)).values()
+        return {"planned": planned, **funnel.model_dump()}
 
     return plan
 
 
 def requests(settings: Settings, run_id: str) -> list[dict[str, Any]]:
+    """Of a run that is rendered."""
     run_dir = settings.run_dir(run_id)
     return [
-        row for shard in shards.read_plan(run_dir).shards for row in shards.read_shard(run_dir, shard.name).to_pylist()
+        row
+        for shard in shards.read_plan(run_dir).shards
+        for row in shards.read_requests(run_dir, shard.name).to_pylist()
     ]
 
 
@@ -133,9 +142,9 @@ def test_only_what_changed_is_rendered(
     answer("first")
     put(engine, item(3, "Another"), item(7))
     rendered = []
-    fit = Planner.choose.__globals__["fit_prompt"]
+    fit = Renderer.render.__globals__["fit_prompt"]
     monkeypatch.setitem(
-        Planner.choose.__globals__,
+        Renderer.render.__globals__,
         "fit_prompt",
         lambda domain, kind, attributes, *rest: (
             rendered.append(attributes["title"]) or fit(domain, kind, attributes, *rest)
@@ -345,14 +354,30 @@ def test_spark_groups_only_where_the_warehouse_lacks_something(
     assert watermark(engine, "movies", "user") == window.until
 
     def grouped(settings: Settings, program: str, arguments: list[str], url: str) -> dict[str, Any]:
-        table = pa.Table.from_pylist([user(0, events=11) | {"group_rule": "attribute"}], GROUPED)
-        run_files.write_table(run_dir / "grouped" / "user" / "0.parquet", table)
-        return {"user": 1}
+        assert arguments[-2:] == ["--run", "r"]
+        [table] = EntityStaging("r", "user").create(engine, 1)
+        return {"user": copy_entities(url, table, pa.Table.from_pylist([user(0, events=11)], ENTITY).to_batches())}
 
     changed = [{name: user(0, events=11)[name] for name in PULLED.names}]
     run_files.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
     monkeypatch.setattr(group, "submit", grouped)
     assert group.run(settings, request) == {"user": 1, "user_changed": 1, "user_deleted": 0}
+
+
+def test_entities_that_a_crash_of_the_server_took_are_missed_and_the_watermark_stays(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, user(0), kind="user", to=NOW)
+    run_dir, until = settings.run_dir("r"), NOW + timedelta(days=1)
+    run_files.write_json(run_dir / "pull.json", PullWindow(until=until, since={}, kinds=("user",)).model_dump_json())
+    changed = [{name: user(0, events=11)[name] for name in PULLED.names}]
+    run_files.write_table(run_dir / "pulled" / "user" / "0.parquet", pa.Table.from_pylist(changed, PULLED))
+    run_files.write_table(run_dir / "pulled" / "gone" / "user" / "0.parquet", pa.table({"entity_id": ["0"]}))
+    monkeypatch.setattr(group, "submit", lambda *_: EntityStaging("r", "user").create(engine, 2) and {"user": 1})
+    with pytest.raises(WarehouseError, match="0 of 1 users are staged"):
+        group.run(settings, RunRequest(run_id="r", kinds=("user",)))
+    assert watermark(engine, "movies", "user") == NOW
+    assert len(EntityStaging("r", "user").there(engine)) == 2, "the next try drops them"
 
 
 def test_a_run_that_was_not_pulled_cannot_be_grouped(settings: Settings, engine: Engine) -> None:
@@ -395,9 +420,10 @@ def test_a_precision_is_planned_once_asks_for_texts_of_its_own_and_reopens_those
 
     def planned(run_id: str, weights: str) -> tuple[dict[str, Any], set[str]]:
         changed = settings.model_copy(update={"weights": weights, "device": "cpu"})
-        summary = planning.run(changed, RunRequest(run_id=run_id, kinds=("user",)))
+        request = RunRequest(run_id=run_id, kinds=("user",))
+        summary = planning.run(changed, request)
         assert summary["precision"] == shards.read_plan(settings.run_dir(run_id)).decoding.precision
-        return summary, {row["request_id"] for row in requests(settings, run_id)}
+        return summary, {row["request_id"] for row in requests_of(changed, request)}
 
     first, in_fp32 = planned("first", "model")
     answer("first")
@@ -411,7 +437,7 @@ def test_a_precision_is_planned_once_asks_for_texts_of_its_own_and_reopens_those
     answer("second")
     third, asked = planned("third", "auto")  # which no evaluation has let pass
     assert (third["precision"], asked) == ("fp32", set())
-    assert third["funnel"]["user"]["skipped"] == {"reopened": 1}
+    assert shards.settled(settings.run_dir("third"), "user-0000") == {"reopened": 1}
     assert third["estimate"]["tokens_per_second"] == 20
     with engine.connect() as connection:
         stored = connection.execute(

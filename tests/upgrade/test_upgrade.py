@@ -21,15 +21,16 @@ from sqlalchemy import Engine, text
 from dare_core import models
 from dare_core.config.settings import Settings
 from dare_core.drafts import Context
-from dare_core.knowledge.shards import read_plan, read_shard
+from dare_core.knowledge.shards import funnels, read_plan
 from dare_core.operations.backup import backup, restore
 from dare_core.pools import Pool, PoolDrafter, PoolStore, retention
 from dare_core.pools.reader import texts_of
-from dare_core.stages import embed, generate, group, load, plan, pull, validate
+from dare_core.stages import generate, group, load, plan, pull
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import require_current, upgrade
 from dare_core.warehouse.pools import pool_store
+from tests.support.rendered import requests_of
 from tests.upgrade.make_fixture import DATA_DIR, SERVED
 
 RELEASES = sorted(dump.parent for dump in Path(__file__).parent.glob("*/warehouse.sql.gz"))
@@ -152,10 +153,13 @@ def test_prompts_that_are_rendered_anew_ask_for_no_text(installed: Settings, war
             "UPDATE knowledge.rendering AS r SET settings = 'those of another wording' FROM knowledge.entity AS e "
             "WHERE (e.domain, e.kind, e.entity_id) = (r.domain, r.kind, r.entity_id) AND e.content = r.content"
         )
-    summary = plan.run(installed, RunRequest(run_id="upgraded", domain="library"))
-    assert summary["requests"] == 0
-    for kind, funnel in before.items():
-        assert summary["funnel"][kind]["skipped"]["same_prompt"] == funnel.skipped["valid"] > 0
+    request = RunRequest(run_id="upgraded", domain="library")
+    plan.run(installed, request)
+    assert requests_of(installed, request) == []
+    run_dir = installed.run_dir("upgraded")
+    for kind, funnel in funnels(run_dir, read_plan(run_dir)).items():
+        assert funnel.requests == 0
+        assert funnel.skipped["same_prompt"] == before[kind].skipped["valid"] > 0
 
 
 def test_one_changed_entity_is_one_text_to_write(installed: Settings, warehouse: Engine) -> None:
@@ -164,12 +168,11 @@ def test_one_changed_entity_is_one_text_to_write(installed: Settings, warehouse:
         "UPDATE knowledge.entity SET attributes = jsonb_set(attributes, '{title}', '\"Another title\"') "
         "WHERE domain = 'library' AND kind = 'item' AND entity_id = 'b05'",
     )
-    summary = plan.run(installed, RunRequest(run_id="upgraded", domain="library"))
+    request = RunRequest(run_id="upgraded", domain="library")
+    summary = plan.run(installed, request)
     assert (summary["requests"], summary["shards"]) == (1, 1)
-    [shard] = read_plan(installed.run_dir("upgraded")).shards
-    requests = read_shard(installed.run_dir("upgraded"), shard.name)
-    assert requests["entity_id"].to_pylist() == ["b05"]
-    assert requests["epoch"].to_pylist() == [0]
+    [asked] = requests_of(installed, request)
+    assert (asked["entity_id"], asked["epoch"]) == ("b05", 0)
 
 
 def test_a_run_that_was_planned_before_can_go_on(installed: Settings, warehouse: Engine) -> None:
@@ -192,11 +195,8 @@ def test_a_run_that_asks_the_same_plans_the_same_requests(installed: Settings, w
     asked = RunRequest.model_validate(WAITING | {"run_id": "upgraded"})
     plan.run(installed, asked)
     before, now = (
-        [
-            read_shard(installed.run_dir(run_id), shard.name).drop_columns(["data_as_of"]).to_pylist()
-            for shard in read_plan(installed.run_dir(run_id)).shards
-        ]
-        for run_id in ("shelves-waiting", "upgraded")
+        {row["request_id"]: {**row, "data_as_of": None} for row in requests_of(installed, of_run)}
+        for of_run in (asked.model_copy(update={"run_id": "shelves-waiting"}), asked)
     )
     assert now == before
 
@@ -229,8 +229,7 @@ def test_a_run_that_was_planned_before_is_finished(installed: Settings, warehous
     asked = RunRequest.model_validate(WAITING | {"run_id": "shelves-waiting"})
     for assignment in plan.assignments(installed, asked):
         generate.run(installed, asked, assignment)
-    for stage in (validate, embed, load):
-        stage.run(installed, asked)
+    load.run(installed, asked)
     done = rows(
         warehouse,
         "SELECT state, planned, generated, loaded FROM knowledge.generation_run WHERE run_id = 'shelves-waiting'",

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from sqlalchemy import Engine
 
 from dare_core.cli.main import main
 from dare_core.config.settings import PROJECT_DIR, Settings
+from dare_core.knowledge.costs import Estimate
+from dare_core.knowledge.requests import Decoding
+from dare_core.knowledge.shards import Plan
 from dare_core.sources.importer import described, import_tables
 from dare_core.stages import load
 from dare_core.stages.request import RunRequest
@@ -97,13 +101,14 @@ def test_a_domain_that_is_changed_changes_its_row_and_one_that_has_no_likes_any_
     assert _registered(engine) == {}
 
 
-def test_a_run_that_loads_features_tells_the_warehouse(
-    settings: Settings, warehouse_url: str, engine: Engine, knowledge_rows: Rows
-) -> None:
+def test_a_run_that_loads_features_tells_the_warehouse(settings: Settings, warehouse_url: str, engine: Engine) -> None:
     settings = Settings.model_validate(settings.model_dump() | {"warehouse_url": warehouse_url})
-    folder = settings.run_dir("r")
-    folder.mkdir(parents=True)
-    run_files.write_table(folder / "validated.parquet", knowledge_rows([]))
+    nothing = Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="")
+    planned = Plan(
+        run_id="r", domain="movies", framework="kar", decoding=Decoding("m", "t", "strict", 1, 0.0, 8),
+        started_at=datetime.now(UTC), shards=[], funnel={}, estimate=nothing,
+    )  # fmt: skip
+    run_files.write_json(settings.run_dir("r") / "plan.json", planned.model_dump_json())
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO knowledge.generation_run (run_id, domain, state, params, model, started_at, planned) "

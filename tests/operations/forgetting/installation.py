@@ -21,7 +21,7 @@ from dare_core.operations.forgetting import Forgotten
 from dare_core.operations.forgetting.traces import Entities
 from dare_core.pools import PoolStore
 from dare_core.schemas import Kind
-from dare_core.stages import embed, generate, load, plan, pools, report, validate
+from dare_core.stages import generate, load, plan, pools, report
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.pools import pool_store
@@ -59,8 +59,7 @@ def refresh(settings: Settings, request: RunRequest) -> None:
     plan.run(settings, request)
     for part in plan.assignments(settings, request):
         generate.run(settings, request, part)
-    for stage in (validate.run, embed.run, load.run):
-        stage(settings, request)
+    load.run(settings, request)
     pools.run(settings.model_copy(update={"max_acceptance_loss": 1.0}), request)
     report.run(settings, request)
 

@@ -18,7 +18,7 @@ from dare_core.operations.forgetting import clean, forget, prove
 from dare_core.operations.forgetting.traces import Entities, Sought, Traces
 from dare_core.pools import retention
 from dare_core.schemas import ENTITY
-from dare_core.stages import embed, generate, load, plan, report, validate
+from dare_core.stages import generate, load, plan, report
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.entities import EntityChanges, Pulled, upsert_entities
@@ -250,8 +250,6 @@ def test_texts_in_quarantine_go_with_their_reasons(settings: Settings, engine: E
     plan.run(settings, request)
     for part in plan.assignments(settings, request):
         generate.run(settings, request, part)
-    validate.run(settings, request)
-    embed.run(settings, request)
     load.run(settings, request)
     report.run(settings, request)
     assert {row.entity_id for row in quarantine.find(engine, run_id="refused")} == {"0", "1", "2"}

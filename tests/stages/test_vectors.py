@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import pytest
 from sqlalchemy import Engine, text
 
@@ -17,14 +17,20 @@ from dare_core.config.settings import BUNDLED_ENCODER, PROJECT_DIR, Settings
 from dare_core.embedding.combination import combined
 from dare_core.embedding.encoder import Encoder
 from dare_core.errors import SettingError
+from dare_core.knowledge import shards, vectors
+from dare_core.knowledge.costs import Estimate
+from dare_core.knowledge.requests import Decoding
+from dare_core.knowledge.shards import Plan
 from dare_core.quality.findings import read_warnings
-from dare_core.stages import embed, load
+from dare_core.schemas import KINDS, REQUEST
+from dare_core.stages import load
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse import encoders, texts_to_embed
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.runs import record_run
+from tests.support.tiny_model import LAX
 
 Rows = Callable[..., pa.Table]
 NOW = datetime(1998, 1, 1, tzinfo=UTC)
@@ -70,7 +76,7 @@ def _secret(url: str) -> Any:
 
 def choose(settings: Settings, form: str) -> None:
     """Write the domain's file with this form."""
-    movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
+    movies = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8") + LAX
     line = 'embedded = "history+answer"'
     assert line in movies
     (settings.config_dir / "movies.toml").write_text(movies.replace(line, f'embedded = "{form}"'), "utf-8")
@@ -89,14 +95,23 @@ def written(knowledge_rows: Rows) -> pa.Table:
 
 
 def run(settings: Settings, engine: Engine, texts: pa.Table, run_id: str = "r") -> dict[str, Any]:
-    """Embed and load texts as a run does."""
+    """Finish and load written texts as a run does."""
     usual = {"domain": "movies", "params": "{}", "model": "m", "started_at": NOW, "planned": len(texts)}
     record_run(engine, run_id, state="planned", **usual)
-    run_files.write_table(settings.run_dir(run_id) / "validated.parquet", texts)
-    request = RunRequest(run_id=run_id)
-    done = embed.run(settings, request)
-    load.run(settings, request)
-    return done
+    run_dir = settings.run_dir(run_id)
+    parts = []
+    for kind in KINDS:
+        of_kind = texts.filter(pc.equal(texts["kind"], kind))
+        parts += shards.write_shards(run_dir, kind, of_kind.select(REQUEST.names).to_batches(), 100, None)
+        if len(of_kind):
+            shards.write_part(run_dir / "staged" / f"{kind}-0000", 0, of_kind.to_pylist(), 1.0)
+    planned = Plan(
+        run_id=run_id, domain="movies", framework="kar", decoding=Decoding("m", "t", "strict", 1, 0.0, 96),
+        started_at=NOW, shards=parts, funnel={},
+        estimate=Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis=""),
+    )  # fmt: skip
+    run_files.write_json(run_dir / "plan.json", planned.model_dump_json())
+    return load.run(settings, RunRequest(run_id=run_id))
 
 
 def stored(engine: Engine, encoder: str = BUNDLED_ENCODER) -> dict[str, tuple[str, Any]]:
@@ -129,28 +144,13 @@ def test_a_run_s_vectors_have_the_form_of_the_domain_and_show_no_event_that_the_
     of_user: Sequence[str],
 ) -> None:
     choose(settings, form)
-    assert run(settings, engine, written) == {"embedded": 3, "warnings": []}
+    done = run(settings, engine, written)
+    assert (done["loaded"], done["quarantined"], done["warnings"]) == (3, 0, [])
     found = stored(engine)
     assert {request: made for request, (made, _) in found.items()} == {"ri": form, "ru": form, "rg": "answer"}
     assert same(encoder, found["ri"][1], *of_item)
     assert same(encoder, found["ru"][1], *of_user)
     assert same(encoder, found["rg"][1], "Nobody knows it.")
-
-
-def test_files_from_before_vectors_had_forms_are_loaded_as_answers(
-    settings: Settings, engine: Engine, written: pa.Table
-) -> None:
-    choose(settings, "attributes+answer")
-    record_run(
-        engine, "old", state="planned", domain="movies", params="{}", model="m", started_at=NOW, planned=len(written)
-    )
-    run_dir = settings.run_dir("old")
-    run_files.write_table(run_dir / "validated.parquet", written)
-    embed.run(settings, RunRequest(run_id="old"))
-    [path] = (run_dir / "embeddings").glob("*.parquet")
-    run_files.write_table(path, pq.read_table(path).drop_columns(["form"]))
-    load.run(settings, RunRequest(run_id="old"))
-    assert {form for form, _ in stored(engine).values()} == {"answer"}
 
 
 def test_a_run_warns_of_valid_vectors_in_another_form_until_they_are_embedded_anew(
@@ -164,16 +164,16 @@ def test_a_run_warns_of_valid_vectors_in_another_form_until_they_are_embedded_an
         "one form of vectors: 1 valid texts have vectors in another form than attributes+answer; "
         "run `dare warehouse reembed --domain movies`"
     )
-    assert run(settings, engine, newer, "next")["warnings"] == [said], "the user's is replaced by this run"
+    assert run(settings, engine, newer, "next")["warnings"] == [said], "the user's is replaced by now"
     assert said in read_warnings(settings.run_dir("next"))
-    assert embed.reembed(settings, "movies") == {"domain": "movies", "form": "attributes+answer", "embedded": 1}
+    assert vectors.reembed(settings, "movies") == {"domain": "movies", "form": "attributes+answer", "embedded": 1}
     found = stored(engine)
     assert {request: form for request, (form, _) in found.items()} == {
         "ri": "attributes+answer", "new": "attributes+answer", "ru": "answer", "rg": "answer"
     }  # fmt: skip
     assert same(encoder, found["ri"][1], ATTRIBUTES["i"], TEXTS["i"])
     assert same(encoder, found["ru"][1], TEXTS["u"]), "a replaced text stays as it is"
-    assert run(settings, engine, newer.slice(1), "empty") == {"embedded": 0, "warnings": []}
+    assert run(settings, engine, newer.slice(1), "empty")["warnings"] == []
 
 
 def test_embedding_anew_goes_on_where_it_was_broken_off(
@@ -193,11 +193,11 @@ def test_embedding_anew_goes_on_where_it_was_broken_off(
     choose(settings, "attributes+answer")
     monkeypatch.setattr(Encoder, "encode", breaks)
     with pytest.raises(KeyboardInterrupt):
-        embed.reembed(settings, "movies")
+        vectors.reembed(settings, "movies")
     assert [form for _, (form, _) in sorted(stored(engine).items())] == ["attributes+answer"] * 2 + ["answer"] * 3
-    assert embed.reembed(settings, "movies")["embedded"] == 3
+    assert vectors.reembed(settings, "movies")["embedded"] == 3
     assert asked[4:] == ["Text 2", "Text 3", "Text 4"]
-    assert embed.reembed(settings, "movies")["embedded"] == 0
+    assert vectors.reembed(settings, "movies")["embedded"] == 0
 
 
 def test_two_that_embed_anew_at_once_replace_every_vector_once(
@@ -207,7 +207,7 @@ def test_two_that_embed_anew_at_once_replace_every_vector_once(
     _some_films(settings, engine, knowledge_rows)
     choose(settings, "attributes+answer")
     with ThreadPoolExecutor(2) as both:
-        done = [both.submit(embed.reembed, settings, "movies") for _ in range(2)]
+        done = [both.submit(vectors.reembed, settings, "movies") for _ in range(2)]
         assert sum(each.result()["embedded"] for each in done) == 5
     found = stored(engine)
     assert all(same(encoder, found[f"r{n}"][1], f"Film {n}", f"Text {n}") for n in range(5))
@@ -225,7 +225,7 @@ def _some_films(settings: Settings, engine: Engine, knowledge_rows: Rows) -> Non
     ]  # fmt: skip
     upsert_entities(engine, pa.Table.from_pylist(entities))
     rows = knowledge_rows([{"request_id": f"r{n}", "entity_id": str(n), "text": f"Text {n}"} for n in range(5)])
-    load_knowledge(engine, rows, *embed.vectors(settings, engine, rows))
+    load_knowledge(engine, rows, *vectors.vectors(settings, engine, rows))
 
 
 def test_another_encoder_embeds_every_text_in_the_form_that_is_served(
@@ -236,14 +236,14 @@ def test_another_encoder_embeds_every_text_in_the_form_that_is_served(
     choose(settings, "history+answer")
     newer = knowledge_rows([{"request_id": "new", "entity_id": "u", "kind": "user", "epoch": 1, "text": "Robots."}])
     run(settings, engine, newer, "next")
-    assert embed.add_encoder(settings, "other")["embedded"] == 4
+    assert vectors.add_encoder(settings, "other")["embedded"] == 4
     found = stored(engine, "other")
     assert {request: form for request, (form, _) in found.items()} == {
         "ri": "answer", "ru": "answer", "rg": "answer", "new": "history+answer"
     }  # fmt: skip
     assert same(encoder, found["ri"][1], TEXTS["i"])
     assert same(encoder, found["new"][1], HISTORY, "Robots.")
-    assert embed.reembed(settings, "movies")["embedded"] == 2, "the film's, by both encoders"
+    assert vectors.reembed(settings, "movies")["embedded"] == 2, "the film's, by both encoders"
     encoders.switch(engine, "other")
     assert stored(engine, "other")["ri"][0] == "history+answer"
 
@@ -251,4 +251,4 @@ def test_another_encoder_embeds_every_text_in_the_form_that_is_served(
 def test_embedding_a_domain_anew_that_is_not_configured_is_refused(settings: Settings) -> None:
     choose(settings, "answer")
     with pytest.raises(SettingError, match=r"domain 'films' is not configured in .*; there are: movies"):
-        embed.reembed(settings, "films")
+        vectors.reembed(settings, "films")

@@ -1,13 +1,11 @@
-"""Which of the entities that are due are asked about, and as which requests."""
+"""From entities that are due to requests: rendered, identified, and held against what the warehouse knows of them."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
-
-import pyarrow as pa
 
 from dare_core.config.domains import Domain
 from dare_core.errors import InputError
@@ -19,17 +17,16 @@ from dare_core.warehouse.knowledge import RequestState
 #: What the warehouse knows of requests; one it does not know is absent.
 RequestStates = Callable[[list[str]], Mapping[str, RequestState]]
 
-_BATCH: Final = 256
 _IDENTITY: Final = ("domain", "kind", "entity_id")
 
 
 @dataclass
-class Choice:
-    """What came of the due entities of one kind.
+class Rendered:
+    """What came of some entities of one kind.
 
     Attributes:
-        requests: REQUEST rows of those to write for.
-        rendered: RENDERING rows of all that were rendered.
+        requests: REQUEST rows of those to write for, in their order.
+        renderings: RENDERING rows of all that were rendered as the warehouse has them.
         reopened: requests whose text was closed and is right again.
         earlier: requests whose prompt was the same at an earlier moment than their text says, and that moment.
         settled: those that need no text after all, by reason: ``same_prompt``, ``reopened``, ``quarantined``,
@@ -38,7 +35,7 @@ class Choice:
     """
 
     requests: list[dict[str, Any]] = field(default_factory=list)
-    rendered: list[dict[str, Any]] = field(default_factory=list)
+    renderings: list[dict[str, Any]] = field(default_factory=list)
     reopened: list[str] = field(default_factory=list)
     earlier: dict[str, datetime] = field(default_factory=dict)
     settled: Counter[str] = field(default_factory=Counter)
@@ -46,8 +43,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Chooses requests.
+class Renderer:
+    """Makes requests.
 
     Attributes:
         domain: how knowledge is asked for.
@@ -65,29 +62,19 @@ class Planner:
     settings: str
     states: RequestStates
 
-    def choose(self, kind: Kind, due: Iterable[pa.RecordBatch], limit: int | None) -> Choice:
-        """Render entities of schema DUE until ``limit`` need a text; requests come sorted by group.
+    def render(self, kind: Kind, entities: Sequence[Mapping[str, Any]]) -> Rendered:
+        """Render entities of one kind, rows of schema DUE.
 
-        What shows an entity as it was earlier than it is known by now (verdict ``earlier``) keeps no rendering.
-
-        What the limit leaves out keeps no rendering, or one whose request stays without an answer: it is due again.
+        What shows an entity as it was earlier than it is known by now keeps no rendering.
         """
-        choice = Choice()
-        for piece in _pieces(due):
-            self._look_at(kind, piece, choice)
-            if limit is not None and len(choice.requests) >= limit:
-                del choice.requests[limit:]
-                break
-        choice.requests.sort(key=lambda row: (row["group_name"], row["entity_id"]))
-        return choice
-
-    def _look_at(self, kind: Kind, entities: list[dict[str, Any]], choice: Choice) -> None:
+        found = Rendered()
         asked: dict[str, dict[str, Any]] = {}
         for entity in entities:
-            if (row := self._request(kind, entity, choice)) is not None:
+            if (row := self._request(kind, entity, found)) is not None:
                 asked[entity["entity_id"]] = row
-        earlier = {entity["entity_id"] for entity in entities if entity["verdict"] == "earlier"}
+        earlier = {entity["entity_id"] for entity in entities if entity["earlier"]}
         closed: dict[str, dict[str, Any]] = {}  # the last closed text, by entity
+        to_write: set[str] = set()
         undecided = list(asked.values())
         while undecided:
             states = self.states([row["request_id"] for row in undecided])
@@ -95,37 +82,39 @@ class Planner:
             for row in undecided:
                 who, state = row["entity_id"], states.get(row["request_id"])
                 if who in earlier and state in ("valid", "closed", "expired"):
-                    choice.earlier[row["request_id"]] = row["data_as_of"]
-                    choice.settled["same_prompt"] += 1
+                    found.earlier[row["request_id"]] = row["data_as_of"]
+                    found.settled["same_prompt"] += 1
                 elif state is None and who in closed:
                     asked[who] = closed[who]
-                    choice.reopened.append(closed[who]["request_id"])
-                    choice.settled["reopened"] += 1
+                    found.reopened.append(closed[who]["request_id"])
+                    found.settled["reopened"] += 1
                 elif state is None:
-                    choice.requests.append(row)
+                    to_write.add(who)
                 elif state in ("valid", "quarantined"):
-                    choice.settled["same_prompt" if state == "valid" else state] += 1
+                    found.settled["same_prompt" if state == "valid" else state] += 1
                 else:  # a new epoch asks again, unless a closed text is the last one
                     if state == "closed":
                         closed[who] = row
                     asked[who] = self._identified({**row, "epoch": row["epoch"] + 1})
                     again.append(asked[who])
             undecided = again
-        refused = {row["entity_id"]: row for row in choice.unfit}
+        found.requests = [row for who, row in asked.items() if who in to_write]
+        refused = {row["entity_id"]: row for row in found.unfit}
         for entity in entities:
             if entity["entity_id"] in earlier:  # what the last prompt showed is something later
                 continue
             row = asked.get(entity["entity_id"]) or refused[entity["entity_id"]]
             rendering = {**entity, "request_id": row["request_id"], "settings": self.settings}
-            choice.rendered.append({name: rendering[name] for name in RENDERING.names})
+            found.renderings.append({name: rendering[name] for name in RENDERING.names})
+        return found
 
-    def _request(self, kind: Kind, entity: dict[str, Any], choice: Choice) -> dict[str, Any] | None:
+    def _request(self, kind: Kind, entity: Mapping[str, Any], found: Rendered) -> dict[str, Any] | None:
         attributes = json.loads(entity["attributes"])
         try:
             prompt = fit_prompt(self.domain, kind, attributes, self.encoder, self.max_prompt_tokens)
         except InputError as error:
-            choice.settled["unfit"] += 1
-            choice.unfit.append(self._refused(entity, str(error)))
+            found.settled["unfit"] += 1
+            found.unfit.append(self._refused(entity, str(error)))
             return None
         return self._identified(
             {
@@ -137,7 +126,7 @@ class Planner:
             }
         )
 
-    def _refused(self, entity: dict[str, Any], reason: str) -> dict[str, Any]:
+    def _refused(self, entity: Mapping[str, Any], reason: str) -> dict[str, Any]:
         identity = {name: entity[name] for name in _IDENTITY}
         refused = self._identified({**identity, "prompt_token_ids": [], "epoch": 0})
         return {
@@ -152,10 +141,3 @@ class Planner:
     def _identified(self, row: dict[str, Any]) -> dict[str, Any]:
         asked = (row["domain"], row["kind"], row["entity_id"], row["prompt_token_ids"])
         return {**row, "request_id": request_id(*asked, self.decoding, row["epoch"])}
-
-
-def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:
-    """Small pieces, so that a small limit renders few prompts in vain."""
-    for batch in batches:
-        for start in range(0, len(batch), _BATCH):
-            yield batch.slice(start, _BATCH).to_pylist()

@@ -1,7 +1,6 @@
 """Vectors of texts, from each encoder that the warehouse keeps vectors of, in the form that the texts' domain says."""
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,11 +14,7 @@ from dare_core.embedding.combination import combined
 from dare_core.embedding.encoder import Encoder
 from dare_core.embedding.forms import Passage, passage
 from dare_core.quality.findings import Finding
-from dare_core.schemas import KNOWLEDGE, Kind, knowledge_embedding
-from dare_core.stages.ownership import owned
-from dare_core.stages.request import RunRequest
-from dare_core.stages.weighing import weigh
-from dare_core.storage import run_files
+from dare_core.schemas import Kind, knowledge_embedding
 from dare_core.warehouse import encoders, entities
 from dare_core.warehouse.session import open_warehouse
 from dare_core.warehouse.texts_to_embed import (
@@ -34,40 +29,45 @@ from dare_core.warehouse.vectors import index_vectors, load_vectors, replace_vec
 _ENTITIES_AT_ONCE: Final = 1000
 
 
-@owned
-def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Embed the texts that passed, with each encoder that the warehouse keeps vectors of.
+class Embedder:
+    """Makes vectors of texts by each encoder that the warehouse keeps vectors of, each loaded once, when it is needed.
 
-    Where other valid texts of the domain have vectors in another form than its file says, that is under ``warnings``.
+    Args:
+        settings: in force.
+        engine: the warehouse.
+
+    Raises:
+        SettingError: see :func:`dare_core.warehouse.encoders.to_embed_with`.
     """
-    run_dir = settings.run_dir(request.run_id)
-    passed = run_files.read_table(run_dir / "validated.parquet", KNOWLEDGE)
-    with open_warehouse(settings) as (_, engine):
-        embeddings = vectors(settings, engine, passed) if len(passed) else []
-        others = _in_another_form(settings, engine, request.domain, passed)
-    folder = run_dir / "embeddings"
-    shutil.rmtree(folder, ignore_errors=True)
-    for number, table in enumerate(embeddings):
-        run_files.write_table(folder / f"{number}.parquet", table)
-    warnings = weigh(settings, request, "vectors", others, f"the vectors of {request.domain}")
-    return {"embedded": sum(map(len, embeddings)), "warnings": warnings}
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings, self._engine = settings, engine
+        self.names: Final = encoders.to_embed_with(engine, settings.encoder)
+        self._loaded: dict[str, Encoder] = {}
+
+    def vectors(self, knowledge: pa.Table) -> list[pa.Table]:
+        """Vectors of texts, a table for each encoder; that of the encoder in force comes first.
+
+        Attributes and histories are those that the warehouse has now, of a history what the text's prompt could see.
+        Of an entity that the warehouse does not have, the text alone is embedded, in form ``answer``.
+
+        Raises:
+            SettingError: a text's domain is not configured.
+        """
+        columns = ("request_id", "domain", "kind", "entity_id", "text", "data_as_of")
+        texts = [TextToEmbed(**row) for row in knowledge.select(columns).to_pylist()]
+        passages = _passages(self._settings, self._engine, texts)
+        return [_encoded(self._encoder(name), texts, passages) for name in self.names]
+
+    def _encoder(self, name: str) -> Encoder:
+        if name not in self._loaded:
+            self._loaded[name] = _load(self._settings, name)
+        return self._loaded[name]
 
 
 def vectors(settings: Settings, engine: Engine, knowledge: pa.Table) -> list[pa.Table]:
-    """Vectors of texts, a table for each encoder that the warehouse keeps; that of the encoder in force comes first.
-
-    Attributes and histories are those that the warehouse has now, of a history what the text's prompt could see. Of an
-    entity that the warehouse does not have, the text alone is embedded, in form ``answer``.
-
-    Raises:
-        SettingError: a text's domain is not configured; see also
-            :func:`dare_core.warehouse.encoders.to_embed_with`.
-    """
-    names = encoders.to_embed_with(engine, settings.encoder)
-    columns = ("request_id", "domain", "kind", "entity_id", "text", "data_as_of")
-    texts = [TextToEmbed(**row) for row in knowledge.select(columns).to_pylist()]
-    passages = _passages(settings, engine, texts)
-    return [_encoded(_load(settings, name), texts, passages) for name in names]
+    """See :meth:`Embedder.vectors`."""
+    return Embedder(settings, engine).vectors(knowledge)
 
 
 def add_encoder(settings: Settings, name: str) -> dict[str, Any]:
@@ -116,12 +116,11 @@ def reembed(settings: Settings, domain: str) -> dict[str, Any]:
     return {"domain": domain, "form": form, "embedded": count}
 
 
-def _in_another_form(settings: Settings, engine: Engine, domain: str, passed: pa.Table) -> list[Finding]:
-    """What there is to say of valid texts that the run does not replace."""
+def in_another_form(settings: Settings, engine: Engine, domain: str) -> list[Finding]:
+    """What there is to say of a domain's valid texts whose vectors are in another form than its file says."""
     form = load_domain(settings, domain).knowledge.embedded
-    replaced = list(zip(passed["kind"].to_pylist(), passed["entity_id"].to_pylist(), strict=True))
     in_force = [encoder.name for encoder in encoders.stored(engine) if encoder.in_force]
-    count = sum(count_in_another_form(engine, domain, name, form, replaced) for name in in_force)
+    count = sum(count_in_another_form(engine, domain, name, form) for name in in_force)
     if not count:
         return []
     found = (
