@@ -15,7 +15,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import InputError, SettingError, WarehouseError
 from dare_core.knowledge import shards
 from dare_core.knowledge.rendering import Renderer
-from dare_core.schemas import ENTITY, GROUPED, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
+from dare_core.schemas import ENTITY, KNOWLEDGE, KNOWLEDGE_EMBEDDING, PULLED
 from dare_core.stages import group, pull
 from dare_core.stages import plan as planning
 from dare_core.stages.pull import PullWindow
