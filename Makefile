@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 export GX_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo ui test check test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
+.PHONY: setup demo ui test test-full full faults faults-full cluster-test vllm-test lint audit bench vllm-env bench-arctic bench-llamacpp lock clean
 
 setup: $(STAMP)
 
@@ -31,13 +31,8 @@ demo: $(STAMP)
 ui: $(STAMP)
 	@$(BIN)/dare ui
 
-# By two workers, whose waiting threads leave the cores to each other.
+# By two workers, whose waiting threads leave the cores to each other; with the faults, which wait as much as they work.
 test: $(STAMP)
-	@sh scripts/install_chromium.sh
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15
-
-# Tests and faults at once, since faults wait as much as they work; .ci/run makes this.
-check: $(STAMP)
 	@sh scripts/install_chromium.sh
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not bench and not full'
 
