@@ -4,6 +4,7 @@ Seconds are an engine's, loading excluded (DESIGN.md 13): with several accelerat
 costs the same.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -62,8 +63,9 @@ class Funnel(BaseModel):
 
     def rendered(self, settled: Mapping[str, int]) -> "Funnel":
         """The same, once it is known of how many entities the prompt needed no text, by reason."""
-        reasons = {**dict.fromkeys(settled, 0), **self.skipped}
-        skipped = {reason: count + settled.get(reason, 0) for reason, count in sorted(reasons.items())}
+        if not settled:
+            return self
+        skipped = dict(sorted((Counter(self.skipped) + Counter(settled)).items()))
         return self.model_copy(update={"requests": self.requests - sum(settled.values()), "skipped": skipped})
 
 
