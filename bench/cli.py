@@ -201,7 +201,7 @@ def bench_capacity(
         10_000_000,
         100_000_000,
     ],
-    days: Annotated[float, typer.Option(min=0.01, help="that the first fill may take")] = 7,
+    days: Annotated[float, typer.Option(min=0.01, help="that workers may take for the first fill")] = 7,
     tokens_per_second: Annotated[float, typer.Option(min=0.01, help="of one worker")] = 234,
     tokens_per_text: Annotated[float, typer.Option(min=1)] = 160,
     cost_per_hour: Annotated[float, typer.Option(min=0, help="of one machine, in a currency of your own")] = 0.10,

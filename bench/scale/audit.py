@@ -168,4 +168,4 @@ def gigabytes(settings: Settings) -> dict[str, float]:
             folder = path.relative_to(settings.data_dir).parts[0]
             name = folder if folder in ("runs", "pools") else "other"
             sizes[name] = sizes.get(name, 0) + path.stat().st_size
-    return {name: round(size / 1e9, 3) for name, size in sizes.items()}
+    return {name: round(size / 1e9, 6) for name, size in sizes.items()}

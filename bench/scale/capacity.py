@@ -42,7 +42,7 @@ class Capacity:
         users: how many; ``entities``: with the items.
         worker_hours: of all workers, for the first fill.
         stages_hours: of all other stages, for the first fill.
-        workers: that a first fill in so many days takes; None where the other stages alone take longer.
+        workers: that do their part of it in so many days.
         night_worker_hours, night_stages_hours: of a night in which one in a hundred changes.
         database_gb: of the warehouse, indexes included, without the source's tables.
         files_gb: of run folders and pools.
@@ -54,7 +54,7 @@ class Capacity:
     entities: int
     worker_hours: float
     stages_hours: float
-    workers: int | None
+    workers: int
     night_worker_hours: float
     night_stages_hours: float
     database_gb: float
@@ -70,7 +70,7 @@ def capacity(result: Mapping[str, Any], users: int, worker: Worker, days: float)
         result: the bench's ``result.json``.
         users: how many there are.
         worker: what it writes and costs.
-        days: in which the first fill is to be done.
+        days: in which workers are to do their part of the first fill.
     """
     full = int(result["users"])
     small, half = full // 10, full // 2
@@ -89,13 +89,12 @@ def capacity(result: Mapping[str, Any], users: int, worker: Worker, days: float)
     writing = entities * seconds / _HOUR
     worker_hours, stages_hours = writing + expected("first", True, half), expected("first", False, half)
     night_worker, night_stages = writing / CHANGED + expected("nightly", True, small), expected("nightly", False, small)
-    left = days * _DAY - stages_hours
     return Capacity(
         users=users,
         entities=entities,
         worker_hours=round(worker_hours, 1),
         stages_hours=round(stages_hours, 1),
-        workers=math.ceil(worker_hours / left) if left > 0 else None,
+        workers=math.ceil(worker_hours / (days * _DAY)),
         night_worker_hours=round(night_worker, 1),
         night_stages_hours=round(night_stages, 1),
         database_gb=round(gb("knowledge"), 1),

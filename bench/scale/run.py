@@ -85,9 +85,10 @@ def bench_scale(
             size: _Shop(settings, here, url, root / str(users) / str(size), size, runs, on_progress)
             for size, runs in ((users // 10, RUNS), (users // 2, RUNS[:1]), (users, RUNS))
         }
-        for shop in shops.values():
-            if fresh:
+        if fresh:
+            for shop in shops.values():
                 shop.forget()
+        for shop in shops.values():
             shop.measure()
         sizes = {size: shop.measured() for size, shop in shops.items()}
         figures = figures_of(users, sizes) | machine()

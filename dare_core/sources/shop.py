@@ -133,14 +133,14 @@ def stream_shop(
 ) -> dict[str, pa.RecordBatchReader]:
     """The same tables of a shop of any size, ready to import; each is made as it is read, once.
 
-    A few customers buy, and a few products sell, most of all there is: Zipf's law, and tastes. Everybody came, and
-    everything was listed, before the first purchase. What memory it takes grows with products and customers, by some
-    60 bytes for each, and not with purchases.
+    A few customers and a few products make most of the purchases: Zipf's law, and tastes. Everybody came, and
+    everything was listed, before the first purchase. Memory holds a batch of rows, and some 60 bytes for each product
+    and customer.
 
     Args:
         products, customers, purchases: how many.
         seed: of everything.
-        until: all rows are older, by half a year at most.
+        until: all rows are older; purchases by half a year at most.
     """
     start = _opening(until)
 
@@ -370,7 +370,7 @@ class _Sales:
         self._weights = list(_weights_by_taste(numbers, popularity, seed))
 
     def rows(self, numbers: _Numbers, when: pa.Array) -> pa.Table:
-        """Purchases number so and so (from 0), at these times."""
+        """The purchases of these numbers, from 0 on, at these times."""
         who_u, faithful_u, product_u, quantity_u = (_uniform(numbers, self._seed, salt) for salt in (15, 16, 17, 18))
         who = self._buyers[_drawn(self._activity, who_u)]
         taste = _taste_shown(who, faithful_u, self._seed)
