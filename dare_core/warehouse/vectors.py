@@ -87,6 +87,7 @@ def settle_load(engine: Engine, changed: bool) -> None:
     """After a load that ``changed`` something fresh statistics; and the indexes of vectors that are not there."""
     if changed:
         with transaction(engine) as cursor:
+            lock(cursor, _INDEXES)  # both hold on to several partitions
             cursor.execute("SELECT knowledge.analyse_knowledge()")
     index_vectors(engine)
 
