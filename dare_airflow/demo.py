@@ -37,7 +37,7 @@ MAX_NEW_TOKENS: Final = 96
 BASELINE_PROMPTS: Final = 8
 ANSWER_ROWS: Final = 10
 
-STAGES: Final = ("pull", "group", "plan", "generate", "validate", "embed", "load")
+STAGES: Final = ("pull", "group", "plan", "generate", "load")
 
 
 @dataclass(frozen=True)

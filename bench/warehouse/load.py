@@ -17,7 +17,7 @@ from dare_core.warehouse.connection import connect, transaction
 from dare_core.warehouse.copy import copy_rows
 from dare_core.warehouse.knowledge import merge_knowledge
 from dare_core.warehouse.tables import KNOWLEDGE, KNOWLEDGE_EMBEDDING
-from dare_core.warehouse.vectors import index_vectors
+from dare_core.warehouse.vectors import index_vectors, prepare_load, widths_of
 
 OnProgress = Callable[[str], None]
 
@@ -69,8 +69,10 @@ def bench_load(settings: Settings, rows: int, repeats: int, on_progress: OnProgr
 
 
 def _merge(engine: Engine, texts: pa.Table, vectors: pa.Table) -> None:
+    prepare_load(engine, {domain: len(texts) for domain in texts["domain"].unique().to_pylist()}, widths_of([vectors]))
     with transaction(engine) as cursor:
-        merge_knowledge(cursor, texts, vectors)
+        merge_knowledge(cursor, [texts], [vectors])
+        cursor.execute("SELECT knowledge.analyse_knowledge()")
 
 
 def _timed_copy(engine: Engine, texts: pa.Table, vectors: pa.Table) -> float:

@@ -17,6 +17,7 @@ from dare_core.warehouse.runs import Throughput
 
 #: Shards of one kind at most: a plan names all of them.
 MOST_SHARDS: Final = 10_000
+_LARGEST: Final = 4096  # requests whose texts are judged and embedded at once
 _HOUR: Final = 3600.0
 
 
@@ -154,4 +155,5 @@ def shard_size(settings: Settings, kind: Kind, measured: Throughput, max_new_tok
     if measured.tokens_per_second is None:
         return max(settings.shard_size, least)
     tokens = measured.tokens_per_second * settings.shard_minutes * 60
-    return max(1, least, round(tokens / expected_tokens(kind, measured, max_new_tokens)))
+    timely = round(tokens / expected_tokens(kind, measured, max_new_tokens))
+    return max(1, least, min(timely, _LARGEST))

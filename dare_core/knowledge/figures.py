@@ -37,6 +37,7 @@ class Figures(BaseModel):
         seconds: that the engine worked.
         load_seconds: that loading and compiling the model took.
         vectors: made, by all encoders.
+        widths: of these, by encoder.
         features: of the texts that passed.
     """
 
@@ -56,6 +57,7 @@ class Figures(BaseModel):
     seconds: float = 0.0
     load_seconds: float = 0.0
     vectors: int = 0
+    widths: dict[str, int] = Field(default_factory=dict)
     features: FeatureSums = FeatureSums()
 
     @property
@@ -99,6 +101,7 @@ def _add(one: Figures, other: Figures) -> Figures:
             **{name: getattr(one, name) + getattr(other, name) for name in added},
             "settled": dict(Counter(one.settled) + Counter(other.settled)),
             "by_rule": dict(Counter(one.by_rule) + Counter(other.by_rule)),
+            "widths": one.widths | other.widths,
             "features": one.features.plus(other.features),
         }
     )

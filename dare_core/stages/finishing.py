@@ -23,6 +23,7 @@ from dare_core.schemas import KNOWLEDGE_EMBEDDING, QUARANTINE
 from dare_core.storage import run_files
 from dare_core.warehouse.entities import attributes
 from dare_core.warehouse.session import open_warehouse
+from dare_core.warehouse.vectors import widths_of
 
 
 def finish(settings: Settings, plan: Plan, assigned: Sequence[Shard], again: bool = True) -> list[Figures]:
@@ -100,6 +101,7 @@ def _finish(
         seconds=shards.engine_seconds(run_dir, [shard.name]),
         load_seconds=shards.load_seconds(run_dir, [shard.name]),
         vectors=sum(map(len, vectors)),
+        widths=widths_of(vectors),
         features=features.measure(outcome.passed, vectors[0] if vectors else KNOWLEDGE_EMBEDDING.empty_table()),
     )
     write_figures(run_dir, figures)

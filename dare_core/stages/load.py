@@ -1,9 +1,9 @@
 """Judge a run by the sums over its shards, and load their texts and vectors into the warehouse."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from sqlalchemy import Engine
@@ -28,14 +28,18 @@ from dare_core.storage import run_files
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.features import count_loaded, coverage
 from dare_core.warehouse.interactions import register
-from dare_core.warehouse.knowledge import LoadSummary, load_knowledge
+from dare_core.warehouse.knowledge import Chunk, LoadSummary, load_chunks
 from dare_core.warehouse.runs import feature_profiles, record_run
 from dare_core.warehouse.session import open_warehouse
+
+#: That a transaction takes: few enough to begin again after a broken connection.
+_TEXTS_AT_ONCE: Final = 50_000
 
 
 @owned
 def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
-    """Load texts and vectors, a shard after the other; the first committed result of a request wins.
+    """Load texts and vectors in transactions that each leave the warehouse right; the first committed result of a
+    request wins.
 
     Great Expectations over the sums before: how many texts were lost, and the features by the domain's
     ``[quality.features]``; and over the warehouse after. What it warns of is under ``warnings``.
@@ -53,7 +57,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         _quarantine(settings, engine, planned)
         _judge_texts(settings, engine, request, figures)
         warnings = _check_features(settings, engine, request, sums, measured, bounds)
-        summary = _load(settings, engine, planned)
+        summary = _load(settings, engine, planned, figures)
         register(engine, domain)
         loaded = summary.loaded + summary.already_there
         record_run(engine, request.run_id, state="loaded", finished_at=datetime.now(UTC), loaded=loaded)
@@ -158,17 +162,31 @@ def _check_features(
         raise
 
 
-def _load(settings: Settings, engine: Engine, planned: Plan) -> LoadSummary:
-    total = LoadSummary(0, 0, 0)
-    for part in _parts(settings, planned):
-        knowledge = run_files.read_table(part / "knowledge.parquet", KNOWLEDGE)
-        if len(knowledge):
-            total = total.plus(load_knowledge(engine, knowledge, *_vectors(part)))
-    return total
+def _load(settings: Settings, engine: Engine, planned: Plan, figures: Sequence[Figures]) -> LoadSummary:
+    items = sum(each.passed for each in figures if each.kind == "item")
+    widths = {encoder: width for each in figures for encoder, width in each.widths.items()}
+    return load_chunks(engine, {planned.domain: items}, widths, _chunks(settings.run_dir(planned.run_id), figures))
 
 
-def _vectors(part: Path) -> list[pa.Table]:
-    return [run_files.read_parquet(path) for path in sorted(part.glob("vectors-*.parquet"))]
+def _chunks(run_dir: Path, figures: Sequence[Figures]) -> Iterator[Chunk]:
+    """Neighbouring shards, as many as a transaction takes; each file is read when it is copied."""
+    parts: list[Path] = []
+    texts = 0
+    for each in figures:
+        if each.passed:
+            parts.append(folder(run_dir, each.shard))
+            texts += each.passed
+        if texts >= _TEXTS_AT_ONCE or (parts and each is figures[-1]):
+            yield _knowledge(parts), _vectors(parts)
+            parts, texts = [], 0
+
+
+def _knowledge(parts: Iterable[Path]) -> Iterator[pa.Table]:
+    return (run_files.read_table(part / "knowledge.parquet", KNOWLEDGE) for part in parts)
+
+
+def _vectors(parts: Iterable[Path]) -> Iterator[pa.Table]:
+    return (run_files.read_parquet(path) for part in parts for path in sorted(part.glob("vectors-*.parquet")))
 
 
 def _check_coverage(

@@ -96,17 +96,17 @@ def _pieces(
             entities = seen
         found = renderer.render(shard.kind, entities)
         settled.update(found.settled)
-        _record(engine, request.run_id, found)
+        _record(engine, request.domain, request.run_id, found)
         yield pa.Table.from_pylist(found.requests, REQUEST)
 
 
-def _record(engine: Engine, run_id: str, found: Rendered) -> None:
+def _record(engine: Engine, domain: str, run_id: str, found: Rendered) -> None:
     if found.unfit:
         unfit: list[dict[str, Any]] = [{**row, "run_id": run_id} for row in found.unfit]
         quarantine.record(engine, pa.Table.from_pylist(unfit, QUARANTINE))
     if found.renderings:
         record_renderings(engine, pa.Table.from_pylist(found.renderings, RENDERING))
     if found.reopened:
-        reopen(engine, found.reopened)
+        reopen(engine, domain, found.reopened)
     if found.earlier:
-        seen_earlier(engine, found.earlier)
+        seen_earlier(engine, domain, found.earlier)

@@ -1,6 +1,6 @@
 """Connections to the warehouse: SQLAlchemy over psycopg 3, with pgvector's types; transactions, locks and streams."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -81,6 +81,12 @@ def transaction(engine: Engine) -> Iterator[psycopg.Cursor[Any]]:
 def lock(cursor: psycopg.Cursor[Any], what: str) -> None:
     """Loads of one kind take turns; the lock goes with the transaction."""
     cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"dare load {what}"])
+
+
+def lock_knowledge(cursor: psycopg.Cursor[Any], domains: Iterable[str]) -> None:
+    """Whoever changes the knowledge of a domain takes turns; those of other domains do not wait."""
+    for domain in sorted(set(domains)):  # in one order, so that no two wait for each other
+        lock(cursor, f"knowledge of {domain}")
 
 
 def clock(engine: Engine) -> datetime:

@@ -4,13 +4,11 @@ To change the encoder, or the width of vectors: :func:`add` it, fill in its vect
 :func:`drop` the old one. Meanwhile runs embed with both, and the old one's vectors are served until the switch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
-import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg import sql
 from sqlalchemy import Engine, select
 
@@ -58,27 +56,29 @@ def to_embed_with(engine: Engine, wanted: str) -> list[str]:
     return names
 
 
-def admit(cursor: psycopg.Cursor[Any], embeddings: Sequence[pa.Table]) -> None:
+def admit(cursor: psycopg.Cursor[Any], widths: Mapping[str, int]) -> None:
     """Refuse vectors of strangers; where there is no encoder yet, the first is put in force.
+
+    Args:
+        cursor: in a transaction.
+        widths: of the vectors, by their encoder.
 
     Raises:
         InputError: vectors are of an encoder that the warehouse does not have, or of another width than its own.
     """
     cursor.execute("SELECT name, width FROM knowledge.encoder")
     known = dict(cursor.fetchall())
-    for table in embeddings:
-        for name in pc.unique(table["encoder"]).to_pylist():
-            width = table.schema.field("embedding").type.list_size
-            if not known:
-                cursor.execute("INSERT INTO knowledge.encoder VALUES (%s, %s, true, 1)", [name, width])
-                known = {name: width}
-            if name not in known:
-                raise InputError(
-                    f"the vectors are of encoder {name!r}, and the warehouse has {', '.join(sorted(known))}; "
-                    f"run `dare warehouse add-encoder` first"
-                )
-            if known[name] != width:
-                raise InputError(f"the embeddings have {width} dimensions, and those of {name!r} have {known[name]}")
+    for name, width in widths.items():
+        if not known:
+            cursor.execute("INSERT INTO knowledge.encoder VALUES (%s, %s, true, 1)", [name, width])
+            known = {name: width}
+        if name not in known:
+            raise InputError(
+                f"the vectors are of encoder {name!r}, and the warehouse has {', '.join(sorted(known))}; "
+                f"run `dare warehouse add-encoder` first"
+            )
+        if known[name] != width:
+            raise InputError(f"the embeddings have {width} dimensions, and those of {name!r} have {known[name]}")
 
 
 def add(engine: Engine, name: str, width: int) -> None:

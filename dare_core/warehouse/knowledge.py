@@ -1,23 +1,24 @@
 """Knowledge (table ``knowledge``): texts loaded and closed, what became of requests, and what pools are built of.
 
-Loading the same rows again changes nothing, a load that dies leaves nothing, and loads at once wait for each other.
+Loading the same rows again changes nothing, a load that dies leaves nothing half, and loads of a domain take turns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import ColumnElement, Engine, false, func, select, text, true
 
 from dare_core import schemas
-from dare_core.warehouse.connection import lock, stream, transaction
-from dare_core.warehouse.encoders import admit
-from dare_core.warehouse.staging import refuse_duplicates, staged
+from dare_core.warehouse.connection import lock_knowledge, stream, transaction
+from dare_core.warehouse.staging import fit, refuse_duplicates, staged
 from dare_core.warehouse.tables import KNOWLEDGE
-from dare_core.warehouse.vectors import index_vectors, insert_vectors, staged_vectors
+from dare_core.warehouse.vectors import insert_vectors, prepare_load, settle_load, staged_vectors, widths_of
 
 #: ``valid``: the request's text is its entity's current one. ``closed``: it is not, because another replaced it or its
 #: entity was gone; :func:`reopen` makes it current again. ``expired``: it is older than knowledge may be.
@@ -55,24 +56,54 @@ class LoadSummary:
         return LoadSummary(**{name: count + getattr(other, name) for name, count in vars(self).items()})
 
 
+#: Texts and vectors that are merged in one transaction, read as they are copied.
+Chunk = tuple[Iterable[pa.Table], Iterable[pa.Table]]
+
+
 def load_knowledge(engine: Engine, knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
-    """Load texts of schema KNOWLEDGE and their vectors; see :func:`merge_knowledge` and :func:`index_vectors`."""
-    with transaction(engine) as cursor:
-        summary = merge_knowledge(cursor, knowledge, *embeddings)
-    index_vectors(engine)
-    return summary
+    """Load texts of schema KNOWLEDGE and their vectors, a table for each encoder; see :func:`load_chunks`."""
+    knowledge = fit(knowledge, schemas.KNOWLEDGE)
+    items = Counter[str](dict.fromkeys(pc.unique(knowledge["domain"]).to_pylist(), 0))
+    items.update(knowledge.filter(pc.equal(knowledge["kind"], "item"))["domain"].to_pylist())
+    return load_chunks(engine, items, widths_of(embeddings), [([knowledge], embeddings)])
 
 
-def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embeddings: pa.Table) -> LoadSummary:
-    """Within a transaction, load texts and vectors, one table of schema KNOWLEDGE_EMBEDDING for each encoder.
+def load_chunks(
+    engine: Engine, items: Mapping[str, int], widths: Mapping[str, int], chunks: Iterable[Chunk]
+) -> LoadSummary:
+    """Load texts and vectors, each chunk in a transaction of its own that leaves the warehouse right.
+
+    Broken off, what was committed stays, and loading again adds the rest; see :func:`merge_knowledge`.
+
+    Args:
+        engine: the warehouse.
+        items: among the texts, by domain; every domain of theirs is named.
+        widths: of the vectors, by encoder.
+        chunks: of texts and vectors.
+
+    Raises:
+        InputError, WarehouseError: see :func:`merge_knowledge`.
+    """
+    prepare_load(engine, items, widths)
+    total = LoadSummary(0, 0, 0)
+    for texts, vectors in chunks:
+        with transaction(engine) as cursor:
+            total = total.plus(merge_knowledge(cursor, texts, vectors))
+    settle_load(engine, changed=total.loaded + total.already_there > 0)
+    return total
+
+
+def merge_knowledge(
+    cursor: psycopg.Cursor[Any], knowledge: Iterable[pa.Table], embeddings: Iterable[pa.Table]
+) -> LoadSummary:
+    """Within a transaction, load texts of schema KNOWLEDGE and their vectors, of schema KNOWLEDGE_EMBEDDING.
 
     The first committed text of a request wins. Of an entity, the text that saw the newest data is valid, whatever the
     order of loads. It ends the validity of the one before at the moment its own begins; a text that saw less is stored
     closed: its ``data_as_of`` is its place in the history, and it closes nothing.
 
-    Vectors of requests that are not among the texts are left out. The first encoder ever is put in force. A load of
-    more items than its domain holds takes away the index of vectors: to build it afterwards is quicker than to keep it
-    up.
+    Vectors of requests that are not among the texts are left out. The first encoder ever is put in force.
+    :func:`~dare_core.warehouse.vectors.prepare_load` has made the partitions.
 
     Raises:
         InputError: the rows do not fit the schemas, the vectors are of an encoder or width that the warehouse does not
@@ -84,8 +115,8 @@ def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embedding
         staged(cursor, "knowledge", knowledge, schemas.KNOWLEDGE) as texts,
         staged_vectors(cursor, embeddings) as vectors,
     ):
-        lock(cursor, "knowledge")
-        admit(cursor, embeddings)
+        cursor.execute(f"SELECT DISTINCT domain FROM {texts}")  # noqa: S608
+        lock_knowledge(cursor, [domain for [domain] in cursor.fetchall()])
         # Under the lock nobody else inserts, so what is not there now is new.
         cursor.execute(f"""
             WITH known AS (
@@ -93,14 +124,11 @@ def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embedding
                 WHERE k.request_id = s.request_id AND k.domain = s.domain
                 RETURNING k.request_id, k.domain, k.kind, k.valid_to IS NULL AS is_valid
             ), embedded AS ({insert_vectors("known", vectors, "ON CONFLICT DO NOTHING")} RETURNING 1)
-            SELECT (SELECT count(*) FROM known), (SELECT count(*) FROM embedded)
+            SELECT count(*) FROM known
         """)  # noqa: S608 - names of ours
-        already_there, embedded = cursor.fetchone() or (0, 0)
+        [already_there] = cursor.fetchone() or (0,)
         refuse_duplicates(cursor, texts)
         outdated = _find_outdated(cursor, texts)
-        cursor.execute(f"""
-            SELECT knowledge.prepare_load(domain, count(*) FILTER (WHERE kind = 'item')) FROM {texts} GROUP BY domain
-        """)  # noqa: S608 - names of ours
         # The clock, not now(): a transaction that began earlier may get the lock later. Where the clock was set back,
         # validity goes on from where it was: it never ends before it began.
         moment = cursor.execute(f"""
@@ -126,8 +154,6 @@ def merge_knowledge(cursor: psycopg.Cursor[Any], knowledge: pa.Table, *embedding
         )
         loaded = cursor.rowcount
         cursor.execute(insert_vectors(texts, vectors))
-        if loaded or embedded:
-            cursor.execute("SELECT knowledge.analyse_knowledge()")
     return LoadSummary(loaded, already_there, superseded, outdated)
 
 
@@ -157,10 +183,10 @@ def _find_outdated(cursor: psycopg.Cursor[Any], texts: str) -> int:
     return cursor.rowcount
 
 
-def reopen(engine: Engine, request_ids: Sequence[str]) -> None:
-    """Make closed texts their entities' valid ones again, in place of those that are."""
+def reopen(engine: Engine, domain: str, request_ids: Sequence[str]) -> None:
+    """Make a domain's closed texts their entities' valid ones again, in place of those that are."""
     with transaction(engine) as cursor:
-        lock(cursor, "knowledge")
+        lock_knowledge(cursor, [domain])
         cursor.execute(
             """
             UPDATE knowledge.knowledge AS k SET valid_to = greatest(clock_timestamp(), k.valid_from)
@@ -176,10 +202,12 @@ def reopen(engine: Engine, request_ids: Sequence[str]) -> None:
         )
 
 
-def seen_earlier(engine: Engine, moments: Mapping[str, datetime]) -> None:
-    """Texts whose prompts say only what was known at an earlier moment, by request: they take their place there."""
+def seen_earlier(engine: Engine, domain: str, moments: Mapping[str, datetime]) -> None:
+    """A domain's texts whose prompts say only what was known at an earlier moment, by request: they take their place
+    there.
+    """
     with transaction(engine) as cursor:
-        lock(cursor, "knowledge")
+        lock_knowledge(cursor, [domain])
         cursor.execute(
             """
             UPDATE knowledge.knowledge AS k SET data_as_of = seen.at

@@ -12,11 +12,11 @@ from sqlalchemy import Engine, func, select, text
 
 from dare_core import schemas
 from dare_core.errors import InputError
-from dare_core.warehouse.connection import lock, transaction
+from dare_core.warehouse.connection import lock_knowledge, transaction
 from dare_core.warehouse.knowledge import merge_knowledge
 from dare_core.warehouse.staging import staged
 from dare_core.warehouse.tables import QUARANTINE, QUARANTINED_TEXT
-from dare_core.warehouse.vectors import index_vectors
+from dare_core.warehouse.vectors import prepare_load, settle_load, widths_of
 
 #: The prompt itself does not fit: asked again, it would not fit either.
 _LASTING_RULES: Final = ("prompt",)
@@ -189,21 +189,23 @@ def release(
         raise InputError(f"there is no text to release: {rules}; nothing was released")
     # Takes a while, and needs no lock.
     embeddings = embed(texts) if waiting else []
+    domains = {found[request_id].domain for request_id in asked}
+    prepare_load(engine, dict.fromkeys(sorted(domains), 0), widths_of(embeddings))
     with transaction(engine) as cursor:
-        lock(cursor, "knowledge")
+        lock_knowledge(cursor, domains)
         before = _released(cursor, asked)  # someone else may have been quicker
         waiting = [request_id for request_id in waiting if request_id not in before]
         _refuse_outdated(cursor, waiting)
         if waiting:
             chosen = pa.array(waiting, pa.string())
-            merge_knowledge(cursor, _of(texts, chosen), *[_of(vectors, chosen) for vectors in embeddings])
+            merge_knowledge(cursor, [_of(texts, chosen)], [_of(vectors, chosen) for vectors in embeddings])
             cursor.execute(
                 "UPDATE knowledge.quarantine SET released_at = clock_timestamp(), released_by = %s "
                 "WHERE request_id = ANY(%s)",
                 [by, waiting],
             )
     if waiting:
-        index_vectors(engine)
+        settle_load(engine, changed=True)
     return Release(waiting, before)
 
 

@@ -19,9 +19,10 @@ from dare_core.pools import PoolBuilder, PoolStore
 from dare_core.schemas import ENTITY
 from dare_core.stages import generate, load, order, plan, pools, report
 from dare_core.stages.request import RunRequest
-from dare_core.warehouse import quarantine
+from dare_core.warehouse import knowledge, quarantine
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.evaluations import record_evaluation
+from dare_core.warehouse.knowledge import LoadSummary
 from dare_core.warehouse.pools import WarehouseRegister, pool_store
 from dare_core.warehouse.runs import record_run
 from tests.support.tiny_model import LAX, save_tiny_model
@@ -258,6 +259,33 @@ def test_drift_past_the_bound_that_fails_loads_nothing_and_a_warning_reaches_the
     assert rows(engine, "SELECT count(*) FROM knowledge.knowledge") == [(2,)]
     lax = judged_by(settings, tmp_path / "config", JUDGED)
     assert load.run(lax, second)["loaded"] > 0, "the same texts, by other bounds"
+
+
+def test_a_load_that_dies_between_transactions_leaves_whole_texts_and_goes_on(
+    settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lax = judged_by(settings, tmp_path / "config", JUDGED)
+    request = RunRequest(run_id="r", kinds=("item",))
+    generate_all(lax, request)
+    merge, merged = knowledge.merge_knowledge, []
+
+    def dies(*given: Any) -> LoadSummary:
+        if merged:
+            raise WarehouseError("gone")
+        merged.append(merge(*given))
+        return merged[0]
+
+    monkeypatch.setattr(load, "_TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(knowledge, "merge_knowledge", dies)
+    with pytest.raises(WarehouseError, match="gone"):
+        load.run(lax, request)
+    whole = "SELECT count(*) FROM knowledge.knowledge JOIN knowledge.knowledge_embedding USING (request_id)"
+    assert rows(engine, whole) == [(merged[0].loaded,)] != [(0,)]
+    monkeypatch.undo()
+    done = load.run(lax, request)
+    assert done["already_there"] == merged[0].loaded
+    passed = done["generated"] - done["quarantined"]
+    assert rows(engine, whole) == [(done["loaded"] + done["already_there"],)] == [(passed,)]
 
 
 def test_a_text_that_validation_refused_is_released_as_it_was_written(settings: Settings, engine: Engine) -> None:

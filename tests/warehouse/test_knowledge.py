@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from dare_core import schemas
 from dare_core.errors import InputError, WarehouseError
+from dare_core.warehouse.connection import lock_knowledge, transaction
 from dare_core.warehouse.entities import EntityChanges, upsert_entities
 from dare_core.warehouse.knowledge import LoadSummary, load_knowledge, pool_texts, request_states
 from dare_core.warehouse.renderings import record_renderings
@@ -208,6 +209,15 @@ def test_loads_at_once_wait_for_each_other(engine: Engine, knowledge_rows: Rows,
         (21, 24)
     ]
     assert _all(engine, "SELECT count(*) FROM knowledge.knowledge WHERE valid_to < valid_from") == [(0,)]
+
+
+def test_a_load_does_not_wait_for_one_of_another_domain(
+    engine: Engine, knowledge_rows: Rows, embedding_rows: Rows
+) -> None:
+    with transaction(engine) as cursor:
+        lock_knowledge(cursor, ["books"])
+        films = knowledge_rows([{"request_id": "r1", "entity_id": "1"}])
+        assert load_knowledge(engine, films, embedding_rows(["r1"])).loaded == 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dare_core.reports.facts import gather
 from dare_core.reports.page import report_path, write_report
 from dare_core.storage.atomic import is_scratch, write_atomically
 from dare_core.storage.run_files import write_table
-from dare_core.warehouse.connection import driver_cursor, lock, transaction
+from dare_core.warehouse.connection import driver_cursor, lock, lock_knowledge, transaction
 from dare_core.warehouse.entities import leave_tombstones, remove_from_histories
 from dare_core.warehouse.imported import SourceCopy
 from dare_core.warehouse.tables import OF_ENTITIES, SCHEMA
@@ -45,8 +45,9 @@ def remove_rows(engine: Engine, who: Entities, copies: Sequence[SourceCopy]) -> 
     """
     counts: dict[str, int] = {}
     with transaction(engine) as cursor:
-        for what in ("entity", "rendering", "knowledge"):
+        for what in ("entity", "rendering"):
             lock(cursor, what)
+        lock_knowledge(cursor, [who.domain])
         leave_tombstones(cursor, who.domain, who.kind, who.ids)
         if who.kind == "item":
             counts["knowledge.entity (histories)"] = remove_from_histories(cursor, who.domain, who.ids)
