@@ -183,9 +183,12 @@ def test_a_runs_report_and_data_docs_escape_names_groups_and_error_messages(
     request = RunRequest(run_id="hostile")
     write_texts(warehouse, request)
     [part, *_] = sorted((warehouse.run_dir("hostile") / "staged").glob("*/part-*.parquet"))
+    written = run_files.read_parquet(part)
+    run_files.write_table(part, written.slice(1))
+    refused = written["request_id"][0].as_py()
     failed = pa.Table.from_pylist(
-        [{"request_id": "x", "domain": "movies", "kind": "item", "entity_id": SCRIPT, "rule": SCRIPT, "value": SCRIPT,
-          "run_id": "hostile", "text": SCRIPT, "quarantined_at": datetime.now(UTC)}],
+        [{"request_id": refused, "domain": "movies", "kind": "item", "entity_id": SCRIPT, "rule": SCRIPT,
+          "value": SCRIPT, "run_id": "hostile", "text": SCRIPT, "quarantined_at": datetime.now(UTC)}],
         QUARANTINE,
     )  # fmt: skip
     run_files.write_table(part.with_name("failed-0009.parquet"), failed)

@@ -255,11 +255,15 @@ def test_a_commit_whose_answer_is_lost_is_loaded_again_and_changes_nothing(
 ) -> None:
     rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}])
 
-    def broken(connection: object) -> None:
-        raise psycopg.OperationalError("server closed the connection unexpectedly")
-
     do_commit = engine.dialect.do_commit
-    engine.dialect.do_commit = lambda connection: (do_commit(connection), broken(connection))  # type: ignore[method-assign, assignment]
+
+    def broken(connection: Any) -> None:
+        do_commit(connection)
+        with connection.cursor() as cursor:
+            if cursor.execute("SELECT FROM knowledge.knowledge").rowcount:
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    engine.dialect.do_commit = broken  # type: ignore[method-assign]
     try:
         with pytest.raises(WarehouseError, match="perhaps while it committed; load again"):
             load_knowledge(engine, rows, embedding_rows(["r1"]))
