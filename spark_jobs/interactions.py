@@ -102,8 +102,19 @@ class Interactions:
         return self._whole.join(wanted, "item_id", "left_semi").select("entity_id")
 
     def of_items(self) -> DataFrame:
-        """Columns ``entity_id`` of an item and ``events``, how many there are with it."""
-        return self._whole.groupBy(sf.col("item_id").alias("entity_id")).agg(sf.count("*").alias("events"))
+        """Columns ``entity_id`` of an item and ``events``, how many there are with it, those of forgotten users too.
+
+        Where users were forgotten, that is a read of its own: nothing else sees what they did.
+        """
+        spec = self.tables.domain.source.interactions
+        met = self._whole
+        if self.tables.forgotten_entities["user"]:
+            read = self.tables.read(
+                "interactions", [spec.item, spec.time], TimeWindow(spec.time, None, self.window.as_of)
+            )
+            met = read.where(self.window.happened(time_of(spec.time)))
+            met = met.select(column(spec.item).cast("string").alias("item_id"))
+        return met.groupBy(sf.col("item_id").alias("entity_id")).agg(sf.count("*").alias("events"))
 
     def hidden(self, users: DataFrame) -> int:
         """How many interactions of these users no history shows, since their item changed after ``as_of``."""

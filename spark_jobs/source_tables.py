@@ -129,7 +129,7 @@ class SourceTables:
                 )
         chosen = frame.select(*[self._values(section, frame.schema[name]).alias(name) for name in columns])
         for name, kind in self._id_columns(section).items():
-            if name in columns and self._forgotten[kind]:
+            if name in columns and self.forgotten_entities[kind]:
                 marks = self._tombstones(kind)
                 chosen = chosen.join(marks, self._tombstone(name, kind) == marks[_TOMBSTONE], "left_anti")
         if self.domain.source.format == "csv":
@@ -172,7 +172,7 @@ class SourceTables:
 
     def forgotten(self, kind: Kind) -> int:
         """How many rows of a kind's table :meth:`read` leaves out, since their entities were forgotten."""
-        if not self._forgotten[kind]:
+        if not self.forgotten_entities[kind]:
             return 0
         section: Section = "items" if kind == "item" else "users"
         [name] = self._id_columns(section)
@@ -183,7 +183,7 @@ class SourceTables:
         return rows
 
     @cached_property
-    def _forgotten(self) -> dict[Kind, int]:
+    def forgotten_entities(self) -> dict[Kind, int]:
         """How many of the domain's entities were forgotten, by kind; none without a warehouse."""
         if self.warehouse_url is None:
             return dict.fromkeys(KINDS, 0)
@@ -197,7 +197,7 @@ class SourceTables:
         """Column :data:`_TOMBSTONE`: what is kept of the domain's forgotten entities of a kind."""
         marks = self._of_warehouse("forgotten", kind, ["entity"]).select(sf.col("entity").alias(_TOMBSTONE))
         # How many there are, Spark cannot know: it would sort and move all that is read.
-        return sf.broadcast(marks) if self._forgotten[kind] <= _BROADCAST_TOMBSTONES else marks
+        return sf.broadcast(marks) if self.forgotten_entities[kind] <= _BROADCAST_TOMBSTONES else marks
 
     def _tombstone(self, name: str, kind: Kind) -> Column:
         """As :func:`dare_core.warehouse.entities.tombstone`, of a column of ids."""

@@ -356,12 +356,14 @@ def test_all_tables_of_a_pull_are_read_as_of_one_moment(
 
 
 def test_forgotten_users_and_items_are_left_out_and_counted(pulled: Pull, shop: Any) -> None:
+    shop.execute("INSERT INTO shop.ratings VALUES (4, 1, 3, '2024-01-07Z')")  # counts among the item's all the same
     for kind, entity_id in (("user", "4"), ("item", "2")):
         mark = tombstone("shop", kind, entity_id)
         shop.execute(f"INSERT INTO knowledge.forgotten VALUES ('shop', '{kind}', '{mark}', now())")
     counts, rows = pulled("item", "user")
     assert (counts["item_forgotten"], counts["user_forgotten"]) == (1, 1)
     assert (set(rows["item"]), set(rows["user"])) == ({"1", "3"}, {"1", "2", "3"})
+    assert {name: row["events"] for name, row in rows["item"].items()} == {"1": 4, "3": 1}
     assert [entry["title"] for entry in attributes(rows["user"]["1"])["history"]] == [
         shop.odd_title, "Later", shop.odd_title
     ]  # fmt: skip
