@@ -30,7 +30,7 @@ from dare_core.config.domains import AttributeGrouping, Domain, EntityTable, rea
 from dare_core.errors import InputError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
 from dare_core.schemas import ENTITY, GROUPED, KINDS, Kind
-from dare_core.warehouse.connection import connect
+from dare_core.warehouse.connection import connect, connected
 from dare_core.warehouse.entity_staging import WRITERS, EntityStaging, copy_entities
 from dare_core.warehouse.group_models import WarehousePointer
 from spark_jobs.attributes import json_objects
@@ -147,11 +147,8 @@ def _routed(pulled: DataFrame, model: GroupModel) -> DataFrame:
 
 def _copy(written: DataFrame, staging: EntityStaging, warehouse_url: str) -> None:
     """Copy entities into staging tables of the warehouse, by as many executors at once as may."""
-    engine = connect(warehouse_url)
-    try:
+    with connected(warehouse_url) as engine:
         tables = staging.create(engine, min(WRITERS, written.sparkSession.sparkContext.defaultParallelism))
-    finally:
-        engine.dispose()
 
     def copy(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()

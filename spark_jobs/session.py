@@ -3,15 +3,16 @@
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, Final
 
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from dare_core.errors import DareError
+from dare_core.storage.beside import beside
 
 #: What the programs' correctness rests on, wherever they run. Arrow reads Spark's default INT96 times as nanoseconds;
 #: PostgreSQL tells columns apart by case.
@@ -83,22 +84,16 @@ def run(program: Callable[[SparkSession], Mapping[str, Any]]) -> int:
 def _progress(context: SparkContext) -> Iterator[None]:
     where = f" at {context.uiWebUrl}" if context.uiWebUrl else ""
     print(f"application: {context.applicationId}{where}", file=sys.stderr, flush=True)
-    done = threading.Event()
 
-    def tell() -> None:
+    def tell(ended: Event) -> None:
         told = ""
-        while not done.wait(_PROGRESS_SECONDS):
+        while not ended.wait(_PROGRESS_SECONDS):
             if (now := f"{_doing[0]}{_stages(context)}") != told:
                 told = now
                 print(f"progress: {now}", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=tell, name="progress", daemon=True)
-    thread.start()
-    try:
+    with beside("progress", tell):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _stages(context: SparkContext) -> str:

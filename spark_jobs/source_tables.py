@@ -16,7 +16,7 @@ from pyspark.sql.types import BinaryType, DateType, StringType, StructField, Tim
 from dare_core.config.domains import Domain, EntityTable
 from dare_core.errors import SourceError, WarehouseError
 from dare_core.schemas import KINDS, Kind
-from dare_core.warehouse.connection import connect
+from dare_core.warehouse.connection import connected
 from dare_core.warehouse.entities import count_forgotten
 from spark_jobs.column_values import column, id_text, is_plain, legible, moments, without
 from spark_jobs.csv_files import read_csv, unmistaken
@@ -187,11 +187,8 @@ class SourceTables:
         """How many of the domain's entities were forgotten, by kind; none without a warehouse."""
         if self.warehouse_url is None:
             return dict.fromkeys(KINDS, 0)
-        engine = connect(self.warehouse_url)
-        try:
+        with connected(self.warehouse_url) as engine:
             return {kind: count_forgotten(engine, self.domain.name, kind) for kind in KINDS}
-        finally:
-            engine.dispose()
 
     def _tombstones(self, kind: Kind) -> DataFrame:
         """Column :data:`_TOMBSTONE`: what is kept of the domain's forgotten entities of a kind."""

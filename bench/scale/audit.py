@@ -14,7 +14,7 @@ from bench.scale.stand_ins import text_of
 from dare_core.config.settings import Settings
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.storage import run_files
-from dare_core.warehouse.connection import connect, stream, transaction
+from dare_core.warehouse.connection import connected, stream, transaction
 from dare_core.warehouse.copy import copy_rows
 
 _WRITTEN: Final = pa.schema([("request_id", pa.string()), ("text_hash", pa.string())])
@@ -76,15 +76,14 @@ def audit(settings: Settings, run_id: str, expected: int, told: Mapping[str, int
         Counts of entities, texts or vectors that are missing or too many; 0 where all is well.
     """
     assert settings.warehouse_url is not None
-    engine = connect(settings.warehouse_url.get_secret_value())
-    bound = {"domain": DOMAIN, "run_id": run_id}
-    with engine.connect() as connection:
-        found = {name: int(connection.execute(text(query), bound).scalar_one()) for name, query in _CHECKS.items()}
-        stored = connection.execute(
-            text("SELECT count(*) FROM knowledge.knowledge WHERE domain = :domain AND run_id = :run_id"), bound
-        ).scalar_one()
-    found["others_texts"] = _others_texts(engine, run_id)
-    engine.dispose()
+    with connected(settings.warehouse_url.get_secret_value()) as engine:
+        bound = {"domain": DOMAIN, "run_id": run_id}
+        with engine.connect() as connection:
+            found = {name: int(connection.execute(text(query), bound).scalar_one()) for name, query in _CHECKS.items()}
+            stored = connection.execute(
+                text("SELECT count(*) FROM knowledge.knowledge WHERE domain = :domain AND run_id = :run_id"), bound
+            ).scalar_one()
+        found["others_texts"] = _others_texts(engine, run_id)
     return found | {name: abs(count - expected) for name, count in {**told, "stored": stored}.items()}
 
 
@@ -114,25 +113,24 @@ def copy_parts(settings: Settings, run_id: str) -> dict[str, int]:
         ``copied_texts`` and ``copied_vectors``.
     """
     assert settings.warehouse_url is not None
-    engine = connect(settings.warehouse_url.get_secret_value())
-    columns = ", ".join(KNOWLEDGE.names)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"""
-            CREATE SCHEMA IF NOT EXISTS bench;
-            DROP TABLE IF EXISTS bench.knowledge, bench.embedding;
-            CREATE UNLOGGED TABLE bench.knowledge AS SELECT {columns} FROM knowledge.knowledge LIMIT 0;
-            CREATE UNLOGGED TABLE bench.embedding AS
-                SELECT {", ".join(KNOWLEDGE_EMBEDDING.names)} FROM knowledge.knowledge_embedding LIMIT 0
-        """)  # noqa: S608 - names of ours
-    rows = {"knowledge": 0, "embedding": 0}
-    for name, part in _parts(settings.run_dir(run_id)):
-        table = run_files.read_parquet(part)
-        with transaction(engine) as cursor:
-            copy_rows(cursor, sql.Identifier("bench", name), table)
-        rows[name] += len(table)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE bench.knowledge, bench.embedding")
-    engine.dispose()
+    with connected(settings.warehouse_url.get_secret_value()) as engine:
+        columns = ", ".join(KNOWLEDGE.names)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"""
+                CREATE SCHEMA IF NOT EXISTS bench;
+                DROP TABLE IF EXISTS bench.knowledge, bench.embedding;
+                CREATE UNLOGGED TABLE bench.knowledge AS SELECT {columns} FROM knowledge.knowledge LIMIT 0;
+                CREATE UNLOGGED TABLE bench.embedding AS
+                    SELECT {", ".join(KNOWLEDGE_EMBEDDING.names)} FROM knowledge.knowledge_embedding LIMIT 0
+            """)  # noqa: S608 - names of ours
+        rows = {"knowledge": 0, "embedding": 0}
+        for name, part in _parts(settings.run_dir(run_id)):
+            table = run_files.read_parquet(part)
+            with transaction(engine) as cursor:
+                copy_rows(cursor, sql.Identifier("bench", name), table)
+            rows[name] += len(table)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE bench.knowledge, bench.embedding")
     return {"copied_texts": rows["knowledge"], "copied_vectors": rows["embedding"]}
 
 
@@ -150,8 +148,7 @@ def gigabytes(settings: Settings) -> dict[str, float]:
         latter; of ``runs``, ``pools`` and ``other``, files of the data folder.
     """
     assert settings.warehouse_url is not None
-    engine = connect(settings.warehouse_url.get_secret_value())
-    with engine.connect() as connection:
+    with connected(settings.warehouse_url.get_secret_value()) as engine, engine.connect() as connection:
         row = connection.execute(
             text("""
                 SELECT coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE n.nspname = 'source'), 0) AS source,
@@ -161,7 +158,6 @@ def gigabytes(settings: Settings) -> dict[str, float]:
                 WHERE c.relkind = 'r' AND n.nspname IN ('source', 'knowledge', 'partitions', 'staging')
             """)
         ).one()
-    engine.dispose()
     sizes = {name: int(value) for name, value in row._mapping.items()}
     for path in settings.data_dir.rglob("*"):
         if path.is_file():

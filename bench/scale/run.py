@@ -26,7 +26,7 @@ from dare_core.errors import InputError
 from dare_core.stages import order
 from dare_core.stages.request import RunRequest
 from dare_core.storage.run_files import write_json
-from dare_core.warehouse.connection import connect
+from dare_core.warehouse.connection import connected
 from dare_core.warehouse.server import database_url, serving
 
 OnProgress = Callable[[str], None]
@@ -170,10 +170,11 @@ class _Shop:
 
     def _clear(self) -> None:
         shutil.rmtree(self._folder / "data", ignore_errors=True)
-        engine = connect(self._url)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with (
+            connected(self._url) as engine,
+            engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
             connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {self._database} WITH (FORCE)")
-        engine.dispose()
 
     def _measure(self, processes: Processes) -> None:
         rows = processes.perform("bench/source/0", "bench.scale.source:fill", self._users)
@@ -194,13 +195,12 @@ class _Shop:
     def _processes(self) -> Iterator[Processes]:
         url = database_url(self._url, self._database)
         here = self._here.model_copy(update={"data_dir": self._folder / "data", "warehouse_url": SecretStr(url)})
-        engine = connect(url)
+        with connected(url) as engine:
 
-        def index_building() -> bool:
-            with engine.connect() as connection:
-                return bool(connection.execute(_BUILDING).scalar_one())
+            def index_building() -> bool:
+                with engine.connect() as connection:
+                    return bool(connection.execute(_BUILDING).scalar_one())
 
-        try:
             yield Processes(
                 settings=here,
                 server=self._settings,
@@ -209,8 +209,6 @@ class _Shop:
                 index_building=index_building,
                 on_progress=lambda what: self._on_progress(f"{self._users} users: {what}"),
             )
-        finally:
-            engine.dispose()
 
 
 def perform_run(processes: Processes, request: RunRequest) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from dare_core.config.settings import Settings
 from dare_core.sources.importer import import_tables
 from dare_core.sources.shop import stream_shop
-from dare_core.warehouse.connection import connect, transaction
+from dare_core.warehouse.connection import connected, transaction
 from dare_core.warehouse.migrate import upgrade
 from dare_core.warehouse.server import serving
 
@@ -27,8 +27,7 @@ def fill(settings: Settings, users: int) -> dict[str, int]:
     Returns:
         Rows by table, and ``buyers``: customers who bought something, since nothing is written about the others.
     """
-    with serving(settings) as url:
-        engine = connect(url)
+    with serving(settings) as url, connected(url) as engine:
         upgrade(engine)
         shop = stream_shop(
             max(1, users // USERS_PER_ITEM), users, INTERACTIONS_PER_USER * users, _SEED, datetime.now(UTC)
@@ -37,7 +36,6 @@ def fill(settings: Settings, users: int) -> dict[str, int]:
         with engine.connect() as connection:
             buyers = text("SELECT count(DISTINCT customer_id) FROM source.shop_purchases")
             counts["buyers"] = connection.execute(buyers).scalar_one()
-        engine.dispose()
     return counts
 
 
@@ -47,28 +45,26 @@ def change(settings: Settings) -> dict[str, int]:
     Returns:
         ``items`` and ``users`` that changed.
     """
-    with serving(settings) as url:
-        engine = connect(url)
-        with transaction(engine) as cursor:
-            ids: dict[str, Any] = {"of": CHANGED, "each": INTERACTIONS_PER_USER}
-            items = cursor.execute(
-                """
+    with serving(settings) as url, connected(url) as engine, transaction(engine) as cursor:
+        ids: dict[str, Any] = {"of": CHANGED, "each": INTERACTIONS_PER_USER}
+        items = cursor.execute(
+            """
                 UPDATE source.shop_products SET updated_at = clock_timestamp(), price_band =
                     CASE price_band WHEN 'budget' THEN 'mid-range' WHEN 'mid-range' THEN 'premium' ELSE 'budget' END
                 WHERE mod(substr(product_id, 2)::bigint, %(of)s) = 0
                 """,
-                ids,
-            ).rowcount
-            users = cursor.execute(
-                """
+            ids,
+        ).rowcount
+        users = cursor.execute(
+            """
                 UPDATE source.shop_customers SET updated_at = clock_timestamp(), region =
                     CASE region WHEN 'north' THEN 'south' ELSE 'north' END
                 WHERE mod(substr(customer_id, 2)::bigint, %(of)s) = 0
                 """,
-                ids,
-            ).rowcount
-            cursor.execute(
-                """
+            ids,
+        ).rowcount
+        cursor.execute(
+            """
                 INSERT INTO source.shop_purchases (purchase_id, customer_id, product_id, quantity, purchased_at)
                 SELECT last.id + row_number() OVER (), c.customer_id,
                     'p' || mod(substr(c.customer_id, 2)::bigint * 7 + nth * 31, there.products), 1, clock_timestamp()
@@ -77,7 +73,6 @@ def change(settings: Settings) -> dict[str, int]:
                     (SELECT count(*) AS products FROM source.shop_products) AS there
                 WHERE mod(substr(c.customer_id, 2)::bigint, %(of)s) = 0
                 """,
-                ids,
-            )
-        engine.dispose()
+            ids,
+        )
     return {"items": items, "users": users}

@@ -24,7 +24,7 @@ from dare_core.errors import InputError, PoolError, StorageError
 from dare_core.grouping import GroupModelStore
 from dare_core.schemas import KINDS
 from dare_core.storage.files import Files
-from dare_core.warehouse.connection import connect
+from dare_core.warehouse.connection import connected
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.migrate import require_known
 from dare_core.warehouse.pools import keep_versions, pool_store
@@ -86,8 +86,7 @@ def backup(settings: Settings, folder: Path, on_step: Callable[[str], None] = la
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"{folder} is there and not empty; a backup wants a folder of its own: name a new one")
     made = _Made(Files(str(folder.absolute())))
-    with serving(settings) as url:
-        engine = connect(url)
+    with serving(settings) as url, connected(url) as engine:
         try:
             with keep_versions(engine), snapshot(engine) as now:
                 moment, contents, rows = datetime.now(UTC), now.contents, dict[str, int]()
@@ -106,8 +105,6 @@ def backup(settings: Settings, folder: Path, on_step: Callable[[str], None] = la
         except BaseException:
             made.discard()
             raise
-        finally:
-            engine.dispose()
     return manifest
 
 
@@ -129,35 +126,31 @@ def restore(settings: Settings, folder: Path, on_step: Callable[[str], None] = l
     source = Files(str(folder.absolute()))
     manifest = _read_manifest(source)
     contents = manifest.contents
-    with serving(settings) as url:
-        engine = connect(url)
-        try:
-            require_known(contents.schema_version, "the backup")
-            require_empty(engine, contents)
-            on_step("checking the backup")
-            for name, kept in manifest.files.items():
-                for _ in _checked(source, name, kept):
-                    pass
-            on_step("putting files of pools back")
-            for name, kept in manifest.files.items():
-                if name.startswith("pools/"):
-                    domain, kind, below = name.removeprefix("pools/").split("/", 2)
-                    _put_back(source, name, kept, Files(str(settings.pool_dir(domain, kind))), below)
-            on_step("putting rows back")
+    with serving(settings) as url, connected(url) as engine:
+        require_known(contents.schema_version, "the backup")
+        require_empty(engine, contents)
+        on_step("checking the backup")
+        for name, kept in manifest.files.items():
+            for _ in _checked(source, name, kept):
+                pass
+        on_step("putting files of pools back")
+        for name, kept in manifest.files.items():
+            if name.startswith("pools/"):
+                domain, kind, below = name.removeprefix("pools/").split("/", 2)
+                _put_back(source, name, kept, Files(str(settings.pool_dir(domain, kind))), below)
+        on_step("putting rows back")
 
-            def rows_of(table: TableRows) -> Iterator[bytes]:
-                with source.reading(_rows_file(table)) as file, pa.CompressedInputStream(file, "zstd") as rows:
-                    while part := rows.read(_CHUNK):
-                        yield part
+        def rows_of(table: TableRows) -> Iterator[bytes]:
+            with source.reading(_rows_file(table)) as file, pa.CompressedInputStream(file, "zstd") as rows:
+                while part := rows.read(_CHUNK):
+                    yield part
 
-            owners = {(domain, kind) for domain, kind, _ in (*contents.pools, *contents.group_models)}
-            locations = {owner: str(settings.pool_dir(*owner)) for owner in owners}
-            restore_tables(engine, contents, rows_of, locations)
-            on_step("indexing")
-            index_vectors(engine)
-            analyse(engine)
-        finally:
-            engine.dispose()
+        owners = {(domain, kind) for domain, kind, _ in (*contents.pools, *contents.group_models)}
+        locations = {owner: str(settings.pool_dir(*owner)) for owner in owners}
+        restore_tables(engine, contents, rows_of, locations)
+        on_step("indexing")
+        index_vectors(engine)
+        analyse(engine)
     return manifest
 
 

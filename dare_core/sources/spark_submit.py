@@ -13,13 +13,14 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import ProgramMissingError, SourceError
+from dare_core.storage.beside import beside
 
 log = logging.getLogger(__name__)
 
@@ -86,28 +87,20 @@ def submit(settings: Settings, program: str, arguments: Sequence[str], warehouse
     raise RuntimeError("\n".join([f"spark-submit {program}.py ended with status {status}:", *lines[-_TAIL:]]))
 
 
-@contextmanager
-def _followed(output: int, program: str, warehouse_url: str) -> Iterator[None]:
+def _followed(output: int, program: str, warehouse_url: str) -> AbstractContextManager[None]:
     """Log what a program tells in the file that it writes to, until the block ends."""
-    done = threading.Event()
 
-    def follow() -> None:
-        read, rest, ended = 0, b"", False
-        while not ended:
-            ended = done.wait(_FOLLOWED)
+    def follow(ended: threading.Event) -> None:
+        read, rest, last = 0, b"", False
+        while not last:
+            last = ended.wait(_FOLLOWED)
             while more := os.pread(output, 1 << 16, read):  # the place that the program writes to stays
                 read += len(more)
                 *lines, rest = (rest + more).split(b"\n")
                 for line in lines:
                     _tell(program, _without_secrets(line.decode("utf-8", "replace"), warehouse_url))
 
-    thread = threading.Thread(target=follow, name="spark's output", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return beside("spark's output", follow)
 
 
 def _tell(program: str, line: str) -> None:

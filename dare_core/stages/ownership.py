@@ -5,12 +5,12 @@ them the run waits for as long as it has until its deadline, and its report ends
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import wraps
+from threading import Event
 from typing import Any, Final
 
 from sqlalchemy import Engine
@@ -21,6 +21,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge.shards import read_plan
 from dare_core.stages.request import RunRequest
+from dare_core.storage.beside import beside
 from dare_core.warehouse import leases
 from dare_core.warehouse.session import open_warehouse
 
@@ -92,12 +93,9 @@ def _fixed(settings: Settings, request: RunRequest) -> tuple[str, ...]:
     return _PULLED if (run_dir / "pull.json").exists() else ()
 
 
-@contextmanager
-def _signs_of_life(engine: Engine, run_id: str, owner: str) -> Iterator[None]:
-    done = threading.Event()
-
-    def renew() -> None:
-        while not done.wait(leases.LEASE.total_seconds() / 4):
+def _signs_of_life(engine: Engine, run_id: str, owner: str) -> AbstractContextManager[None]:
+    def renew(ended: Event) -> None:
+        while not ended.wait(leases.LEASE.total_seconds() / 4):
             try:
                 if not leases.renew(engine, run_id, owner):
                     log.error("run %s has been taken over by somebody else", run_id)
@@ -105,10 +103,4 @@ def _signs_of_life(engine: Engine, run_id: str, owner: str) -> Iterator[None]:
             except DBAPIError as error:  # a restart; what lasts longer fails the stage
                 log.warning("run %s: no sign of life could be given: %s", run_id, error)
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return beside("lease", renew)

@@ -41,6 +41,20 @@ def connect(url: str) -> Engine:
         raise WarehouseError(f"the warehouse {_place(engine.url)} cannot be reached: {reason(error)}") from None
 
 
+@contextmanager
+def connected(url: str) -> Iterator[Engine]:
+    """What :func:`connect` gives, until the block ends: its connections are closed then.
+
+    Raises:
+        SettingError, WarehouseError: see there.
+    """
+    engine = connect(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def driver_cursor(connection: Connection) -> psycopg.Cursor[Any]:
     """A cursor of psycopg's own, for COPY and composed SQL, in the transaction of a SQLAlchemy connection."""
     driver = connection.connection.driver_connection

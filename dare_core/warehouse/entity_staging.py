@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from dare_core import schemas
 from dare_core.schemas import Kind
-from dare_core.warehouse.connection import connect, transaction
+from dare_core.warehouse.connection import connected, transaction
 from dare_core.warehouse.copy import copy_rows
 from dare_core.warehouse.staging import create, fit
 
@@ -81,16 +81,12 @@ def copy_entities(url: str, table: str, batches: Iterable[pa.RecordBatch]) -> in
         InputError: the rows do not fit the schema.
         WarehouseError: the warehouse cannot be reached, or broke off.
     """
-    engine = connect(url)
     rows, target = 0, sql.SQL(table)
-    try:
-        with transaction(engine) as cursor:
-            cursor.execute(sql.SQL("TRUNCATE {}").format(target))
-            for batch in batches:
-                copy_rows(cursor, target, fit(pa.Table.from_batches([batch]), schemas.ENTITY))
-                rows += len(batch)
-    finally:
-        engine.dispose()
+    with connected(url) as engine, transaction(engine) as cursor:
+        cursor.execute(sql.SQL("TRUNCATE {}").format(target))
+        for batch in batches:
+            copy_rows(cursor, target, fit(pa.Table.from_batches([batch]), schemas.ENTITY))
+            rows += len(batch)
     return rows
 
 

@@ -7,7 +7,7 @@ from psycopg import sql
 from sqlalchemy import URL, Connection, make_url
 
 from dare_core.errors import SettingError
-from dare_core.warehouse.connection import connect, driver_cursor
+from dare_core.warehouse.connection import connected, driver_cursor
 from dare_core.warehouse.server import database_url
 
 #: What logins are members of: who loads, and who reads views. ``sql/access.sql`` says what they may.
@@ -38,28 +38,25 @@ def create_roles(secrets: Path) -> list[str]:
     server = warehouse.set(username=_ADMINISTRATOR, password=password, database=_ADMINISTRATOR)
     for owner in owners:
         _create_owner(server, owner)
-    engine = connect(_text(server.set(database=warehouse.database)))
-    with engine.begin() as connection:
+    with connected(_text(server.set(database=warehouse.database))) as engine, engine.begin() as connection:
         connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector")
         for role in ACCESS_ROLES:
             if not _is_role(connection, role):
                 connection.exec_driver_sql(f"CREATE ROLE {role} NOLOGIN")
-    engine.dispose()
     return [str(owner.username) for owner in owners]
 
 
 def _create_owner(server: URL, owner: URL) -> None:
     role, password = sql.Identifier(str(owner.username)), str(owner.password)
-    engine = connect(_text(server))
-    with engine.begin() as connection, driver_cursor(connection) as cursor:
-        known = _is_role(connection, str(owner.username))
-        make = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
-        cursor.execute(make.format(role, password))
-    database_url(_text(server), str(owner.database))
-    with engine.begin() as connection, driver_cursor(connection) as cursor:
-        give = sql.SQL("ALTER DATABASE {} OWNER TO {}")
-        cursor.execute(give.format(sql.Identifier(str(owner.database)), role))
-    engine.dispose()
+    with connected(_text(server)) as engine:
+        with engine.begin() as connection, driver_cursor(connection) as cursor:
+            known = _is_role(connection, str(owner.username))
+            make = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}")
+            cursor.execute(make.format(role, password))
+        database_url(_text(server), str(owner.database))
+        with engine.begin() as connection, driver_cursor(connection) as cursor:
+            give = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+            cursor.execute(give.format(sql.Identifier(str(owner.database)), role))
 
 
 def _is_role(connection: Connection, name: str) -> bool:

@@ -36,7 +36,7 @@ from sqlalchemy.exc import DBAPIError
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
 from dare_core.storage.atomic import appearing
-from dare_core.warehouse.connection import connect, driver_cursor, reason
+from dare_core.warehouse.connection import connected, driver_cursor, reason
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which nothing here uses
@@ -154,10 +154,8 @@ def serving_on_loopback(settings: Settings, port: int, password: str) -> Iterato
     with server.used():
         with server.locked():
             url = server.ensure_running()
-        engine = connect(url)
-        with engine.begin() as connection, driver_cursor(connection) as cursor:
+        with connected(url) as engine, engine.begin() as connection, driver_cursor(connection) as cursor:
             cursor.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
-        engine.dispose()
         yield f"postgresql://postgres:{quote(password, safe='')}@{_LOOPBACK}:{port}/postgres"
 
 
@@ -167,17 +165,16 @@ def database_url(url: str, name: str) -> str:
     Raises:
         WarehouseError: the server is unreachable, or the role may not create databases.
     """
-    engine = connect(url)
-    try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            if not connection.execute(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name}).first():
-                quoted = engine.dialect.identifier_preparer.quote_identifier(name)
-                connection.exec_driver_sql(f"CREATE DATABASE {quoted.replace('%', '%%')}")
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # else another process was quicker
-            raise WarehouseError(f"database {name} cannot be created: {reason(error)}") from None
-    finally:
-        engine.dispose()
+    with connected(url) as engine:
+        try:
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                known = text("SELECT 1 FROM pg_database WHERE datname = :name")
+                if not connection.execute(known, {"name": name}).first():
+                    quoted = engine.dialect.identifier_preparer.quote_identifier(name)
+                    connection.exec_driver_sql(f"CREATE DATABASE {quoted.replace('%', '%%')}")
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # else another process was quicker
+                raise WarehouseError(f"database {name} cannot be created: {reason(error)}") from None
     return re.sub(r"^([^/]+//[^/?]*)[^?]*", lambda match: f"{match[1]}/{quote(name, safe='')}", url)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from dare_core.config.settings import Settings
 from dare_core.errors import WarehouseError
-from dare_core.warehouse.connection import connect, reason
+from dare_core.warehouse.connection import connected, reason
 from dare_core.warehouse.migrate import require_current
 from dare_core.warehouse.server import serving
 
@@ -29,12 +29,9 @@ def open_warehouse(settings: Settings) -> Iterator[Warehouse]:
     Raises:
         WarehouseError: it cannot be reached, has another schema version, or was stopped within the block.
     """
-    with serving(settings) as url:
-        engine = connect(url)
+    with serving(settings) as url, connected(url) as engine:
         try:
             require_current(engine)
             yield Warehouse(url, engine)
         except (OperationalError, psycopg.OperationalError) as error:
             raise WarehouseError(f"the warehouse broke off; run the same again: {reason(error)}") from error
-        finally:
-            engine.dispose()
