@@ -1,20 +1,17 @@
 """What happens when a run misses its deadline, or a backfill stops: any way to be told can be added here."""
 
-import fcntl
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 from dare_core.config.settings import Settings, load_settings
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import alone, write_atomically
 
 log = logging.getLogger(__name__)
 
 _FILE: Final = "alerts.jsonl"
+_LOCK: Final = f".{_FILE}.lock"
 
 
 def deadline_missed(hours: float, context: dict[str, Any], **_: Any) -> None:
@@ -32,17 +29,17 @@ def deadline_missed(hours: float, context: dict[str, Any], **_: Any) -> None:
 def raise_alert(settings: Settings, alert: str, **facts: Any) -> None:
     """Add a JSON line to ``alerts.jsonl`` in the data folder."""
     line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "alert": alert, **facts}
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(settings) as path, path.open("a", encoding="utf-8") as file:
+    with alone(settings.data_dir / _LOCK), (settings.data_dir / _FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def expire_alerts(settings: Settings) -> dict[str, Any]:
     """Remove alerts older than ``settings.keep_alert_days``; what is no alert stays."""
     before = (datetime.now(UTC) - timedelta(days=settings.keep_alert_days)).isoformat(timespec="seconds")
-    if not (settings.data_dir / _FILE).exists():
+    path = settings.data_dir / _FILE
+    if not path.exists():
         return {"removed": 0, "left": 0}
-    with _alone(settings) as path:
+    with alone(settings.data_dir / _LOCK):
         lines = path.read_text("utf-8").splitlines(keepends=True)
         left = [line for line in lines if _at(line) >= before]
         if len(left) < len(lines):
@@ -56,11 +53,3 @@ def _at(line: str) -> str:
         return str(json.loads(line)["at"])
     except (ValueError, KeyError, TypeError):
         return "~"
-
-
-@contextmanager
-def _alone(settings: Settings) -> Iterator[Path]:
-    """The file of alerts, to which nobody else writes meanwhile."""
-    with (settings.data_dir / f".{_FILE}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes
-        yield settings.data_dir / _FILE

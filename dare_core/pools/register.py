@@ -3,18 +3,16 @@
 With a warehouse these are rows in its database (:mod:`dare_core.warehouse.pools`), without one local files.
 """
 
-import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final, Protocol
 
 from dare_core.errors import PoolError
 from dare_core.pools.manifest import PoolManifest
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import alone, write_atomically
 
 #: What a version is named: the first hex digits of its manifest's SHA-256.
 VERSION: Final = re.compile(r"[0-9a-f]{16}")
@@ -133,12 +131,8 @@ class FileRegister:
         except OSError as error:
             raise PoolError(f"{self._folder}/CURRENT cannot be written: {error}; the version in force stays") from error
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        return alone(self._folder / ".lock")
 
 
 class CandidateRegister:

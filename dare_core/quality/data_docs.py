@@ -6,7 +6,6 @@ The folder holds ``index.html``, a page per suite and run under ``validations/<s
 the JSON results from which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -15,6 +14,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from dare_core.storage.atomic import alone
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -143,9 +144,7 @@ def index(docs_dir: Path) -> Path:
 @contextmanager
 def _alone_in(docs_dir: Path) -> Iterator[None]:
     """No other thread or process renders into ``docs_dir`` meanwhile."""
-    docs_dir.mkdir(parents=True, exist_ok=True)
-    with _one_project, (docs_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes
+    with _one_project, alone(docs_dir / ".lock"):
         yield
 
 

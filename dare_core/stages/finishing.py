@@ -52,7 +52,7 @@ def finish(settings: Settings, plan: Plan, assigned: Sequence[Shard], again: boo
         for shard in assigned:
             found = figures[shard.name]
             if found is None or (again and found.judged_by != judged_by):
-                figures[shard.name] = _finish(settings, engine, plan, shard, domain, embedder)
+                figures[shard.name] = _finish(settings, engine, plan, shard, domain, embedder, judged_by)
     return [found for found in figures.values() if found]
 
 
@@ -63,7 +63,13 @@ def _rules(domain: Domain, embedder: Embedder) -> str:
 
 
 def _finish(
-    settings: Settings, engine: Engine, plan: Plan, shard: Shard, domain: Domain, embedder: Embedder
+    settings: Settings,
+    engine: Engine,
+    plan: Plan,
+    shard: Shard,
+    domain: Domain,
+    embedder: Embedder,
+    judged_by: str,
 ) -> Figures:
     run_dir = settings.run_dir(plan.run_id)
     asked = {row for piece in shards.requests(run_dir, shard.name) for row in piece["request_id"].to_pylist()}
@@ -89,7 +95,7 @@ def _finish(
     figures = Figures(
         shard=shard.name,
         kind=shard.kind,
-        judged_by=_rules(domain, embedder),
+        judged_by=judged_by,
         requests=len(asked),
         settled=dict(shards.settled(run_dir, shard.name)),
         texts=len(staged),

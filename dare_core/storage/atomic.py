@@ -1,5 +1,6 @@
 """Local files and folders that appear under their names when they are whole, or not at all."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -50,6 +51,18 @@ def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
         else:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Nobody else is in a block of the same lock file meanwhile; it is made, and the folder that it lies in."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave it locked while a forked child lives
 
 
 def require_writable(path: Path) -> None:

@@ -99,6 +99,7 @@ def read_pieces(path: Path, schema: pa.Schema, rows: int = 10_000) -> Iterator[p
             for batch in opened.iter_batches(rows, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
+                _refuse_twins(file, table.column_names)
                 yield _checked(file, table, schema)
 
 
@@ -132,12 +133,16 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         names = table.column_names  # those that are no text raise here
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise unreadable(path, str(error)) from None
-    if len(set(names)) < len(names):
-        raise unreadable(path, "two of its columns have one name")
+    _refuse_twins(path, names)
     for name in columns or ():
         if name not in names:
             raise unreadable(path, f"it has no column {name!r}")
     return table
+
+
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise unreadable(path, "two of its columns have one name")
 
 
 def _files(path: Path) -> list[Path]:

@@ -132,12 +132,16 @@ def widths_of(embeddings: Iterable[pa.Table]) -> dict[str, int]:
     Raises:
         InputError: the rows do not fit the schema.
     """
-    fitted = [fit(table, schemas.KNOWLEDGE_EMBEDDING, but="embedding") for table in embeddings]
-    return {
-        encoder: table.schema.field("embedding").type.list_size
-        for table in fitted
-        for encoder in pc.unique(table["encoder"]).to_pylist()
-    }
+    return {encoder: width for table in embeddings for encoder, width in _widths(_fitted(table)).items()}
+
+
+def _widths(rows: pa.Table) -> dict[str, int]:
+    width = rows.schema.field("embedding").type.list_size
+    return dict.fromkeys(pc.unique(rows["encoder"]).to_pylist(), width)
+
+
+def _fitted(embeddings: pa.Table) -> pa.Table:
+    return fit(embeddings, schemas.KNOWLEDGE_EMBEDDING, but="embedding")
 
 
 @contextmanager
@@ -151,8 +155,8 @@ def staged_vectors(cursor: psycopg.Cursor[Any], embeddings: Iterable[pa.Table]) 
     with staged(cursor, "embedding", empty, schemas.KNOWLEDGE_EMBEDDING) as name:
         cursor.execute(f"ALTER TABLE {name} ALTER COLUMN embedding TYPE vector")
         for table in embeddings:
-            rows = fit(table, schemas.KNOWLEDGE_EMBEDDING, but="embedding")
-            admit(cursor, widths_of([rows]))
+            rows = _fitted(table)
+            admit(cursor, _widths(rows))
             copy_rows(cursor, sql.SQL(name), rows)
         cursor.execute(f"ANALYZE {name} (request_id)")
         yield name
