@@ -70,6 +70,7 @@ def serving_arctic(texts: Sequence[NDArray[np.int32]], log: Path) -> Iterator[Ar
     Raises:
         DareError: it does not start; names its log.
     """
-    command: list[str | Path] = [VENV / "bin" / "python", arctic_peer.__file__]
+    # -P: the folder of the program holds a module `platform`, which numpy would take for Python's own.
+    command: list[str | Path] = [VENV / "bin" / "python", "-P", arctic_peer.__file__]
     with running("Arctic Inference", command, log) as process:
         yield ArcticCache(process, texts)

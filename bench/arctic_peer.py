@@ -1,7 +1,7 @@
 """Arctic Inference's suffix decoding cache as a peer: a program for its own environment, asked in JSON lines.
 
-``VENV/bin/python arctic_peer.py`` (see ``scripts/install_arctic.sh``) answers each line of standard input with one of
-standard output. The first says what it shall keep; each other one asks for draft trees::
+``VENV/bin/python -P arctic_peer.py`` (see ``scripts/install_arctic.sh``) answers each line of standard input with one
+of standard output. The first says what it shall keep; each other one asks for draft trees::
 
     {"texts": [[1, 2, 3], [4, 5]]}
     {"seconds": 0.1}

@@ -102,6 +102,7 @@ def bench_scale(
         write_json(root / _RESULT, json.dumps(figures | beside, indent=1))
         for shop in shops.values():
             shop.forget()
+        (root / str(users)).rmdir()  # of all sizes, empty now
     return figures
 
 
