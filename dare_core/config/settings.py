@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from dare_core.errors import SettingError
+from dare_core.storage.locations import Location, location
 
 #: The checkout: where ``config/``, ``dags/``, ``spark_jobs/`` and ``sql/`` lie beside this package.
 PROJECT_DIR: Final = Path(__file__).resolve().parents[2]
@@ -59,8 +60,11 @@ class Settings(BaseSettings):
         env_prefix="DARE_", extra="forbid", frozen=True, env_ignore_empty=True, allow_inf_nan=False
     )
 
-    data_dir: Path = Field(
-        PROJECT_DIR / ".dare", description="where the embedded warehouse, models, pools and runs live"
+    data_dir: Path = Field(PROJECT_DIR / ".dare", description="this machine's own: embedded warehouse, models, caches")
+    storage: str | None = Field(
+        None,
+        description="what all machines share: runs, pools, group models, reports, Data Docs, evaluation texts, alerts; a "
+        "folder, or a URL such as s3://bucket/prefix; unset: data_dir",
     )
     config_dir: Path = Field(PROJECT_DIR / "config", description="one TOML file per domain")
 
@@ -203,9 +207,17 @@ class Settings(BaseSettings):
     @classmethod
     def _no_url(cls, value: object) -> object:
         if isinstance(value, str) and re.match(r"[A-Za-z][\w+.-]+:/", value):
-            raise ValueError(
-                "a URL is not allowed; give a path on this machine, which several machines share by mounting it"
-            )
+            raise ValueError("a URL is not allowed; give a path on this machine, and the URL as storage (DARE_STORAGE)")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _served(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                location(value)
+            except SettingError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @classmethod
@@ -226,22 +238,36 @@ class Settings(BaseSettings):
         return self.data_dir / "models"
 
     @property
-    def data_docs_dir(self) -> Path:
+    def shared(self) -> Location:
+        """What all machines share."""
+        return self.data_dir if self.storage is None else location(self.storage)
+
+    @property
+    def runs_dir(self) -> Location:
+        """The runs' folders."""
+        return self.shared / "runs"
+
+    @property
+    def data_docs_dir(self) -> Location:
         """Great Expectations' HTML reports."""
-        return self.data_dir / "data_docs"
+        return self.shared / "data_docs"
+
+    def evaluation_dir(self, domain: str) -> Location:
+        """The texts that a domain's evaluations wrote."""
+        return self.shared / "evaluation" / domain / "texts"
 
     @property
     def pool_cache_dir(self) -> Path:
         """Segments of pools on object storage."""
         return self.data_dir / "pool_cache"
 
-    def run_dir(self, run_id: str) -> Path:
+    def run_dir(self, run_id: str) -> Location:
         """The staged files of one run."""
-        return self.data_dir / "runs" / run_id
+        return self.runs_dir / run_id
 
-    def pool_dir(self, domain: str, kind: str) -> Path:
+    def pool_dir(self, domain: str, kind: str) -> Location:
         """The pool store of one kind of entity in one domain."""
-        return self.data_dir / "pools" / domain / kind
+        return self.shared / "pools" / domain / kind
 
 
 class _TomlFile(TomlConfigSettingsSource):

@@ -1,4 +1,4 @@
-"""Local files and folders that appear under their names when they are whole, or not at all."""
+"""Files, and local folders, that appear under their names when they are whole, or not at all."""
 
 import fcntl
 import os
@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 from uuid import uuid4
 
 from dare_core.errors import StorageError
+from dare_core.storage.locations import Location, put
 
 #: How what is being written is called until it is whole. Whoever is killed meanwhile leaves it.
 _SCRATCH: Final = ".writing-"
@@ -26,10 +28,10 @@ def scratch_name(path: Path) -> Path:
 
 
 @contextmanager
-def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A name to write a file or a folder under; when the block ends well, it is called ``path``.
+def appearing(path: Location, durable: bool = False) -> Iterator[Path]:
+    """A local name to write a file or a folder under; when the block ends well, it is there as ``path``.
 
-    A file takes the place of one that is there. A folder does not.
+    A file takes the place of one that is there. A folder does not, and is local.
 
     Args:
         path: its name in the end; the folder that it lies in is made.
@@ -37,7 +39,13 @@ def appearing(path: Path, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be written, or there is such a folder by now; nothing is left of it.
+        StorageError: likewise, of a remote path.
     """
+    if not isinstance(path, Path):
+        with TemporaryDirectory(prefix="dare-") as folder:
+            yield (copy := Path(folder) / path.name)
+            put(copy, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_name(path)
     try:
@@ -83,7 +91,7 @@ def require_writable(path: Path) -> None:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+def write_atomically(path: Location, data: bytes, durable: bool = True) -> None:
     """Write a file as :func:`appearing` does."""
     with appearing(path, durable) as scratch, scratch.open("wb") as file:
         file.write(data)

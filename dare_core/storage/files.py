@@ -3,22 +3,16 @@
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from dare_core.errors import SettingError, StorageError
-from dare_core.storage.atomic import appearing, write_atomically
+from dare_core.errors import StorageError
+from dare_core.storage.atomic import appearing
+from dare_core.storage.locations import exists, fetched, files_in, location, read_bytes, remove
 
 #: Where a host keeps what belongs to a root on object storage, when nobody says where.
 DEFAULT_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dare" / "pools"
-
-#: A URL with a password, up to its end.
-_PASSWORD: Final = re.compile(r"([a-z0-9+]+://)[^/@]*:.*@")
 
 
 class Files:
@@ -29,22 +23,14 @@ class Files:
         cache: folder for what this host keeps of a root on object storage.
 
     Raises:
-        SettingError: the URL holds a password, which would stand in errors, on command lines and in the warehouse.
+        SettingError: see :func:`~dare_core.storage.locations.location`.
     """
 
     def __init__(self, root: str, cache: Path = DEFAULT_CACHE) -> None:
-        if _PASSWORD.match(root):
-            shown = _PASSWORD.sub(r"\1…@", root)
-            raise SettingError(
-                f"the URL {shown} holds a password; leave it out, and give it by environment variables of the "
-                "storage's own, or fsspec's configuration"
-            )
-        self._fs, path = fsspec.core.url_to_fs(root)
+        self._root = location(root.rstrip("/") or root)
         #: The root as it was given.
         self.location = root
-        self._root = path.rstrip("/")
-        # Any file system object that writes to local folders is one, wrapped or not.
-        self.local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+        self.local = self._root if isinstance(self._root, Path) else None
         self._cache = cache
         #: Where this host keeps what is its own: the folder itself, or what stands for the URL in the cache.
         self.host_root = self.local or cache / hashlib.sha256(root.encode()).hexdigest()[:16]
@@ -55,22 +41,17 @@ class Files:
         Raises:
             StorageError: it cannot be written, as when the disk is full; nothing is left of it.
         """
-        try:
-            if self.local:
-                write_atomically(self.local / name, data)
-            else:
-                self._fs.pipe_file(f"{self._root}/{name}", data)  # object stores show an object when it is whole
-        except OSError as error:
-            raise StorageError(f"{self._root}/{name} cannot be written: {error.strerror or error}") from error
+        with self.writing(name) as file:
+            file.write(data)
 
     def read(self, name: str) -> bytes:
         """A file's bytes.
 
         Raises:
             FileNotFoundError: there is none.
+            StorageError: the store cannot be reached.
         """
-        data: bytes = self._fs.cat_file(f"{self._root}/{name}")
-        return data
+        return read_bytes(self._root / name)
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[BinaryIO]:
@@ -78,8 +59,9 @@ class Files:
 
         Raises:
             FileNotFoundError: there is none.
+            StorageError: the store cannot be reached.
         """
-        with self._fs.open(f"{self._root}/{name}", "rb") as file:
+        with fetched(self._root / name) as local, local.open("rb") as file:
             yield file
 
     @contextlib.contextmanager
@@ -89,34 +71,21 @@ class Files:
         Raises:
             StorageError: as :meth:`write`.
         """
+        path = self._root / name
         try:
-            if self.local:
-                with appearing(self.local / name, durable=True) as scratch, scratch.open("wb") as file:
-                    yield file
-            else:
-                with self._fs.open(f"{self._root}/{name}", "wb") as file:
-                    yield file
+            with appearing(path, durable=True) as scratch, scratch.open("wb") as file:
+                yield file
         except OSError as error:
-            raise StorageError(f"{self._root}/{name} cannot be written: {error.strerror or error}") from error
+            raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        return bool(self._fs.exists(f"{self._root}/{name}"))
+        return exists(self._root / name)
 
     def names(self, folder: str) -> dict[str, float]:
         """The files of a folder, and when each was last written, in seconds since 1970."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache()
-            listed = self._fs.ls(f"{self._root}/{folder}", detail=True)
-            return {Path(item["name"]).name: _written(item) for item in listed if item["type"] == "file"}
-        return {}
+        return {file.path.name: file.written for file in files_in(self._root / folder)}
 
     def remove(self, name: str) -> None:
         """Remove a file; that it is gone already is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{name}")
-
-
-def _written(item: dict[str, Any]) -> float:
-    at = next((item[key] for key in ("mtime", "LastModified", "created", "last_modified") if key in item), 0.0)
-    return float(at.timestamp() if hasattr(at, "timestamp") else at)
+        remove(self._root / name)

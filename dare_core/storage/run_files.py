@@ -1,10 +1,12 @@
 """What a run leaves in its folder: Parquet and JSON files, each whole or not there, and checked when they are read."""
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,14 +14,17 @@ from pydantic import BaseModel, ValidationError
 
 from dare_core.errors import InputError, StorageError
 from dare_core.storage.atomic import appearing, write_atomically
+from dare_core.storage.locations import Location, fetched, is_folder, matching, read_bytes
 
 #: Characters of a problem that an error shows.
 _SHOWN: Final = 300
+#: How the manifests of a table begin; Spark takes what begins like this for no data.
+_MANIFEST: Final = "_files-"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 @contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
+def storing(path: Location) -> Iterator[None]:
     """Word what goes wrong while a file of a run is written.
 
     Raises:
@@ -34,7 +39,7 @@ def storing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: Path, content: str) -> None:
+def write_json(path: Location, content: str) -> None:
     """Write a file that is either whole or not there.
 
     Raises:
@@ -44,7 +49,7 @@ def write_json(path: Path, content: str) -> None:
         write_atomically(path, content.encode(), durable=False)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Location, table: pa.Table) -> None:
     """Write a Parquet file that is either whole or not there.
 
     Raises:
@@ -55,7 +60,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def write_pieces(
-    path: Path, pieces: Iterable[pa.Table], schema: pa.Schema, notes: Callable[[], Mapping[str, str]]
+    path: Location, pieces: Iterable[pa.Table], schema: pa.Schema, notes: Callable[[], Mapping[str, str]]
 ) -> None:
     """Write a Parquet file of a table that comes in pieces; memory holds one of them.
 
@@ -75,7 +80,7 @@ def write_pieces(
             writer.add_key_value_metadata(dict(notes()))
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Location, schema: pa.Schema) -> pa.Table:
     """A Parquet file, or a folder of them, that holds what the schema says and nothing else.
 
     Raises:
@@ -88,14 +93,14 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return _checked(path, table, schema)
 
 
-def read_pieces(path: Path, schema: pa.Schema, rows: int = 10_000) -> Iterator[pa.Table]:
+def read_pieces(path: Location, schema: pa.Schema, rows: int = 10_000) -> Iterator[pa.Table]:
     """What :func:`read_table` reads, at most ``rows`` at a time: memory holds a piece, whatever the file's size.
 
     Raises:
         InputError: see there; of a piece, when it is its turn.
     """
-    for file in _files(path):
-        with _worded(file), pq.ParquetFile(file, page_checksum_verification=True) as opened:
+    for file in table_files(path):
+        with _worded(file), fetched(file) as local, pq.ParquetFile(local, page_checksum_verification=True) as opened:
             for batch in opened.iter_batches(rows, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
@@ -103,7 +108,7 @@ def read_pieces(path: Path, schema: pa.Schema, rows: int = 10_000) -> Iterator[p
                 yield _checked(file, table, schema)
 
 
-def _checked(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _checked(path: Location, table: pa.Table, schema: pa.Schema) -> pa.Table:
     there = dict(zip(table.column_names, table.schema.types, strict=True))
     for field in schema:
         if there.pop(field.name, None) != field.type:
@@ -115,7 +120,7 @@ def _checked(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file, or a folder of them, whatever it holds; or some columns of it.
 
     Arrow's own threads are left out: where memory is full, and none can be started, it waits for one for ever.
@@ -125,8 +130,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         parts = []
-        for file in _files(path):
-            with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+        for file in table_files(path):
+            with fetched(file) as local, pq.ParquetFile(local, page_checksum_verification=True) as opened:
                 parts.append(opened.read(columns, use_threads=False))
         table = pa.concat_tables(parts) if parts else pa.table({})
         table.validate(full=True)
@@ -140,53 +145,78 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+def _refuse_twins(path: Location, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         raise unreadable(path, "two of its columns have one name")
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.glob("[!_.]*.parquet")) if path.is_dir() else [path]
+def write_manifest(folder: Location, names: Sequence[str]) -> None:
+    """Say, when all is written, which files of a folder make up its table; those of earlier tries do not.
+
+    The manifest's name is its own, and sorts after those before it: nothing that somebody may be reading is overwritten.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    name = f"{_MANIFEST}{time.time_ns():020d}-{uuid4().hex[:8]}.json"
+    write_json(folder / name, json.dumps({"files": sorted(names)}))
 
 
-def read_notes(path: Path) -> dict[str, str]:
+def table_files(path: Location) -> list[Location]:
+    """The Parquet files of a table: of a folder those that its newest manifest names, or where it has none, all.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
+    if not is_folder(path):
+        return [path]
+    manifests = matching(path, f"{_MANIFEST}*.json")
+    if not manifests:
+        return matching(path, "[!_.]*.parquet")
+    try:
+        return [path / name for name in json.loads(read_bytes(manifests[-1]))["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unreadable(manifests[-1], str(error)) from None
+
+
+def read_notes(path: Location) -> dict[str, str]:
     """What :func:`write_pieces` noted in a Parquet file; of another's, what else stands there.
 
     Raises:
         InputError: it is no Parquet, or damaged.
     """
-    with _worded(path):
-        notes = pq.read_metadata(path).metadata or {}
+    with _worded(path), fetched(path) as local:
+        notes = pq.read_metadata(local).metadata or {}
         return {name.decode(): value.decode() for name, value in notes.items()}
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Location) -> list[str]:
     """The names of a Parquet file's columns.
 
     Raises:
         InputError: it is no Parquet, or damaged.
     """
-    with _worded(path):
-        names: list[str] = pq.read_schema(path).names
+    with _worded(path), fetched(path) as local:
+        names: list[str] = pq.read_schema(local).names
         return names
 
 
 @contextlib.contextmanager
-def _worded(path: Path) -> Iterator[None]:
+def _worded(path: Location) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise unreadable(path, str(error)) from None
 
 
-def read_json(path: Path, kind: type[_Model], missing: str) -> _Model:
+def read_json(path: Location, kind: type[_Model], missing: str) -> _Model:
     """A file that :func:`write_json` wrote of a model.
 
     Raises:
         InputError: it is ``missing``, which says what has not been done; or it holds something else.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_bytes(path))
     except FileNotFoundError:
         raise InputError(f"{path} is not there: {missing}") from None
     except (OSError, ValidationError) as error:
@@ -194,7 +224,7 @@ def read_json(path: Path, kind: type[_Model], missing: str) -> _Model:
         raise unreadable(path, problem) from None
 
 
-def unreadable(path: Path, problem: str) -> InputError:
+def unreadable(path: Location, problem: str) -> InputError:
     """The error about a file that holds something else than a run leaves in it."""
     return InputError(
         f"{path} is not what a run left there: {' '.join(problem.split())[:_SHOWN]}; remove it, and run the stage that "
