@@ -63,8 +63,8 @@ class Settings(BaseSettings):
     data_dir: Path = Field(PROJECT_DIR / ".dare", description="this machine's own: embedded warehouse, models, caches")
     storage: str | None = Field(
         None,
-        description="what all machines share: runs, pools, group models, reports, Data Docs, evaluation texts, alerts; a "
-        "folder, or a URL such as s3://bucket/prefix; unset: data_dir",
+        description="what all machines share: runs, pools, group models, reports, Data Docs, evaluations, alerts; a folder, "
+        "or a URL such as s3://bucket/prefix; unset: data_dir",
     )
     config_dir: Path = Field(PROJECT_DIR / "config", description="one TOML file per domain")
 
@@ -328,7 +328,7 @@ def _sentence(problem: object) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _does_not_exist(name, f"{_PREFIX}{name.upper()}")
-    value = "its value" if name == "warehouse_url" else _short(repr(problem["input"]))
+    value = "its value" if name in ("warehouse_url", "storage") else _short(repr(problem["input"]))
     return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"
 
 
