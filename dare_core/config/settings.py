@@ -63,8 +63,8 @@ class Settings(BaseSettings):
     data_dir: Path = Field(PROJECT_DIR / ".dare", description="this machine's own: embedded warehouse, models, caches")
     storage: str | None = Field(
         None,
-        description="what all machines share: runs, pools, group models, reports, Data Docs, evaluations, alerts; a folder, "
-        "or a URL such as s3://bucket/prefix; unset: data_dir",
+        description="what all machines share: runs, pools, group models, reports, Data Docs, evaluations, alerts; "
+        "a folder, or a URL such as s3://bucket/prefix; unset: data_dir",
     )
     config_dir: Path = Field(PROJECT_DIR / "config", description="one TOML file per domain")
 

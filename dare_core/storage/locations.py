@@ -210,7 +210,6 @@ def _reached(path: UPath, done: str = "read") -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        said = " ".join((os.strerror(number) if (number := getattr(error, "errno", None)) else str(error)).split())[
-            :_SHOWN
-        ]
-        raise StorageError(f"{path} cannot be {done}: {said or type(error).__name__}; run the same again") from error
+        number = getattr(error, "errno", None)
+        said = " ".join((os.strerror(number) if number else str(error)).split())[:_SHOWN] or type(error).__name__
+        raise StorageError(f"{path} cannot be {done}: {said}; run the same again") from error

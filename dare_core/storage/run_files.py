@@ -153,7 +153,7 @@ def _refuse_twins(path: Location, names: Sequence[str]) -> None:
 def write_manifest(folder: Location, names: Sequence[str]) -> None:
     """Say, when all is written, which files of a folder make up its table; those of earlier tries do not.
 
-    The manifest's name is its own, and sorts after those before it: nothing that somebody may be reading is overwritten.
+    The manifest's name is its own, and sorts after those before it: nothing that somebody may read is overwritten.
 
     Raises:
         StorageError: it cannot be written.
