@@ -1,30 +1,28 @@
 """What came of a finished shard, in figures that are summed over a run: nobody reads all of its texts again.
 
-<run>/finished/<shard>/knowledge.parquet     texts that passed (``schemas.KNOWLEDGE``)
-<run>/finished/<shard>/vectors-0.parquet     their vectors, a file for each encoder, that of the one in force first
-<run>/finished/<shard>/quarantine.parquet    why the others did not (``schemas.QUARANTINE``)
-<run>/finished/<shard>/refused.parquet       those of them that were written, whole (``schemas.KNOWLEDGE``)
-<run>/finished/<shard>/manifest.json         figures, written last
+<run>/finished/<shard>/<try>/knowledge.parquet     texts that passed (``schemas.KNOWLEDGE``)
+<run>/finished/<shard>/<try>/vectors-0.parquet     their vectors, a file an encoder, that of the one in force first
+<run>/finished/<shard>/<try>/quarantine.parquet    why the others did not (``schemas.QUARANTINE``)
+<run>/finished/<shard>/<try>/refused.parquet       those of them that were written, whole (``schemas.KNOWLEDGE``)
+<run>/finished/<shard>/manifest-<try>.json         figures, written last; the newest counts
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dare_core.quality.features import FeatureSums
 from dare_core.schemas import Kind
 from dare_core.storage import run_files
-
-_MANIFEST: Final = "manifest.json"
+from dare_core.storage.locations import Location, matching
 
 
 class Figures(BaseModel):
     """Counts and sums over the texts of one kind.
 
     Attributes:
+        attempt: the try that finished the shard; names the folder of what is loaded.
         judged_by: identifies the rules that the texts were judged by, and how they were embedded.
         requests: texts asked for.
         settled: entities that needed none, by reason.
@@ -44,6 +42,7 @@ class Figures(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     shard: str
+    attempt: str
     kind: Kind
     judged_by: str
     requests: int
@@ -66,24 +65,25 @@ class Figures(BaseModel):
         return self.texts - self.refused
 
 
-def folder(run_dir: Path, shard: str) -> Path:
-    """Where what a finished shard holds lies."""
-    return run_dir / "finished" / shard
+def folder(run_dir: Location, shard: str, attempt: str) -> Location:
+    """Where a try lays what a finished shard holds."""
+    return run_dir / "finished" / shard / attempt
 
 
-def read_figures(run_dir: Path, shard: str) -> Figures | None:
+def read_figures(run_dir: Location, shard: str) -> Figures | None:
     """The figures of a shard; None while it is not finished.
 
     Raises:
         InputError: they are damaged.
     """
-    path = folder(run_dir, shard) / _MANIFEST
-    return run_files.read_json(path, Figures, "the shard is not finished") if path.exists() else None
+    manifests = matching(run_dir / "finished" / shard, "manifest-*.json")
+    return run_files.read_json(manifests[-1], Figures, "the shard is not finished") if manifests else None
 
 
-def write_figures(run_dir: Path, figures: Figures) -> None:
+def write_figures(run_dir: Location, figures: Figures) -> None:
     """Say that a shard is finished."""
-    run_files.write_json(folder(run_dir, figures.shard) / _MANIFEST, figures.model_dump_json())
+    path = run_dir / "finished" / figures.shard / f"manifest-{figures.attempt}.json"
+    run_files.write_json(path, figures.model_dump_json())
 
 
 def by_kind(figures: Iterable[Figures]) -> dict[Kind, Figures]:

@@ -5,11 +5,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dare_core.engines.precision import storage_of
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location, read_bytes
 
 if TYPE_CHECKING:
     from dare_core.config.settings import Settings
@@ -110,14 +110,14 @@ def probe(
     )
 
 
-def write_probe(staged: Path, measured: Probe) -> None:
+def write_probe(staged: Location, measured: Probe) -> None:
     """Keep a probe beside its shard's manifest."""
     run_files.write_json(staged / _FILE, json.dumps(asdict(measured)))
 
 
-def read_probe(staged: Path) -> Probe | None:
+def read_probe(staged: Location) -> Probe | None:
     """The probe of a shard; None where there is none."""
     try:
-        return Probe(**json.loads((staged / _FILE).read_bytes()))
+        return Probe(**json.loads(read_bytes(staged / _FILE)))
     except FileNotFoundError:
         return None

@@ -3,10 +3,13 @@
 <run>/plan.json                      what is asked of the run; written last by planning
 <run>/shards/<shard>.parquet         entities that are due (``schemas.SHARD``), sorted by group
 <run>/requests/<shard>.parquet       what they are asked (``schemas.REQUEST``), once the shard is rendered
-<run>/staged/<shard>/part-0000.parquet      written texts (``schemas.KNOWLEDGE``)
-<run>/staged/<shard>/failed-0000.parquet    requests that could not be served (``schemas.QUARANTINE``)
-<run>/staged/<shard>/manifest.json   written last by the worker
+<run>/staged/<shard>/part-0000-<try>.parquet      written texts (``schemas.KNOWLEDGE``)
+<run>/staged/<shard>/failed-0000-<try>.parquet    requests that could not be served (``schemas.QUARANTINE``)
+<run>/staged/<shard>/manifest-<try>.json          written last by the worker
 <run>/staged/<shard>/probe.json      how fast plain decoding would have been; of a kind's first shard, where measured
+
+A try that was thought dead may write on beside the next one: each has names of its own, and of two answers to one
+request the first counts.
 """
 
 import json
@@ -14,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -27,6 +29,7 @@ from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
 from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, SHARD, Kind
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location, exists, fetched, matching, read_bytes
 
 _SECONDS: Final = b"engine_seconds"
 _SETTLED: Final = "settled"
@@ -75,7 +78,7 @@ class Plan(BaseModel):
         return [range(first, end) for first, end in pairwise(bounds)]
 
 
-def read_plan(run_dir: Path) -> Plan:
+def read_plan(run_dir: Location) -> Plan:
     """The plan of a run.
 
     Raises:
@@ -85,7 +88,7 @@ def read_plan(run_dir: Path) -> Plan:
 
 
 def write_shards(
-    run_dir: Path, kind: Kind, batches: Iterable[pa.RecordBatch], size: int, pool_version: str | None
+    run_dir: Location, kind: Kind, batches: Iterable[pa.RecordBatch], size: int, pool_version: str | None
 ) -> list[Shard]:
     """Cut one kind's rows of SHARD into shards of at most ``size`` and write them, as the rows come."""
     written = []
@@ -108,7 +111,7 @@ def _cut(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def entities(run_dir: Path, shard: str) -> Iterator[list[dict[str, Any]]]:
+def entities(run_dir: Location, shard: str) -> Iterator[list[dict[str, Any]]]:
     """A shard's rows of SHARD, in pieces.
 
     Raises:
@@ -118,7 +121,7 @@ def entities(run_dir: Path, shard: str) -> Iterator[list[dict[str, Any]]]:
         yield piece.to_pylist()
 
 
-def write_requests(run_dir: Path, shard: str, pieces: Iterable[pa.Table], settled: Mapping[str, int]) -> None:
+def write_requests(run_dir: Location, shard: str, pieces: Iterable[pa.Table], settled: Mapping[str, int]) -> None:
     """Write what a shard's entities are asked, in schema REQUEST.
 
     Args:
@@ -135,26 +138,26 @@ def write_requests(run_dir: Path, shard: str, pieces: Iterable[pa.Table], settle
     )
 
 
-def is_rendered(run_dir: Path, shard: str) -> bool:
+def is_rendered(run_dir: Location, shard: str) -> bool:
     """Whether what a shard's entities are asked is written down."""
     return _rendered(run_dir, shard) is not None
 
 
-def _rendered(run_dir: Path, shard: str) -> Path | None:
+def _rendered(run_dir: Location, shard: str) -> Location | None:
     """The file of a shard's requests: up to release 0.1.0 it was the shard itself."""
-    if (path := _requests_path(run_dir, shard)).exists():
+    if exists(path := _requests_path(run_dir, shard)):
         return path
     path = _shard_path(run_dir, shard)
     return path if "request_id" in run_files.read_names(path) else None
 
 
-def settled(run_dir: Path, shard: str) -> Counter[str]:
+def settled(run_dir: Location, shard: str) -> Counter[str]:
     """How many of a shard's entities turned out to need no text, by reason; of one not rendered yet, none."""
     path = _requests_path(run_dir, shard)
-    return Counter(json.loads(run_files.read_notes(path).get(_SETTLED, "{}"))) if path.exists() else Counter()
+    return Counter(json.loads(run_files.read_notes(path).get(_SETTLED, "{}"))) if exists(path) else Counter()
 
 
-def funnels(run_dir: Path, plan: Plan) -> dict[Kind, Funnel]:
+def funnels(run_dir: Location, plan: Plan) -> dict[Kind, Funnel]:
     """The plan's funnels, as far as its shards are rendered with what came of that."""
     found = {kind: Counter[str]() for kind in plan.funnel}
     for shard in plan.shards:
@@ -162,7 +165,7 @@ def funnels(run_dir: Path, plan: Plan) -> dict[Kind, Funnel]:
     return {kind: told.rendered(found[kind]) for kind, told in plan.funnel.items()}
 
 
-def requests(run_dir: Path, shard: str) -> Iterator[pa.Table]:
+def requests(run_dir: Location, shard: str) -> Iterator[pa.Table]:
     """A rendered shard's requests, in pieces.
 
     Raises:
@@ -173,7 +176,7 @@ def requests(run_dir: Path, shard: str) -> Iterator[pa.Table]:
     return run_files.read_pieces(path, REQUEST, _PIECE)
 
 
-def read_requests(run_dir: Path, shard: str) -> pa.Table:
+def read_requests(run_dir: Location, shard: str) -> pa.Table:
     """All of a rendered shard's requests.
 
     Raises:
@@ -182,75 +185,113 @@ def read_requests(run_dir: Path, shard: str) -> pa.Table:
     return pa.concat_tables([REQUEST.empty_table(), *requests(run_dir, shard)])
 
 
-def _shard_path(run_dir: Path, shard: str) -> Path:
+def _shard_path(run_dir: Location, shard: str) -> Location:
     return run_dir / "shards" / f"{shard}.parquet"
 
 
-def _requests_path(run_dir: Path, shard: str) -> Path:
+def _requests_path(run_dir: Location, shard: str) -> Location:
     return run_dir / "requests" / f"{shard}.parquet"
 
 
-def read_staged(run_dir: Path, shards: Iterable[str]) -> tuple[pa.Table, pa.Table]:
-    """All written texts and all failed requests of some shards.
+def read_staged(run_dir: Location, shards: Iterable[str]) -> tuple[pa.Table, pa.Table]:
+    """All written texts and all failed requests of some shards, of each request one.
 
     Raises:
         InputError: see :func:`read_table`.
     """
-    folders = [run_dir / "staged" / shard for shard in shards]
-    return (
-        _read_parts((part for folder in folders for part in sorted(folder.glob("part-*.parquet"))), KNOWLEDGE),
-        _read_parts((part for folder in folders for part in sorted(folder.glob("failed-*.parquet"))), QUARANTINE),
-    )
+    names = list(shards)
+    seen = set[str]()
+    written = _read_parts(staged_parts(run_dir, names), KNOWLEDGE, seen)
+    failed = (part for name in names for part in matching(staged_folder(run_dir, name), "failed-*.parquet"))
+    return written, _read_parts(failed, QUARANTINE, seen)
 
 
-def answered(run_dir: Path, shard: str) -> set[str]:
+def staged_folder(run_dir: Location, shard: str) -> Location:
+    """Where a shard's staged parts lie."""
+    return run_dir / "staged" / shard
+
+
+def answered(run_dir: Location, shard: str) -> set[str]:
     """Ids of a shard's requests that a staged part answers, or says the failure of."""
-    parts = (run_dir / "staged" / shard).glob("*.parquet")
+    parts = matching(staged_folder(run_dir, shard), "*.parquet")
     return {row for part in parts for row in run_files.read_parquet(part, ["request_id"])["request_id"].to_pylist()}
 
 
-def engine_seconds(run_dir: Path, shards: Iterable[str]) -> float:
+def engine_seconds(run_dir: Location, shards: Iterable[str]) -> float:
     """Seconds the engine worked on some shards' staged parts, over all tries."""
     return sum(part_seconds(part) for part in staged_parts(run_dir, shards))
 
 
-def staged_parts(run_dir: Path, shards: Iterable[str]) -> Iterator[Path]:
+def staged_parts(run_dir: Location, shards: Iterable[str]) -> Iterator[Location]:
     """The files of written texts of some shards, for readers that want a few columns of them."""
-    return (part for shard in shards for part in sorted((run_dir / "staged" / shard).glob("part-*.parquet")))
+    return (part for shard in shards for part in matching(staged_folder(run_dir, shard), "part-*.parquet"))
 
 
-def part_seconds(part: Path) -> float:
+def part_seconds(part: Location) -> float:
     """Seconds the engine worked on a staged part."""
-    return float((pq.read_schema(part).metadata or {}).get(_SECONDS, 0))
+    with fetched(part) as local:
+        return float((pq.read_schema(local).metadata or {}).get(_SECONDS, 0))
 
 
-def load_seconds(run_dir: Path, shards: Iterable[str]) -> float:
+def load_seconds(run_dir: Location, shards: Iterable[str]) -> float:
     """Seconds that loading and compiling the model took for some shards, as their workers said."""
-    manifests = (read_manifest(run_dir / "staged" / shard) for shard in shards)
+    manifests = (read_manifest(staged_folder(run_dir, shard)) for shard in shards)
     return sum(float((manifest or {}).get("load_seconds", 0)) for manifest in manifests)
 
 
-def write_part(staged: Path, number: int, rows: list[dict[str, Any]], seconds: float) -> None:
-    """Stage KNOWLEDGE rows that took the engine ``seconds``."""
+def write_part(
+    staged: Location,
+    number: int,
+    attempt: str,
+    rows: list[dict[str, Any]],
+    failures: list[dict[str, Any]],
+    seconds: float,
+) -> None:
+    """Stage KNOWLEDGE rows that took the engine ``seconds``, and QUARANTINE rows of what failed meanwhile.
+
+    Args:
+        staged: the shard's folder.
+        number: of the checkpoint.
+        attempt: who writes, see :func:`dare_core.storage.run_files.new_attempt`.
+    """
+    name = f"{number:04d}-{attempt}.parquet"
     table = pa.Table.from_pylist(rows, KNOWLEDGE).replace_schema_metadata({_SECONDS: str(seconds)})
-    run_files.write_table(staged / f"part-{number:04d}.parquet", table)
+    run_files.write_table(staged / f"part-{name}", table)
+    if failures:
+        run_files.write_table(staged / f"failed-{name}", pa.Table.from_pylist(failures, QUARANTINE))
 
 
-def _read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *(run_files.read_table(path, schema) for path in paths)])
+def write_manifest(staged: Location, attempt: str, manifest: Mapping[str, Any]) -> None:
+    """Say that a shard is written."""
+    run_files.write_json(staged / f"manifest-{attempt}.json", json.dumps(manifest))
 
 
-def read_manifest(staged: Path) -> dict[str, Any] | None:
+def _read_parts(paths: Iterable[Location], schema: pa.Schema, seen: set[str]) -> pa.Table:
+    """The rows of some files whose requests were not seen, which they are then."""
+    tables = [schema.empty_table()]
+    for path in paths:
+        table = run_files.read_table(path, schema)
+        ids = table["request_id"].to_pylist()
+        if seen.isdisjoint(ids):
+            tables.append(table)
+        else:
+            tables.append(table.filter(pa.array([row not in seen for row in ids])))
+        seen.update(ids)
+    return pa.concat_tables(tables)
+
+
+def read_manifest(staged: Location) -> dict[str, Any] | None:
     """What a worker said of its finished shard; None while it is not finished.
 
     Raises:
         InputError: the file is damaged.
     """
-    path = staged / "manifest.json"
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    manifests = matching(staged, "manifest*.json")
+    if not manifests:
         return None
+    path = manifests[-1]
+    try:
+        content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise run_files.unreadable(path, str(error)) from None
     if not isinstance(content, dict):

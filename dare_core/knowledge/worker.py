@@ -2,16 +2,13 @@
 stopped."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, groupby, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from dare_core import models
@@ -23,8 +20,9 @@ from dare_core.knowledge.answers import answer_form, structural_token_ids
 from dare_core.knowledge.probe import Probe, write_probe
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
-from dare_core.schemas import QUARANTINE, Kind
+from dare_core.schemas import Kind
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location
 
 if TYPE_CHECKING:
     from dare_core.decoding import Request, Result
@@ -175,7 +173,12 @@ def work_off(
         ModelError, PoolError, OutOfMemoryError: see :class:`PlannedWriter`.
     """
     run_dir = settings.run_dir(plan.run_id)
-    begun = [_Desk.of(run_dir, shard) for shard in assigned if shards.read_manifest(_staged(run_dir, shard)) is None]
+    folders = [shards.staged_folder(run_dir, shard.name) for shard in assigned]
+    begun = [
+        _Desk.of(run_dir, shard)
+        for shard, folder in zip(assigned, folders, strict=True)
+        if shards.read_manifest(folder) is None
+    ]
     for desk in begun:
         if not desk.missing:
             desk.close()
@@ -186,11 +189,7 @@ def work_off(
             work.write(desks, kind, version)
             if desks[0].shard == next(first for first in plan.shards if first.kind == kind):
                 work.probe(desks[0])
-    return [shards.read_manifest(_staged(run_dir, shard)) or {} for shard in assigned]
-
-
-def _staged(run_dir: Path, shard: Shard) -> Path:
-    return run_dir / "staged" / shard.name
+    return [shards.read_manifest(folder) or {} for folder in folders]
 
 
 Batch = list[tuple[dict[str, Any], "Result"]]
@@ -206,21 +205,23 @@ class _Desk:
         longest: positions of a prompt at most.
         resumed: requests that an earlier try answered.
         parts: number of the next part.
+        attempt: names what this try writes.
         batch: results that are not staged yet.
     """
 
-    run_dir: Path
+    run_dir: Location
     shard: Shard
     requests: int
     missing: set[str]
     longest: int
     resumed: int
     parts: int
+    attempt: str
     throughput: Throughput = field(default_factory=Throughput)
     batch: Batch = field(default_factory=list)
 
     @classmethod
-    def of(cls, run_dir: Path, shard: Shard) -> "_Desk":
+    def of(cls, run_dir: Location, shard: Shard) -> "_Desk":
         asked, longest = set[str](), 0
         for piece in shards.requests(run_dir, shard.name):
             asked.update(piece["request_id"].to_pylist())
@@ -233,8 +234,14 @@ class _Desk:
             missing=asked - answered,
             longest=longest,
             resumed=len(answered),
-            parts=len(list(_staged(run_dir, shard).glob("part-*"))),
+            parts=len(list(shards.staged_parts(run_dir, [shard.name]))),
+            attempt=run_files.new_attempt(),
         )
+
+    @property
+    def folder(self) -> Location:
+        """Where its parts go."""
+        return shards.staged_folder(self.run_dir, self.shard.name)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The requests that are missing, read as they are taken."""
@@ -250,15 +257,11 @@ class _Desk:
 
     def stage(self, plan: Plan, writer: TextWriter, seconds: float) -> None:
         """Write the batch as a part that took the engine ``seconds``."""
-        folder, now = _staged(self.run_dir, self.shard), datetime.now(UTC)
-        # Parts number the checkpoints, so a failure file without its part never exists and none is overwritten.
+        now = datetime.now(UTC)
         texts = [(row, result) for row, result in self.batch if result.error is None]
         rows = [_knowledge(row, result, writer.text(result), plan, self.shard, now) for row, result in texts]
-        shards.write_part(folder, self.parts, rows, seconds)
         failures = [_failure(row, result, plan, now) for row, result in self.batch if result.error is not None]
-        if failures:
-            failed = pa.Table.from_pylist(failures, QUARANTINE)
-            run_files.write_table(folder / f"failed-{self.parts:04d}.parquet", failed)
+        shards.write_part(self.folder, self.parts, self.attempt, rows, failures, seconds)
         self.throughput.seconds += seconds
         self.parts, self.batch = self.parts + 1, []
 
@@ -266,7 +269,7 @@ class _Desk:
         """Write the manifest of a shard that nothing is missing of."""
         summary = self.throughput.summary() if self.throughput.texts or self.throughput.failed else {}
         manifest = {"shard": self.shard.name, "requests": self.requests, "resumed": self.resumed, **summary}
-        run_files.write_json(_staged(self.run_dir, self.shard) / "manifest.json", json.dumps(manifest))
+        shards.write_manifest(self.folder, self.attempt, manifest)
 
 
 class _Work:
@@ -307,7 +310,7 @@ class _Work:
         rows = list(islice(chain.from_iterable(piece.to_pylist() for piece in pieces), desk.throughput.texts))
         measured = self._writer.probe(rows, desk.throughput.tokens, desk.throughput.seconds)
         if measured is not None:
-            write_probe(_staged(desk.run_dir, desk.shard), measured)
+            write_probe(desk.folder, measured)
 
     def _checkpoint(self, desks: Sequence[_Desk]) -> None:
         """Stage what is finished; the engine's seconds since the last time are shared out by tokens."""

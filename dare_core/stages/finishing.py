@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 
@@ -85,8 +84,7 @@ def _finish(
     )
     refused = pa.concat_tables([answers.refused, outcome.quarantine, failed])
     vectors = embedder.vectors(outcome.passed) if len(outcome.passed) else []
-    to = folder(run_dir, shard.name)
-    shutil.rmtree(to, ignore_errors=True)
+    to = folder(run_dir, shard.name, attempt := run_files.new_attempt())
     run_files.write_table(to / "knowledge.parquet", outcome.passed)
     for number, table in enumerate(vectors):
         run_files.write_table(to / f"vectors-{number}.parquet", table)
@@ -94,6 +92,7 @@ def _finish(
     run_files.write_table(to / "refused.parquet", outcome.refused)
     figures = Figures(
         shard=shard.name,
+        attempt=attempt,
         kind=shard.kind,
         judged_by=judged_by,
         requests=len(asked),

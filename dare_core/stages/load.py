@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,6 +24,7 @@ from dare_core.stages.pins import release_pools
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location, matching
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.features import count_loaded, coverage
 from dare_core.warehouse.interactions import register
@@ -47,14 +47,15 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     Raises:
         QualityError: before, and nothing was loaded; or after, and the texts are there.
     """
-    planned = shards.read_plan(settings.run_dir(request.run_id))
+    run_dir = settings.run_dir(request.run_id)
+    planned = shards.read_plan(run_dir)
     domain = load_domain(settings, request.domain)
     bounds = domain.quality.features
     figures = finish(settings, planned, planned.shards, again=False)  # those that an earlier release wrote
     sums = by_kind(figures)
     with open_warehouse(settings) as (_, engine):
         measured = _record(settings, engine, request, figures)
-        _quarantine(settings, engine, planned)
+        _quarantine(run_dir, engine, figures)
         _judge_texts(settings, engine, request, figures)
         warnings = _check_features(settings, engine, request, sums, measured, bounds)
         summary = _load(settings, engine, planned, figures)
@@ -64,7 +65,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         release_pools(settings, engine, request)
         forms = in_another_form(settings, engine, request.domain) if loaded else []
         warnings += weigh(settings, request, "vectors", forms, f"the vectors of {request.domain}")
-        covered, more = _check_coverage(settings, engine, request, planned, sums, bounds)
+        covered, more = _check_coverage(settings, engine, request, figures, bounds)
     kinds = sorted(kind for kind, of_kind in sums.items() if of_kind.passed)
     return vars(summary) | {
         "generated": sum(each.texts for each in figures),
@@ -101,14 +102,15 @@ def _record(settings: Settings, engine: Engine, request: RunRequest, figures: Se
     return measured
 
 
-def _quarantine(settings: Settings, engine: Engine, planned: Plan) -> None:
-    for part in _parts(settings, planned):
+def _quarantine(run_dir: Location, engine: Engine, figures: Sequence[Figures]) -> None:
+    for each in figures:
+        part = _part(run_dir, each)
         if len(refused := run_files.read_table(part / "quarantine.parquet", QUARANTINE)):
             quarantine.record(engine, refused, run_files.read_table(part / "refused.parquet", KNOWLEDGE))
 
 
-def _parts(settings: Settings, planned: Plan) -> list[Path]:
-    return [folder(settings.run_dir(planned.run_id), shard.name) for shard in planned.shards]
+def _part(run_dir: Location, figures: Figures) -> Location:
+    return folder(run_dir, figures.shard, figures.attempt)
 
 
 def _judge_texts(settings: Settings, engine: Engine, request: RunRequest, figures: Sequence[Figures]) -> None:
@@ -168,42 +170,42 @@ def _load(settings: Settings, engine: Engine, planned: Plan, figures: Sequence[F
     return load_chunks(engine, {planned.domain: items}, widths, _chunks(settings.run_dir(planned.run_id), figures))
 
 
-def _chunks(run_dir: Path, figures: Sequence[Figures]) -> Iterator[Chunk]:
+def _chunks(run_dir: Location, figures: Sequence[Figures]) -> Iterator[Chunk]:
     """Neighbouring shards, as many as a transaction takes; each file is read when it is copied."""
-    parts: list[Path] = []
+    parts: list[Location] = []
     texts = 0
     for each in figures:
         if each.passed:
-            parts.append(folder(run_dir, each.shard))
+            parts.append(_part(run_dir, each))
             texts += each.passed
         if texts >= _TEXTS_AT_ONCE or (parts and each is figures[-1]):
             yield _knowledge(parts), _vectors(parts)
             parts, texts = [], 0
 
 
-def _knowledge(parts: Iterable[Path]) -> Iterator[pa.Table]:
+def _knowledge(parts: Iterable[Location]) -> Iterator[pa.Table]:
     return (run_files.read_table(part / "knowledge.parquet", KNOWLEDGE) for part in parts)
 
 
-def _vectors(parts: Iterable[Path]) -> Iterator[pa.Table]:
-    return (run_files.read_parquet(path) for part in parts for path in sorted(part.glob("vectors-*.parquet")))
+def _vectors(parts: Iterable[Location]) -> Iterator[pa.Table]:
+    return (run_files.read_parquet(path) for part in parts for path in matching(part, "vectors-*.parquet"))
 
 
 def _check_coverage(
     settings: Settings,
     engine: Engine,
     request: RunRequest,
-    planned: Plan,
-    sums: Mapping[Kind, Figures],
+    figures: Sequence[Figures],
     bounds: FeatureQuality,
 ) -> tuple[dict[str, float], list[str]]:
     """The share of entities that have features by now, by kind; and what is to be warned of."""
     rows: list[dict[str, Any]] = []
-    for kind in sorted(kind for kind, each in sums.items() if each.passed):
+    run_dir = settings.run_dir(request.run_id)
+    for kind in sorted({each.kind for each in figures if each.passed}):
         texts = there = 0
-        for shard in planned.shards:
-            if shard.kind == kind:
-                path = folder(settings.run_dir(planned.run_id), shard.name) / "knowledge.parquet"
+        for each in figures:
+            if each.kind == kind:
+                path = _part(run_dir, each) / "knowledge.parquet"
                 ids = run_files.read_parquet(path, ["request_id"])["request_id"].to_pylist()
                 texts += len(ids)
                 there += count_loaded(engine, settings.encoder, ids)

@@ -22,6 +22,7 @@ from dare_core.errors import InputError
 from dare_core.knowledge.shards import read_plan
 from dare_core.stages.request import RunRequest
 from dare_core.storage.beside import beside
+from dare_core.storage.locations import exists
 from dare_core.warehouse import leases
 from dare_core.warehouse.session import open_warehouse
 
@@ -84,13 +85,13 @@ def end(engine: Engine, request: RunRequest) -> None:
 def _fixed(settings: Settings, request: RunRequest) -> tuple[str, ...]:
     """What of a request must be as it was, by how far the run has come."""
     run_dir = settings.run_dir(request.run_id)
-    if (run_dir / "plan.json").exists():
+    if exists(run_dir / "plan.json"):
         if (domain := read_plan(run_dir).domain) != request.domain:
             raise InputError(
                 f"{run_dir} holds a plan of domain {domain}, not of {request.domain}: give this run an id of its own"
             )
         return tuple(request.asked())
-    return _PULLED if (run_dir / "pull.json").exists() else ()
+    return _PULLED if exists(run_dir / "pull.json") else ()
 
 
 def _signs_of_life(engine: Engine, run_id: str, owner: str) -> AbstractContextManager[None]:

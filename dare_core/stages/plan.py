@@ -24,6 +24,7 @@ from dare_core.stages.pins import pin_pool
 from dare_core.stages.rendering import prompt_room
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
+from dare_core.storage.locations import exists
 from dare_core.warehouse.renderings import (
     DUE_VERDICTS,
     Earlier,
@@ -70,7 +71,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
         ``requests``, ``shards``, ``tasks`` that they are dealt out to, ``precision``, ``funnel`` by kind, ``estimate``.
     """
     run_dir = settings.run_dir(request.run_id)
-    if not (run_dir / "plan.json").exists():
+    if not exists(run_dir / "plan.json"):
         with open_warehouse(settings) as (_, engine):
             planned = _make_plan(settings, engine, request)
         run_files.write_json(run_dir / "plan.json", planned.model_dump_json(indent=1))
@@ -166,7 +167,7 @@ def _earlier(
 ) -> Iterator[Earlier]:
     """Of a run of the past: those who show something later by now, as they were then, which its pull knows."""
     pulled = settings.run_dir(request.run_id) / "pulled" / kind
-    if not later or request.as_of is None or not pulled.exists():
+    if not later or request.as_of is None or not exists(pulled):
         yield Earlier(0, iter(()))
         return
     then = run_files.read_pieces(pulled, PULLED, _PULLED_AT_ONCE)

@@ -150,6 +150,11 @@ def _refuse_twins(path: Location, names: Sequence[str]) -> None:
         raise unreadable(path, "two of its columns have one name")
 
 
+def new_attempt() -> str:
+    """A name that no earlier try used, and that sorts after theirs."""
+    return f"{time.time_ns():020d}-{uuid4().hex[:8]}"
+
+
 def write_manifest(folder: Location, names: Sequence[str]) -> None:
     """Say, when all is written, which files of a folder make up its table; those of earlier tries do not.
 
@@ -158,8 +163,7 @@ def write_manifest(folder: Location, names: Sequence[str]) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    name = f"{_MANIFEST}{time.time_ns():020d}-{uuid4().hex[:8]}.json"
-    write_json(folder / name, json.dumps({"files": sorted(names)}))
+    write_json(folder / f"{_MANIFEST}{new_attempt()}.json", json.dumps({"files": sorted(names)}))
 
 
 def table_files(path: Location) -> list[Location]:

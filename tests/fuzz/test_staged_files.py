@@ -47,8 +47,8 @@ def read(run_dir: Path) -> pa.Table | None:
 def test_a_damaged_part_is_refused_or_holds_what_was_written(
     tmp_path: Path, texts: pa.Table, data: st.DataObject
 ) -> None:
-    path = tmp_path / "staged" / "item-0000" / "part-0000.parquet"
-    shards.write_part(path.parent, 0, texts.to_pylist(), 1.5)
+    path = tmp_path / "staged" / "item-0000" / "part-0000-try.parquet"
+    shards.write_part(path.parent, 0, "try", texts.to_pylist(), [], 1.5)
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     found = read(tmp_path)
     assert found is None or found.equals(texts)

@@ -104,7 +104,7 @@ def run(settings: Settings, engine: Engine, texts: pa.Table, run_id: str = "r") 
         of_kind = texts.filter(pc.equal(texts["kind"], kind))
         parts += shards.write_shards(run_dir, kind, of_kind.select(REQUEST.names).to_batches(), 100, None)
         if len(of_kind):
-            shards.write_part(run_dir / "staged" / f"{kind}-0000", 0, of_kind.to_pylist(), 1.0)
+            shards.write_part(run_dir / "staged" / f"{kind}-0000", 0, "try", of_kind.to_pylist(), [], 1.0)
     planned = Plan(
         run_id=run_id, domain="movies", framework="kar", decoding=Decoding("m", "t", "strict", 1, 0.0, 96),
         started_at=NOW, shards=parts, funnel={},
