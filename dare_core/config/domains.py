@@ -263,6 +263,11 @@ class Evaluation(_Section):
     min_new_events: int | None = Field(
         None, ge=1, description="a user gets another after so many; default: knowledge.min_new_events"
     )
+    max_interactions: int = Field(
+        2_000_000,
+        ge=1_000,
+        description="an evaluation reads no more: of a larger table, what some users did, the same ones each time",
+    )
     click_model: ClickModelName = "din"
     training: ClickTraining = ClickTraining()
 

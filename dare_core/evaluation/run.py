@@ -214,6 +214,7 @@ def _measured(
         ],
         "entities": {kind: sum(entity.kind == kind for entity in ground.entities) for kind in KINDS},
         "interactions": len(ground.examples),
+        "users_share": round(ground.rows.share, 6),
     }
 
 

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -47,6 +48,21 @@ def test_the_source_is_read_as_it_was_imported(movies: Domain, engine: Engine) -
     assert [one.time for one in rows.interactions] == sorted(tables["ratings"]["rated_at"].to_pylist())
     assert rows.items["50"]["title"] == "Star Wars"
     assert asdict(rows)["users"]["1"]["occupation"] == "technician"
+
+
+def test_of_a_large_table_some_users_are_read_whole_and_the_same_ones_again(movies: Domain, engine: Engine) -> None:
+    tables = read_movielens()
+    import_tables(engine, tables)
+    assert movies.evaluation is not None
+    few = movies.evaluation.model_copy(update={"max_interactions": 20_000})
+    rows = read_source(engine, movies.model_copy(update={"evaluation": few}))
+    assert rows.share == 0.2
+    assert 0.1 < len(rows.interactions) / 100_000 < 0.3
+    did = Counter(tables["ratings"]["user_id"].to_pylist())
+    assert Counter(one.user for one in rows.interactions) == {user: did[user] for user in rows.users}
+    assert set(rows.items) == {one.item for one in rows.interactions}
+    fewer = movies.evaluation.model_copy(update={"max_interactions": 10_000})
+    assert set(read_source(engine, movies.model_copy(update={"evaluation": fewer})).users) < set(rows.users)
 
 
 def test_without_the_tables_it_is_said_how_to_import_them(movies: Domain, engine: Engine) -> None:
