@@ -213,12 +213,13 @@ class Settings(BaseSettings):
     @field_validator("storage")
     @classmethod
     def _served(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                location(value)
-            except SettingError as error:
-                raise ValueError(str(error)) from None
-        return value
+        if value is None:
+            return None
+        try:
+            place = location(value)
+        except SettingError as error:
+            raise ValueError(str(error)) from None
+        return str(place.expanduser().absolute()) if isinstance(place, Path) else value
 
     @classmethod
     def settings_customise_sources(

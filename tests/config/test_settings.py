@@ -99,6 +99,29 @@ def test_variables_that_are_somebody_elses_are_left_alone(monkeypatch: pytest.Mo
     load_settings()
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ghost://bucket/dare", "no installed filesystem serves the URL ghost://bucket/dare"),
+        ("s3://key:very-secret@bucket/dare", "leave it out, and give it by environment variables"),
+    ],
+)
+def test_storage_that_nothing_serves_or_that_shows_a_password_is_refused(url: str, why: str) -> None:
+    with pytest.raises(SettingError, match=rf"storage \(DARE_STORAGE\) .*{why}") as refused:
+        load_settings(storage=url)
+    assert "very-secret" not in str(refused.value)
+
+
+def test_what_machines_share_lies_in_the_storage_and_without_one_in_the_data_folder(tmp_path: Path) -> None:
+    remote = load_settings(data_dir=tmp_path, storage="memory://bucket/dare")
+    assert str(remote.run_dir("r1")) == "memory://bucket/dare/runs/r1"
+    assert str(remote.pool_dir("movies", "item")) == "memory://bucket/dare/pools/movies/item"
+    assert remote.pool_cache_dir.is_relative_to(tmp_path)
+    assert load_settings(data_dir=tmp_path).run_dir("r1") == tmp_path / "runs" / "r1"
+    assert load_settings(storage="shared").shared == Path("shared").absolute()
+    assert load_settings(storage=f"file://{tmp_path}").data_docs_dir == tmp_path / "data_docs"
+
+
 @pytest.mark.parametrize("name", ["data_dir", "config_dir", "jdbc_driver_jar"])
 @pytest.mark.parametrize("url", ["s3://bucket/dare", "gs://bucket", "file:///data", "hdfs:/data"])
 def test_a_url_where_a_path_is_needed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
