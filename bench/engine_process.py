@@ -82,7 +82,7 @@ def engine_process(
     """
     described = {
         "settings": settings.model_dump(mode="json", exclude={"warehouse_url"}),
-        "pool": [pool.location, pool.manifest.tokenizer_hash],
+        "pool": [pool.store.location, pool.manifest.tokenizer_hash],
         "contender": contender,
         "batch_size": batch_size,
         "max_length": max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests),

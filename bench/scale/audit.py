@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -12,8 +11,11 @@ from sqlalchemy import Engine, text
 from bench.scale.source import DOMAIN
 from bench.scale.stand_ins import text_of
 from dare_core.config.settings import Settings
+from dare_core.knowledge.shards import read_plan
+from dare_core.operations.digest import finished_files
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location
 from dare_core.warehouse.connection import connected, stream, transaction
 from dare_core.warehouse.copy import copy_rows
 
@@ -134,10 +136,12 @@ def copy_parts(settings: Settings, run_id: str) -> dict[str, int]:
     return {"copied_texts": rows["knowledge"], "copied_vectors": rows["embedding"]}
 
 
-def _parts(run_dir: Path) -> Iterator[tuple[str, Path]]:
+def _parts(run_dir: Location) -> Iterator[tuple[str, Location]]:
     """The files that a run's load reads, and what is in each."""
-    yield from (("knowledge", part) for part in sorted(run_dir.rglob("knowledge.parquet")))
-    yield from (("embedding", part) for part in sorted(run_dir.rglob("vectors-*.parquet")))
+    for shard in read_plan(run_dir).shards:
+        finished = finished_files(run_dir, shard.name)
+        yield from (("knowledge", part) for part in finished.get("passed", ()))
+        yield from (("embedding", part) for part in finished.get("vectors", ()))
 
 
 def gigabytes(settings: Settings) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """``dare backup`` and ``dare restore``."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,29 +16,29 @@ app = typer.Typer()
 
 @app.command()
 def backup(
-    folder: Annotated[Path, typer.Argument(help="to make; an empty one may be there")],
+    place: Annotated[str, typer.Argument(help="a folder to make, or a URL such as s3://bucket/backups/monday")],
     as_json: Json = False,
 ) -> None:
-    """Keep the warehouse and the files of its pools, as of one moment, in a folder. Runs may go on meanwhile."""
+    """Keep the warehouse and the files of its pools, as of one moment, in a new place. Runs may go on meanwhile."""
     from dare_core.operations.backup import backup as make
 
-    _say("kept", folder, make(settings_of(), folder, on_step=lambda step: stderr.print(f"{step} …")), as_json)
+    _say("kept", place, make(settings_of(), place, on_step=lambda step: stderr.print(f"{step} …")), as_json)
 
 
 @app.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(help="that `dare backup` made")],
+    place: Annotated[str, typer.Argument(help="a folder or URL that `dare backup` wrote to")],
     as_json: Json = False,
 ) -> None:
     """Put a backup back into an empty installation, at the current schema."""
     from dare_core.operations.backup import restore as put_back
 
-    _say("restored", folder, put_back(settings_of(), folder, on_step=lambda step: stderr.print(f"{step} …")), as_json)
+    _say("restored", place, put_back(settings_of(), place, on_step=lambda step: stderr.print(f"{step} …")), as_json)
 
 
-def _say(done: str, folder: Path, manifest: "Manifest", as_json: bool) -> None:
+def _say(done: str, place: str, manifest: "Manifest", as_json: bool) -> None:
     facts = {
-        "folder": str(folder),
+        "folder": place,
         "made_at": f"{manifest.made_at:%Y-%m-%dT%H:%M:%SZ}",
         "schema_version": manifest.contents.schema_version,
         "rows": sum(manifest.rows.values()),

@@ -58,7 +58,7 @@ def generate(
     root = None
     if pool is not None:
         store = pool_store_at(pool)  # of a pool of the pipeline the warehouse knows which version is in force
-        root, pool_version = store.root, pool_version or store.current()
+        root, pool_version = store.location, pool_version or store.current()
     with progress("writing") as on_progress:
         summary = write(settings, prompts, out, root, pool_version, on_progress)
     print(json.dumps(summary))

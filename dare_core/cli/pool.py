@@ -1,8 +1,9 @@
 """``dare pool …``."""
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,14 +14,18 @@ from dare_core.cli.options import (
     settings_of,
 )
 from dare_core.cli.terminal import console, result_table
-from dare_core.config.settings import load_settings
-from dare_core.schemas import KINDS
+from dare_core.config.settings import Settings, load_settings
+from dare_core.schemas import KINDS, Kind
 from dare_core.storage.atomic import require_writable
+from dare_core.storage.locations import Location, is_folder, location
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from dare_core.pools import PoolStore
+
+#: What a domain may be called, in a pool's short name.
+_DOMAIN: Final = re.compile(r"\w[\w-]*")
 
 app = typer.Typer(help="Retrieval pools that drafts come from.", no_args_is_help=True)
 
@@ -193,17 +198,30 @@ def pool_store_at(root: str) -> "PoolStore":
     from dare_core.pools import PoolStore
 
     settings = load_settings()
-    pools = settings.data_dir.resolve() / "pools"
-    for kind in KINDS:
-        for path in (pools / root, Path(root).resolve()):  # movies/item, or the folder
-            if path.name == kind and path.parent.parent == pools and path.is_dir():
-                from dare_core.warehouse.connection import connect
-                from dare_core.warehouse.pools import pool_store
-                from dare_core.warehouse.server import serving
+    named = _of_pipeline(settings, root)
+    if named is None:
+        return PoolStore(root, cache=settings.pool_cache_dir, cache_bytes=settings.pool_cache_bytes)
+    from dare_core.warehouse.connection import connect
+    from dare_core.warehouse.pools import pool_store
+    from dare_core.warehouse.server import serving
 
-                engine = connect(held.enter_context(serving(settings)))
-                return pool_store(settings, engine, path.parent.name, kind)
-    return PoolStore(root, cache=settings.pool_cache_dir)
+    engine = connect(held.enter_context(serving(settings)))
+    return pool_store(settings, engine, *named)
+
+
+def _of_pipeline(settings: Settings, root: str) -> tuple[str, Kind] | None:
+    """Domain and kind of a pool of the pipeline, by these two or by where it lies; None: it is another one."""
+    *above, domain, last = ("", "", *Path(root).parts)
+    for kind in KINDS:
+        if kind == last and _DOMAIN.fullmatch(domain):
+            own = settings.pool_dir(domain, kind)
+            is_meant = not any(above) or _resolved(location(root.rstrip("/"))) == _resolved(own)
+            return (domain, kind) if is_meant and is_folder(own) else None
+    return None
+
+
+def _resolved(place: Location) -> Location:
+    return place.resolve() if isinstance(place, Path) else place
 
 
 def _pool_texts(knowledge: Path, model: str | None) -> "tuple[pa.Table, tuple[str, str, int]]":

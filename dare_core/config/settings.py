@@ -172,6 +172,9 @@ class Settings(BaseSettings):
     pool_group_mb: int = Field(
         512, ge=1, description="megabytes that a group of a retrieval pool may take; the least useful texts go"
     )
+    pool_cache_gb: float = Field(
+        32, gt=0, description="gigabytes of pools on object storage that this machine keeps; the longest unread go"
+    )
     pool_text_days: int | None = Field(
         None, ge=1, le=36_500, description="texts written longer ago leave retrieval pools; unset: none for their age"
     )
@@ -261,6 +264,11 @@ class Settings(BaseSettings):
     def pool_cache_dir(self) -> Path:
         """Segments of pools on object storage."""
         return self.data_dir / "pool_cache"
+
+    @property
+    def pool_cache_bytes(self) -> int:
+        """What :attr:`pool_cache_dir` may hold."""
+        return int(self.pool_cache_gb * 1_000_000_000)
 
     def run_dir(self, run_id: str) -> Location:
         """The staged files of one run."""

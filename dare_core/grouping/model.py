@@ -26,6 +26,7 @@ from dare_core.grouping.attributes import AttributeGroups
 from dare_core.grouping.clusters import ItemFactors, UserClusters
 from dare_core.storage.atomic import write_atomically
 from dare_core.storage.files import DEFAULT_CACHE, Files
+from dare_core.storage.locations import Location
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class GroupModelStore:
         cache: folder for what this host keeps of object storage.
     """
 
-    def __init__(self, pool_root: Path | str, pointer: Pointer | None = None, cache: Path = DEFAULT_CACHE) -> None:
+    def __init__(self, pool_root: Location | str, pointer: Pointer | None = None, cache: Path = DEFAULT_CACHE) -> None:
         self.files = Files(f"{str(pool_root).rstrip('/')}/grouping", cache)
         self._pointer = pointer or FilePointer(self.files.host_root / "CURRENT")
 

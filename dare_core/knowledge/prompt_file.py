@@ -15,6 +15,7 @@ from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import GENERATED
 from dare_core.storage.atomic import require_writable
+from dare_core.storage.locations import Location
 from dare_core.storage.run_files import write_table
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def generate(
     settings: Settings,
     prompts: Path,
     out: Path,
-    pool: Path | None = None,
+    pool: Location | str | None = None,
     pool_version: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def generate(
     read_prompts(prompts, lambda text: [])  # what is wrong with the file is said before the tokenizer is loaded
     tokenizer = models.load_tokenizer(settings)
     lines = read_prompts(prompts, ChatEncoder(tokenizer).encode)
-    opened = open_pool(pool, tokenizer, pool_version) if pool else None
+    opened = open_pool(settings, pool, tokenizer, pool_version) if pool else None
     writer = Writer(settings, tokenizer)
     requests = _requests(lines, settings.max_new_tokens)
     longest = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests)

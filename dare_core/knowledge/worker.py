@@ -115,7 +115,7 @@ class PlannedWriter:
         """
         root = self._settings.pool_dir(self._plan.domain, kind)
         exactly = self._settings.deterministic
-        pool = open_pool(root, self._tokenizer, pool_version, no_other=exactly) if pool_version else None
+        pool = open_pool(self._settings, root, self._tokenizer, pool_version, exactly) if pool_version else None
         new = self._plan.decoding.max_new_tokens
         form = answer_form(self._plan.framework, kind)
         structural = structural_token_ids(self._tokenizer, form) if form else frozenset[int]()

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dare_core import models
@@ -15,6 +14,7 @@ from dare_core.engines.precision import storage_of
 from dare_core.errors import OutOfMemoryError, is_out_of_memory
 from dare_core.knowledge.probe import Probe, probe
 from dare_core.pools import Pool, PoolStore
+from dare_core.storage.locations import Location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,10 +151,18 @@ class Writer:
 
 
 def open_pool(
-    root: Path, tokenizer: "PreTrainedTokenizerBase", version: str | None = None, no_other: bool = False
+    settings: Settings,
+    root: Location | str,
+    tokenizer: "PreTrainedTokenizerBase",
+    version: str | None = None,
+    no_other: bool = False,
 ) -> Pool:
-    """The pool under ``root``, checked against the tokenizer; see :meth:`Pool.open`."""
-    return Pool.open(PoolStore(root), models.tokenizer_hash(tokenizer), version, no_other)
+    """The pool under ``root``, checked against the tokenizer; see :meth:`Pool.open`.
+
+    Where it is on object storage, the cache of ``settings`` keeps what is read of it.
+    """
+    store = PoolStore(root, cache=settings.pool_cache_dir, cache_bytes=settings.pool_cache_bytes)
+    return Pool.open(store, models.tokenizer_hash(tokenizer), version, no_other)
 
 
 @contextmanager

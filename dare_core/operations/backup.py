@@ -1,8 +1,10 @@
 """``dare backup`` and ``dare restore``: the warehouse, and the files of its pools, as of one moment.
 
-<folder>/warehouse/<schema>.<table>.zst      a table's rows: PostgreSQL's binary COPY, compressed
-<folder>/pools/<domain>/<kind>/…             files as they lie below a pool's root, group models included
-<folder>/manifest.json                       what there is, with sizes and checksums; written last
+<place>/warehouse/<schema>.<table>.zst      a table's rows: PostgreSQL's binary COPY, compressed
+<place>/pools/<domain>/<kind>/…             files as they lie below a pool's root, group models included
+<place>/manifest.json                       what there is, with sizes and checksums; written last
+
+The place is a folder, or a URL that an installed filesystem serves.
 """
 
 import hashlib
@@ -24,6 +26,7 @@ from dare_core.errors import InputError, PoolError, StorageError
 from dare_core.grouping import GroupModelStore
 from dare_core.schemas import KINDS
 from dare_core.storage.files import Files
+from dare_core.storage.locations import exists, is_folder, location, matching
 from dare_core.warehouse.connection import connected
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.migrate import require_known
@@ -68,24 +71,27 @@ class Manifest(BaseModel):
     files: dict[str, Kept]
 
 
-def backup(settings: Settings, folder: Path, on_step: Callable[[str], None] = lambda step: None) -> Manifest:
-    """Keep the warehouse, and all registered versions of its pools, in a new folder. Runs may go on meanwhile.
+def backup(settings: Settings, place: str | Path, on_step: Callable[[str], None] = lambda step: None) -> Manifest:
+    """Keep the warehouse, and all registered versions of its pools, in a new place. Runs may go on meanwhile.
 
     A backup is whole when its manifest is there. What breaks off leaves none, and where it can nothing at all.
 
     Args:
         settings: in force.
-        folder: to make; an empty one may be there.
+        place: a folder to make, or a URL that nothing lies below; an empty folder may be there.
         on_step: told what begins.
 
     Raises:
-        StorageError: the folder is not empty, or cannot be written.
+        SettingError: no installed filesystem serves the URL.
+        StorageError: the place is not empty, or cannot be written.
         PoolError: a registered version is damaged.
         WarehouseError: the warehouse has no tables, or breaks off.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(f"{folder} is there and not empty; a backup wants a folder of its own: name a new one")
-    made = _Made(Files(str(folder.absolute())))
+    target = _files(place)
+    at = location(target.location)
+    if exists(at) and (not is_folder(at) or matching(at)):
+        raise StorageError(f"{place} is there and not empty; a backup wants a folder of its own: name a new one")
+    made = _Made(target)
     with serving(settings) as url, connected(url) as engine:
         try:
             with keep_versions(engine), snapshot(engine) as now:
@@ -108,7 +114,7 @@ def backup(settings: Settings, folder: Path, on_step: Callable[[str], None] = la
     return manifest
 
 
-def restore(settings: Settings, folder: Path, on_step: Callable[[str], None] = lambda step: None) -> Manifest:
+def restore(settings: Settings, place: str | Path, on_step: Callable[[str], None] = lambda step: None) -> Manifest:
     """Put a backup back into an empty installation. What breaks off leaves the warehouse empty, and can be run again.
 
     Files of pools come first, which mean nothing without the warehouse; then all rows in one transaction, which brings
@@ -116,14 +122,16 @@ def restore(settings: Settings, folder: Path, on_step: Callable[[str], None] = l
 
     Args:
         settings: in force.
-        folder: that :func:`backup` made.
+        place: that :func:`backup` wrote to.
         on_step: told what begins.
 
     Raises:
+        SettingError: no installed filesystem serves the URL.
+        StorageError: it cannot be reached.
         InputError: it is no whole backup; names the file that is missing or damaged.
         WarehouseError: the warehouse is not empty, or older than the backup's release.
     """
-    source = Files(str(folder.absolute()))
+    source = _files(place)
     manifest = _read_manifest(source)
     contents = manifest.contents
     with serving(settings) as url, connected(url) as engine:
@@ -154,6 +162,11 @@ def restore(settings: Settings, folder: Path, on_step: Callable[[str], None] = l
     return manifest
 
 
+def _files(place: str | Path) -> Files:
+    found = location(place)
+    return Files(str(found.absolute() if isinstance(found, Path) else found))
+
+
 class _Made:
     """The files of a backup as they are written."""
 
@@ -169,9 +182,10 @@ class _Made:
         self.files[name] = Kept(size=counted.size, sha256=counted.digest.hexdigest())
 
     def discard(self) -> None:
-        """Remove what was written."""
-        for name in self.files:
-            self.target.remove(name)
+        """Remove what was written, as far as the place can be reached."""
+        with suppress(StorageError):
+            for name in self.files:
+                self.target.remove(name)
         if self.target.local:
             for path in sorted(self.target.local.rglob("*"), reverse=True):
                 with suppress(OSError):  # of a file, or of a folder that somebody else has used

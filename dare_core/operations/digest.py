@@ -8,23 +8,26 @@ Runs are comparable when they saw the same of the source, that is under one ``as
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from sqlalchemy import Column, ColumnElement, Engine, Table, Text, cast, func, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from dare_core.config.settings import Settings
 from dare_core.errors import InputError, PoolError
-from dare_core.knowledge import shards
+from dare_core.knowledge import figures, shards
 from dare_core.pools import PoolStore
 from dare_core.pools.index import START
 from dare_core.schemas import KINDS, Kind
+from dare_core.storage.atomic import is_scratch
+from dare_core.storage.locations import Location, exists, is_folder, matching
+from dare_core.storage.run_files import read_parquet, table_files
 from dare_core.warehouse import tables
 from dare_core.warehouse.pools import pool_store
 
@@ -42,18 +45,9 @@ _OF_TABLE: Final[dict[str, frozenset[str]]] = {
 }
 #: What a row of a staged file is named by, as far as it has it.
 _KEYS: Final = ("domain", "kind", "entity_id", "request_id", "rule", "encoder")
-#: The files of runs that later stages read, by what they hold.
-_STAGED: Final = {
-    **{f"{stage}.{kind}": f"*/{stage}/{kind}/*.parquet" for stage in ("pulled", "grouped") for kind in KINDS},
-    "due": "*/shards/*.parquet",
-    "requests": "*/requests/*.parquet",
-    "texts": "*/staged/*/part-*.parquet",
-    "failed": "*/staged/*/failed-*.parquet",
-    "passed": "*/finished/*/knowledge.parquet",
-    "refused": "*/finished/*/quarantine.parquet",
-    "vectors": "*/finished/*/vectors-*.parquet",
-}
 _ROWS_AT_ONCE: Final = 10_000
+#: Tables of a run's shard.
+_Read = Callable[[Location, str], Iterable[pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -96,8 +90,13 @@ def parts(settings: Settings, engine: Engine) -> Iterator[tuple[str, Iterator[Ro
         yield f"warehouse.{table.name}", _table_rows(engine, table)
     for domain, kind in _pools(engine):
         yield f"pool.{domain}.{kind}", _pool_rows(pool_store(settings, engine, domain, kind))
-    for name, pattern in _STAGED.items():
-        yield f"staged.{name}", _file_rows(sorted((settings.data_dir / "runs").glob(pattern)))
+    runs = [path for path in matching(settings.runs_dir) if not is_scratch(path.name)]
+    for stage in ("pulled", "grouped"):
+        for kind in KINDS:
+            yield f"staged.{stage}.{kind}", _rows(table for run in runs for table in _folder(run / stage / kind))
+    planned = [(run, shard.name) for run in runs if exists(run / "plan.json") for shard in shards.read_plan(run).shards]
+    for name, read in _OF_SHARDS.items():
+        yield f"staged.{name}", _rows(table for run, shard in planned for table in read(run, shard))
 
 
 def unfinished(settings: Settings, engine: Engine) -> list[str]:
@@ -106,7 +105,7 @@ def unfinished(settings: Settings, engine: Engine) -> list[str]:
     Such are shards whose manifest says more than their parts hold, pool versions whose files are not all there, texts
     whose validity ends before it begins, and valid texts without a vector of the encoder in force.
     """
-    found = [problem for run in sorted((settings.data_dir / "runs").glob("*")) for problem in _broken_shards(run)]
+    found = [problem for run in matching(settings.runs_dir) for problem in _broken_shards(run)]
     for domain, kind in _pools(engine):
         store = pool_store(settings, engine, domain, kind)
         for version in store.register.versions():
@@ -117,8 +116,50 @@ def unfinished(settings: Settings, engine: Engine) -> list[str]:
     return [*found, *_broken_texts(engine)]
 
 
-def _broken_shards(run_dir: Path) -> Iterator[str]:
-    if not (run_dir / "plan.json").exists():
+def finished_files(run_dir: Location, shard: str) -> dict[str, list[Location]]:
+    """The files of a finished shard by what they hold: ``passed``, ``refused``, ``vectors``; none before it is."""
+    if figures.read_figures(run_dir, shard) is None:
+        return {}
+    folder = figures.folder(run_dir, shard)
+    return {
+        "passed": [folder / "knowledge.parquet"],
+        "refused": [folder / "quarantine.parquet"],
+        "vectors": matching(folder, "vectors-*.parquet"),
+    }
+
+
+def _finished(what: str) -> _Read:
+    return lambda run, shard: map(read_parquet, finished_files(run, shard).get(what, ()))
+
+
+def _due(run_dir: Location, shard: str) -> Iterator[pa.Table]:
+    if exists(path := run_dir / "shards" / f"{shard}.parquet"):
+        yield read_parquet(path)
+
+
+def _requests(run_dir: Location, shard: str) -> Iterable[pa.Table]:
+    with suppress(InputError):  # it is not rendered, or missing
+        return shards.requests(run_dir, shard)
+    return ()
+
+
+#: What later stages read of a shard, by what it holds.
+_OF_SHARDS: Final[dict[str, _Read]] = {
+    "due": _due,
+    "requests": _requests,
+    "texts": lambda run, shard: [shards.read_staged(run, [shard])[0]],
+    "failed": lambda run, shard: [shards.read_staged(run, [shard])[1]],
+    **{what: _finished(what) for what in ("passed", "refused", "vectors")},
+}
+
+
+def _folder(folder: Location) -> Iterator[pa.Table]:
+    if is_folder(folder):
+        yield from map(read_parquet, table_files(folder))
+
+
+def _broken_shards(run_dir: Location) -> Iterator[str]:
+    if is_scratch(run_dir.name) or not exists(run_dir / "plan.json"):
         return
     for shard in shards.read_plan(run_dir).shards:
         try:
@@ -195,9 +236,9 @@ def _pool_rows(store: PoolStore) -> Iterator[Row]:
                 yield Row(_hash(key), _hash([*key, tokens.tolist()]))
 
 
-def _file_rows(files: Iterable[Path]) -> Iterator[Row]:
-    for path in files:
-        for row in pq.read_table(path).to_pylist():
+def _rows(tables_read: Iterable[pa.Table]) -> Iterator[Row]:
+    for table in tables_read:
+        for row in table.to_pylist():
             said = {
                 name: value is not None if isinstance(value, datetime) and name not in _MOMENTS_OF_SOURCE else value
                 for name, value in row.items()

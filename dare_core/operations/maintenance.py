@@ -1,7 +1,6 @@
 """What `maintain` does, one function for each of its tasks; each can be run at any time and again."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dare_core.pools import PoolStore, retention
 from dare_core.quality import data_docs
 from dare_core.schemas import KINDS
 from dare_core.storage.atomic import is_scratch, scratch_name
+from dare_core.storage.locations import Location, files_below, files_in, is_folder, matching, remove, remove_folder
 from dare_core.warehouse import leases, quarantine, upkeep
 from dare_core.warehouse.pools import pool_store
 from dare_core.warehouse.runs import run_state
@@ -59,21 +59,29 @@ def expire_runs(settings: Settings) -> dict[str, Any]:
 
     A run that is under way stays, however long it has waited.
     """
-    runs = settings.data_dir / "runs"
     removed = size = 0
     busy = _under_way(settings)
-    folders = [path for path in runs.glob("*") if path.is_dir()]
+    folders = [path for path in matching(settings.runs_dir) if is_folder(path)]
     for folder in folders:
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        if folder.name in busy or not _is_old(settings, max(path.stat().st_mtime for path in (folder, *files))):
+        if folder.name in busy:
             continue
-        size += sum(path.stat().st_size for path in files)
-        # Whole or gone: what breaks off has another name by then, and is removed the next time.
-        gone = folder if is_scratch(folder.name) else folder.rename(scratch_name(folder))
-        os.utime(gone, (0, 0))
-        shutil.rmtree(gone)
-        removed += 1
+        files = files_below(folder)
+        written = [file.written for file in files] + ([folder.stat().st_mtime] if isinstance(folder, Path) else [])
+        if _is_old(settings, max(written, default=0.0)):
+            _remove_run(folder)
+            size += sum(file.size for file in files)
+            removed += 1
     return {"removed": removed, "bytes": size, "left": len(folders) - removed}
+
+
+def _remove_run(folder: Location) -> None:
+    """Remove a run's folder. What breaks off is no run any more, and as old: it is removed the next time."""
+    if isinstance(folder, Path):
+        folder = folder if is_scratch(folder.name) else folder.rename(scratch_name(folder))
+        os.utime(folder, (0, 0))
+    else:
+        remove(folder / "plan.json")
+    remove_folder(folder)
 
 
 def expire_data_docs(settings: Settings) -> dict[str, Any]:
@@ -88,23 +96,30 @@ def expire_files(settings: Settings) -> dict[str, Any]:
     Returns:
         How many files of ``evaluation`` and ``logs``, and lines of ``alerts``, were removed.
     """
-    evaluation, logs = settings.data_dir / "evaluation", settings.data_dir / "airflow" / "logs"
-    vllm = settings.data_dir / "vllm"
+    evaluated = [
+        file
+        for domain in matching(settings.shared / "evaluation")
+        for file in files_in(settings.evaluation_dir(domain.name))
+        if time.time() - file.written > settings.keep_evaluation_days * _DAY
+    ]
+    for file in evaluated:
+        remove(file.path)
+    logs, vllm = settings.data_dir / "airflow" / "logs", settings.data_dir / "vllm"
     return {
-        "evaluation": _remove_old(evaluation.glob("*/texts/*"), settings.keep_evaluation_days),
+        "evaluation": len(evaluated),
         # Of Airflow's components each has one file, which it keeps open, beside the folders of its tasks.
-        "logs": _remove_old((*logs.glob("*/**/*"), *vllm.glob("*.log")), settings.keep_log_days, logs),
+        "logs": _remove_old((*logs.glob("*/**/*"), *vllm.glob("*.log")), settings.keep_log_days),
         "alerts": alerts.expire_alerts(settings)["removed"],
     }
 
 
-def _remove_old(paths: Iterable[Path], days: float, folder: Path | None = None) -> int:
-    """Remove the files that nobody wrote to for so long, and below ``folder`` the folders that this leaves empty."""
+def _remove_old(paths: Iterable[Path], days: float) -> int:
+    """Remove the files that nobody wrote to for so long, and the folders that this leaves empty."""
     removed = 0
     for path in sorted(paths, reverse=True):  # a folder after what is in it
         with suppress(OSError):  # somebody else was quicker, or has written into the folder
             if path.is_dir() and not path.is_symlink():
-                if folder is not None and time.time() - path.stat().st_mtime > _FRESH:
+                if time.time() - path.stat().st_mtime > _FRESH:
                     path.rmdir()
             elif time.time() - path.lstat().st_mtime > days * _DAY:
                 path.unlink()

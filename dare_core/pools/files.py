@@ -6,17 +6,20 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from dare_core.errors import PoolError, StorageError
 from dare_core.pools.segments import Segment, SegmentEntry
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import appearing, write_atomically
 from dare_core.storage.files import DEFAULT_CACHE, Files
+from dare_core.storage.locations import fetched
 
 DEFAULT_CACHE_BYTES: Final = 32 << 30
+#: Copies that nobody has read for so long go when the next segment is fetched, however much room there is.
+KEPT_UNREAD_SECONDS: Final = 14 * 24 * 3600
 _CHUNK: Final = 1 << 20
 #: Seconds after which the cache takes a segment's use for another one than the last.
 _SAME_USE: Final = 3600
@@ -36,7 +39,7 @@ class PoolFiles(Files):
 
     def __init__(self, root: str, cache: Path = DEFAULT_CACHE, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         super().__init__(root, cache)
-        self._cache_bytes = cache_bytes
+        self.cache, self.cache_bytes = cache, cache_bytes
         #: Where segments lie on this host.
         self._segments = f"{self.local or cache}/segments"
         self._notes = self.host_root / "verified" / f"{socket.gethostname()}.json"
@@ -95,21 +98,26 @@ class PoolFiles(Files):
         """Files of the cache's folder, as :meth:`names`; none where the root is local. All roots share the cache."""
         if self.local:
             return {}
-        return {path.name: path.stat().st_mtime for path in (self._cache / folder).glob("*") if path.is_file()}
+        return {path.name: path.stat().st_mtime for path in (self.cache / folder).glob("*") if path.is_file()}
 
-    def read_copy(self, name: str) -> bytes:
-        """The bytes of a file of the cache.
+    @contextlib.contextmanager
+    def as_local(self, name: str) -> Iterator[Path]:
+        """A file of the root, or else of the cache, as a local one for the time of a block.
 
         Raises:
-            FileNotFoundError: there is none.
+            StorageError: the store cannot be reached.
         """
-        return (self._cache / name).read_bytes()
+        if self.local or not self.exists(name):
+            yield (self.local or self.cache) / name
+            return
+        with fetched(self._root / name) as copy:
+            yield copy
 
     def remove_copies(self, names: Collection[str]) -> None:
         """Remove what this host, and others that share the folder, keep of files: copies and notes of checks."""
         if self.local is None:
             for name in names:
-                (self._cache / name).unlink(missing_ok=True)
+                (self.cache / name).unlink(missing_ok=True)
         gone = {Path(name).name for name in names}
         for notes in self._notes.parent.glob("*.json"):
             checked = _read(notes)
@@ -150,30 +158,41 @@ class PoolFiles(Files):
         if not anew:
             with contextlib.suppress(PoolError):
                 return self._verify(path, entry)
-        if entry.size > self._cache_bytes:
-            raise PoolError(
-                f"segment {entry.sha256} has {entry.size} bytes, more than the cache {self._cache} may hold"
-            )
+        if entry.size > self.cache_bytes:
+            raise PoolError(f"segment {entry.sha256} has {entry.size} bytes, more than the cache {self.cache} may hold")
+        self._make_room(entry.size)
+        digest = hashlib.sha256()
         try:
-            data = self.read(f"segments/{entry.sha256}")
+            with (
+                self.reading(f"segments/{entry.sha256}") as file,
+                appearing(path, durable=True) as scratch,
+                scratch.open("wb") as copy,
+            ):
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                if digest.hexdigest() != entry.sha256:
+                    raise PoolError(f"{self._root}/segments/{entry.sha256} is damaged: its checksum is wrong")
         except FileNotFoundError:
             raise PoolError(f"{self._root}/segments/{entry.sha256} is missing") from None
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise PoolError(f"{self._root}/segments/{entry.sha256} is damaged: its checksum is wrong")
-        self._make_room(entry.size)
-        write_atomically(path, data)
         return self._verify(path, entry)
 
     def _make_room(self, size: int) -> None:
-        # A file that a process has mapped stays readable for it after it is removed here.
-        with contextlib.suppress(FileNotFoundError):
-            files = sorted(Path(self._segments).iterdir(), key=lambda path: path.stat().st_atime_ns)
-            held = sum(path.stat().st_size for path in files)
-            for path in files:
-                if held + size <= self._cache_bytes:
-                    break
-                held -= path.stat().st_size
-                path.unlink()
+        """Remove copies until another one fits, the longest unread first; and those that nobody reads any more.
+
+        The latter may be of texts that were forgotten: no version names them, but this host cannot know it. A file that
+        a process has mapped stays readable for it.
+        """
+        files = list[tuple[int, int, Path]]()
+        for path in Path(self._segments).glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another process has made room
+                files.append(((status := path.stat()).st_atime_ns, status.st_size, path))
+        held = sum(size for _, size, _ in files)
+        for read, freed, path in sorted(files):
+            if held + size <= self.cache_bytes and time.time() - read / 1e9 < KEPT_UNREAD_SECONDS:
+                break
+            path.unlink(missing_ok=True)
+            held -= freed
 
 
 def _seen(status: os.stat_result, entry: SegmentEntry) -> list[int]:

@@ -65,9 +65,9 @@ class Pool:
         raise damage
 
     @property
-    def location(self) -> str:
-        """The root of its store, from where another process may open the same version."""
-        return self._store.location
+    def store(self) -> PoolStore:
+        """Where it lies, so that another process may open the same version."""
+        return self._store
 
     @property
     def segments(self) -> NDArray[np.void]:

@@ -3,14 +3,15 @@
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
 from dare_core.pools.builder import PoolBuilder
-from dare_core.pools.files import PoolFiles
 from dare_core.pools.manifest import PoolManifest
 from dare_core.pools.register import VERSION
 from dare_core.pools.segments import Segment, SegmentEntry, entity_hash, text_hash
@@ -21,6 +22,28 @@ log = logging.getLogger(__name__)
 
 #: A file that no version names is removed when it is older: a builder at work may be about to name it.
 _GRACE_SECONDS: Final = 24 * 3600
+
+
+class Whose(NamedTuple):
+    """What stands for entities, and for texts of nobody knows whom, in a segment's rows."""
+
+    entities: NDArray[np.uint64]
+    texts: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, entities: Iterable[str], texts: Iterable[Sequence[int]] = ()) -> "Whose":
+        """Of ids, and of token ids."""
+        return cls(
+            np.array([entity_hash(entity) for entity in entities], np.uint64),
+            np.array([text_hash(token_ids) for token_ids in texts], np.uint64),
+        )
+
+    def are_in(self, segment: Path) -> bool:
+        """Whether a segment's file holds a text of theirs, or cannot be read."""
+        try:
+            return not Segment.map(segment).without(*self).all()
+        except PoolError:
+            return True
 
 
 def rollback(store: PoolStore, version: str | None = None) -> PoolManifest:
@@ -95,13 +118,13 @@ def forget(store: PoolStore, entities: Iterable[str], texts: Iterable[Sequence[i
     """
     before = store.current()
     base = store.manifest(before)
-    hashes, unnamed = _hashes(entities, texts)
+    whose = Whose.of(entities, texts)
     builder = PoolBuilder(store, base.model, base.tokenizer_hash, base.vocabulary, base.scheme)
     groups: dict[str, list[SegmentEntry]] = {}
     for name, part in base.groups.items():
         segments = [store.segment(entry) for entry in part.segments]
-        groups[name] = builder.thin_out(part.segments, segments, [one.without(hashes, unnamed) for one in segments])
-    return builder.put_in_force(groups, base.halvings, {*base.forgotten, *hashes.tolist()}, before)
+        groups[name] = builder.thin_out(part.segments, segments, [one.without(*whose) for one in segments])
+    return builder.put_in_force(groups, base.halvings, {*base.forgotten, *whose.entities.tolist()}, before)
 
 
 def purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[int]] = ()) -> list[str]:
@@ -146,9 +169,12 @@ def _purge(store: PoolStore, entities: Sequence[str], texts: Sequence[Sequence[i
 
 def holding(store: PoolStore, entities: Iterable[str], texts: Iterable[Sequence[int]] = ()) -> list[str]:
     """The segments' files that hold a text of these entities, or cannot be read, whichever version names them."""
-    hashes, unnamed = _hashes(entities, texts)
-    names = [f"segments/{name}" for name in {**store.files.names("segments"), **store.files.copies("segments")}]
-    return [name for name in names if not _is_without(store.files, name, hashes, unnamed)]
+    whose, found = Whose.of(entities, texts), list[str]()
+    for name in {**store.files.names("segments"), **store.files.copies("segments")}:
+        with suppress(FileNotFoundError), store.files.as_local(f"segments/{name}") as path:
+            if whose.are_in(path):
+                found.append(f"segments/{name}")
+    return found
 
 
 def _may_name(store: PoolStore, version: str, files: Collection[str]) -> bool:
@@ -157,23 +183,3 @@ def _may_name(store: PoolStore, version: str, files: Collection[str]) -> bool:
         return any(f"segments/{entry.sha256}" in files for entry in store.manifest(version).segments)
     except PoolError:
         return True
-
-
-def _is_without(files: PoolFiles, name: str, entities: NDArray[np.uint64], texts: NDArray[np.uint64]) -> bool:
-    try:
-        if files.local:
-            segment = Segment.map(files.local / name)
-        else:
-            data = files.read(name) if files.exists(name) else files.read_copy(name)
-            segment = Segment.of_bytes(data, name)
-    except (PoolError, FileNotFoundError):
-        return False
-    return bool(segment.without(entities, texts).all())
-
-
-def _hashes(entities: Iterable[str], texts: Iterable[Sequence[int]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """What stands for entities and for texts in a segment's rows."""
-    return (
-        np.array([entity_hash(entity) for entity in entities], np.uint64),
-        np.array([text_hash(token_ids) for token_ids in texts], np.uint64),
-    )

@@ -16,6 +16,7 @@ from dare_core.pools.manifest import PoolManifest
 from dare_core.pools.register import VERSION, FileRegister, Register
 from dare_core.pools.segments import Segment, SegmentEntry
 from dare_core.storage.files import DEFAULT_CACHE
+from dare_core.storage.locations import Location
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class PoolStore:
 
     def __init__(
         self,
-        root: Path | str,
+        root: Location | str,
         register: Register | None = None,
         cache: Path = DEFAULT_CACHE,
         cache_bytes: int = DEFAULT_CACHE_BYTES,

@@ -157,7 +157,8 @@ def _holding(engine: Engine, locked: str) -> Iterator[bool]:
 def pool_store(settings: Settings, engine: Engine, domain: str, kind: Kind) -> PoolStore:
     """The pool of one kind; which version is in force and which are in use, the warehouse says."""
     root = settings.pool_dir(domain, kind)
-    return PoolStore(root, WarehouseRegister(engine, domain, kind, str(root)), settings.pool_cache_dir)
+    register = WarehouseRegister(engine, domain, kind, str(root))
+    return PoolStore(root, register, settings.pool_cache_dir, settings.pool_cache_bytes)
 
 
 def current_pool(engine: Engine, domain: str, kind: str) -> dict[str, Any] | None:

@@ -87,8 +87,11 @@ class VllmEngine(TextEngine):
     def _job(self, pool: Pool | None, drafter: dict[str, Any] | None) -> dict[str, Any]:
         config = self._config
         return {
-            "pool": pool and {"root": pool.location, "version": pool.manifest.version,
-                              "tokenizer_hash": pool.manifest.tokenizer_hash},
+            "pool": pool and {
+                "root": pool.store.location, "cache": str(pool.store.files.cache.absolute()),
+                "cache_bytes": pool.store.files.cache_bytes, "version": pool.manifest.version,
+                "tokenizer_hash": pool.manifest.tokenizer_hash,
+            },
             "rule": asdict(config.rule),
             "ends": sorted(config.eos_token_ids),
             "structural": sorted(config.structural_token_ids),

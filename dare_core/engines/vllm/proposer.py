@@ -11,6 +11,7 @@ vLLM imports this module after its worker has started, and Numba with it (see :m
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -75,16 +76,18 @@ class PoolProposer:
         """Set out for a run: what to draft from, and what passes.
 
         Args:
-            job: ``pool`` (``root``, ``version``, ``tokenizer_hash``; or None), ``rule`` (fields of
-                :class:`~dare_core.decoding.verification.Rule`), ``ends``, ``structural`` (token ids), ``nodes`` of a
-                draft tree, ``budget``, and arguments of :class:`PoolDrafter` as ``drafter``; None drafts nothing.
+            job: ``pool`` (``root``, ``cache``, ``cache_bytes``, ``version``, ``tokenizer_hash``; or None), ``rule``
+                (fields of :class:`~dare_core.decoding.verification.Rule`), ``ends``, ``structural`` (token ids),
+                ``nodes`` of a draft tree, ``budget``, and arguments of :class:`PoolDrafter` as ``drafter``; None drafts
+                nothing.
 
         Raises:
             PoolError: the version cannot be opened.
         """
-        pool = job["pool"] and Pool.open(
-            PoolStore(job["pool"]["root"]), job["pool"]["tokenizer_hash"], job["pool"]["version"]
-        )
+        pool = None
+        if asked := job["pool"]:
+            store = PoolStore(asked["root"], cache=Path(asked["cache"]), cache_bytes=asked["cache_bytes"])
+            pool = Pool.open(store, asked["tokenizer_hash"], asked["version"])
         options = job.get("drafter")
         self._ends = frozenset(job["ends"])
         self._measured_budget = job["budget"] == "measured"

@@ -4,7 +4,7 @@
 standard input with one of standard output::
 
     {"version": "0.32.0", "vocabulary": 49152, "load_seconds": 21.5, "step_seconds": {"1": {"0": 0.04, …}, …}}
-    {"begin": {"pool": {"root": "…", "version": "…", "tokenizer_hash": "…"}, "max_sequences": 16, …}}
+    {"begin": {"pool": {"root": "…", "version": "…", …}, "max_sequences": 16, …}}
     {"begun": true}
     {"add": [["id", "group", [1, 2], 64]], "each_step": false}
     {"tokens": [["id", [4, 5]]], "results": [["id", [4, 5, …], {"draft_group": "…", "error": null, …}]], "seconds": 1.9}

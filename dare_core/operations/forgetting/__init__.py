@@ -2,16 +2,16 @@
 
 The order makes a broken-off try safe to repeat: first what is known of the entity is written down, then rows go from
 the warehouse in one transaction, then texts from pools and group models, then files. What was written down goes last,
-once nothing was found.
+once nothing was found. It lies on the shared storage, so that any machine goes on.
 
-<data_dir>/forgetting/<hash>.json    what is being looked for; there while a try is unfinished
+<storage>/forgetting/<hash>.json    what is being looked for; there while a try is unfinished
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine
 
@@ -23,9 +23,11 @@ from dare_core.operations.forgetting import clean, find, prove
 from dare_core.operations.forgetting.files import JOURNAL, DataFiles
 from dare_core.operations.forgetting.traces import Entities, Sought, Traces, shown, storable
 from dare_core.pools import retention
+from dare_core.pools.files import KEPT_UNREAD_SECONDS
 from dare_core.schemas import KINDS
 from dare_core.stages.request import RunRequest
 from dare_core.storage.atomic import write_atomically
+from dare_core.storage.locations import exists, read_bytes, remove
 from dare_core.warehouse import leases
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.imported import source_copies
@@ -33,6 +35,13 @@ from dare_core.warehouse.pools import pool_store
 from dare_core.warehouse.runs import record_run, unfinished_runs
 from dare_core.warehouse.server import cluster
 from dare_core.warehouse.session import open_warehouse
+
+#: Said where machines share a storage.
+_OTHER_MACHINES: Final = (
+    "the data folders of other machines, which hold logs, and copies of pools' segments that nobody opens any more: "
+    "run the same there, or remove their pool_cache; a machine that goes on fetching segments drops what it has not read "
+    f"for {KEPT_UNREAD_SECONDS // 86_400} days"
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,9 @@ class Forgotten:
         rows: removed or changed, by table.
         pool_versions: removed, of the kind's retrieval pool.
         group_models: versions removed.
-        files: changed, removed or written anew, below ``data_dir``.
+        files: changed, removed or written anew: below ``data_dir``, or on the shared storage by their whole names.
         tables, columns, searched_rows: what of the warehouse was searched.
-        searched_files, searched_bytes: what of ``data_dir``; the bytes as they are on disk.
+        searched_files, searched_bytes: what of ``data_dir`` and the shared storage; the bytes as they are stored.
         searched_segments: segments of retrieval pools.
         found: where something was found; empty when the entities are forgotten.
         out_of_reach: what may hold them and is not the platform's to remove.
@@ -79,6 +88,7 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         InputError: an id is not known, or a run of the domain is in progress.
         SettingError: there is no such domain.
         PoolError: the pool or group model in force is damaged, or somebody else publishes a pool meanwhile.
+        StorageError: the shared storage cannot be reached, or a file cannot be written.
         WarehouseError: the warehouse breaks off.
     """
     domain = load_domain(settings, who.domain)
@@ -91,12 +101,12 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
                 f"{_section(domain, who).table!r}, column {_section(domain, who).id!r}"
             )
         on_step("gathering what is known")
-        journal = settings.data_dir / JOURNAL / f"{_digest(who)}.json"
         files = DataFiles(settings, engine, domain, who)
         traces = find.traces(engine, who, files)
-        if journal.exists():
-            traces |= Traces.of_json(journal.read_bytes())
-        write_atomically(journal, traces.to_json().encode())
+        journals = [place / JOURNAL / f"{_digest(who)}.json" for place in files.places]
+        for journal in filter(exists, journals):  # an earlier one is elsewhere where the storage was moved since
+            traces |= Traces.of_json(read_bytes(journal))
+        write_atomically(journals[-1], traces.to_json().encode())
 
         on_step("removing rows")
         removed = clean.remove_rows(engine, who, copies)
@@ -122,7 +132,8 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
             )
             found += searched[-1].found
     if not found:
-        journal.unlink()
+        for journal in journals:
+            remove(journal)
     return Forgotten(
         rows={table: count for table, count in removed.items() if count},
         pool_versions=versions,
@@ -135,7 +146,7 @@ def forget(settings: Settings, who: Entities, on_step: Callable[[str], None] = l
         searched_bytes=sum(part.size for part in searched),
         searched_segments=of_files.segments,
         found=found,
-        out_of_reach=_out_of_reach(domain, who, bool(copies), embedded),
+        out_of_reach=_out_of_reach(domain, who, bool(copies), embedded, len(files.places) > 1),
     )
 
 
@@ -151,7 +162,7 @@ def refuse_runs(settings: Settings, engine: Engine, domain: str) -> None:
         InputError: there are some of this domain; names them all and says what to do.
     """
     found = leases.under_way(engine, domain, timedelta(hours=settings.deadline_hours))
-    under_way = [run for run in found if settings.run_dir(run.run_id).exists()]
+    under_way = [run for run in found if exists(settings.run_dir(run.run_id))]
     for run_id in set(unfinished_runs(engine, domain)).difference(run.run_id for run in under_way):
         record_run(engine, run_id, state="failed", finished_at=datetime.now(UTC))
         for kind in KINDS:
@@ -192,7 +203,7 @@ def _grouped(who: Entities) -> dict[str, Sequence[str]]:
     return {"users": who.ids} if who.kind == "user" else {"items": who.ids}
 
 
-def _out_of_reach(domain: Domain, who: Entities, has_copies: bool, embedded: bool) -> list[str]:
+def _out_of_reach(domain: Domain, who: Entities, has_copies: bool, embedded: bool, is_shared: bool) -> list[str]:
     section = _section(domain, who)
     source = (
         "a repeated `dare source import` brings the source's rows back, though no text; forget again after it"
@@ -202,6 +213,7 @@ def _out_of_reach(domain: Domain, who: Entities, has_copies: bool, embedded: boo
     )
     return [
         source,
+        *([_OTHER_MACHINES] if is_shared else []),
         "what was exported out of the data folder: features, texts of pools, comparisons, models trained on them",
         "Airflow's own database, where messages of failed tasks may name ids: `airflow db clean`",
         "backups and copies of the data folder: the operator's to expire"

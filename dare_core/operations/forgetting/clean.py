@@ -14,12 +14,13 @@ from psycopg import sql
 from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
-from dare_core.operations.forgetting.files import DataFiles
+from dare_core.operations.forgetting.files import DataFile, DataFiles
 from dare_core.operations.forgetting.traces import OWN, Entities, Sought, Traces
 from dare_core.pools import PoolStore, retention
 from dare_core.reports.facts import gather
 from dare_core.reports.page import report_path, write_report
-from dare_core.storage.atomic import is_scratch, write_atomically
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.locations import exists, remove
 from dare_core.storage.run_files import write_table
 from dare_core.warehouse.connection import driver_cursor, lock, lock_knowledge, transaction
 from dare_core.warehouse.entities import leave_tombstones, remove_from_histories
@@ -103,50 +104,51 @@ def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Tr
     sought = files.sought(traces)
     requests = pa.array(sorted(traces.request_ids), pa.string())
     changed, reports = set[str](), set[str]()
-    for path, parts in files.walk():
-        if path.suffix == ".parquet":
-            done = _clean_table(files, path, parts, requests)
-        elif is_scratch(path.name) and files.may_be_ours(parts) and parts[0] in ("runs", "evaluation", "pools"):
-            path.unlink()  # a broken-off write; nobody writes while no run is in progress
+    for file, path in files.walk(lambda file: file.is_scratch or not file.is_segment):  # segments are purged already
+        if file.is_table:
+            done = _clean_table(files, file, path, requests)
+        elif file.is_scratch and files.may_be_ours(file.parts):
+            remove(file.path)  # nobody writes while no run is in progress
             done = True
         else:
-            done = _clean_text(files, path, parts, sought)
+            done = _clean_text(files, file, path.read_bytes(), sought)
         if done:
-            changed.add("/".join(parts))
-            if parts[0] == "runs":
-                reports.add(parts[1])
+            changed.add(file.name)
+            if file.parts[0] == "runs":
+                reports.add(file.parts[1])
     cache = PoolStore(settings.pool_cache_dir)  # of segments on object storage
     for name in retention.holding(cache, files.who.ids, sorted(traces.token_ids)):
         cache.files.remove(name)
     for run_id in sorted(reports):
-        if (report := report_path(settings, run_id)).exists() or f"runs/{run_id}/{report.name}" in changed:
+        name = files.name(report := report_path(settings, run_id))
+        if name in changed or exists(report):
             domain = files.runs.get(run_id, files.who.domain)  # of a run that was never planned nobody knows more
             write_report(settings, gather(settings, engine, run_id, domain))
-            changed.add(f"runs/{run_id}/{report.name}")
+            changed.add(name)
     return changed
 
 
-def _clean_table(files: DataFiles, path: Path, parts: Sequence[str], requests: pa.Array) -> bool:
-    """Rewrite a Parquet file without the entities' rows; whether it had any."""
+def _clean_table(files: DataFiles, file: DataFile, path: Path, requests: pa.Array) -> bool:
+    """Rewrite a Parquet file, of which ``path`` may be a copy, without the entities' rows; whether it had any."""
     try:
-        own = files.own_rows(path, parts, requests)
+        own = files.own_rows(path, file.parts, requests)
         if not pc.any(own).as_py():
             return False
         table = pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException):
         return False  # the search names it
-    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Spark's checksum of the file as it was
-    write_table(path, table.filter(pc.invert(own)))
+    remove(file.path.parent / f".{file.path.name}.crc")  # Spark's checksum of the file as it was
+    write_table(file.path, table.filter(pc.invert(own)))
     return True
 
 
-def _clean_text(files: DataFiles, path: Path, parts: Sequence[str], sought: Sought) -> bool:
+def _clean_text(files: DataFiles, file: DataFile, content: bytes, sought: Sought) -> bool:
     """Take out what a page, a log or a list says of the entities; whether it said anything."""
-    ids, content = files.id_pattern(parts, sought), path.read_bytes()
+    path, ids = file.path, files.id_pattern(file.parts, sought)
     if not sought.found_in(content, ids):
         return False
-    if path.suffix == ".html" or parts[0] == "data_docs":
-        path.unlink()
+    if path.suffix == ".html" or file.parts[0] in ("data_docs", "alerts"):
+        remove(path)
     elif path.suffix == ".json":
         sentences = _list_of(content)
         if sentences is None:

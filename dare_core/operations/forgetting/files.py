@@ -1,7 +1,9 @@
-"""The files below ``data_dir``: which may hold some entities, and where in them."""
+"""The files of this machine and of the shared storage: which may hold some entities, and where in them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -17,16 +19,50 @@ from dare_core.config.settings import Settings
 from dare_core.knowledge.shards import read_plan
 from dare_core.operations.forgetting.traces import Entities, Sought, Traces
 from dare_core.schemas import KINDS
+from dare_core.storage.atomic import is_scratch
+from dare_core.storage.locations import Location, Stored, exists, fetched, files_below, files_in, is_folder, matching
 from dare_core.warehouse.runs import run_domains
 
 #: Folder of what is being looked for, a file for each unfinished try.
 JOURNAL: Final = "forgetting"
-#: Folders of ``data_dir`` whose files hold nobody's text: the server's own, which is asked in SQL, and weights.
+#: Folders whose files hold nobody's text: the server's own, which is asked in SQL, and weights.
 _NOT_FILES: Final = ("postgres", "models", JOURNAL)
 
 
+@dataclass(frozen=True)
+class DataFile:
+    """A file below ``data_dir`` or the shared storage.
+
+    Attributes:
+        path: where it lies.
+        parts: of its path below the one or the other.
+        name: as it is shown: its path below ``data_dir``, or all of it.
+        size: in bytes.
+    """
+
+    path: Location
+    parts: tuple[str, ...]
+    name: str
+    size: int
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is Parquet."""
+        return self.parts[-1].endswith(".parquet")
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is a retrieval pool's segment."""
+        return "segments" in self.parts[:-1]
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether it is what a broken-off write left."""
+        return is_scratch(self.parts[-1]) and self.parts[0] in ("runs", "evaluation", "pools")
+
+
 class DataFiles:
-    """The files below ``data_dir``, and what of them may be about some entities.
+    """The files below ``data_dir`` and on the shared storage, and what of them may be about some entities.
 
     Args:
         settings: in force.
@@ -35,13 +71,15 @@ class DataFiles:
         who: the entities.
 
     Attributes:
-        root: the folder, resolved.
+        places: ``data_dir``, and the shared storage where that is elsewhere.
         runs: their domains, as the warehouse and the folders' plans have them.
     """
 
     def __init__(self, settings: Settings, engine: Engine, domain: Domain, who: Entities) -> None:
         self._engine, self.who = engine, who
-        self.root = settings.data_dir.expanduser().resolve()
+        own, shared = settings.data_dir.expanduser().resolve(), settings.shared
+        shared = shared.expanduser().resolve() if isinstance(shared, Path) else shared
+        self.places: list[Location] = [own] if shared == own else [own, shared]
         source = domain.source
         met = source.interactions
         self._id_columns = (source.items.id, met.item) if who.kind == "item" else (source.users.id, met.user)
@@ -50,16 +88,38 @@ class DataFiles:
     def runs(self) -> dict[str, str]:
         """Domains of runs, the warehouse's and those whose folder has a plan."""
         found = run_domains(self._engine)
-        for plan in (self.root / "runs").glob("*/plan.json"):
-            found.setdefault(plan.parent.name, read_plan(plan.parent).domain)
+        for run in (run for place in self.places for run in matching(place / "runs")):
+            if run.name not in found and exists(run / "plan.json"):
+                found[run.name] = read_plan(run).domain
         return found
 
-    def walk(self) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Every file, with the parts of its path below ``data_dir``."""
-        for path in sorted(self.root.rglob("*")):
-            parts = path.relative_to(self.root).parts
-            if parts[0] not in _NOT_FILES and path.is_file() and not path.is_symlink():
-                yield path, parts
+    def walk(self, wanted: Callable[[DataFile], bool] = lambda file: True) -> Iterator[tuple[DataFile, Path]]:
+        """Every file that is wanted, and until the next it or its copy as a local one; each is fetched once."""
+        for file in filter(wanted, self._files()):
+            with suppress(FileNotFoundError), fetched(file.path) as path:  # `maintain` may remove some meanwhile
+                yield file, path
+
+    def _files(self) -> Iterator[DataFile]:
+        """Every file of the places. A remote folder is listed once, whatever lies below it."""
+        for place in self.places:
+            for stored in self._stored(place, place):
+                yield DataFile(stored.path, _below(stored.path, place), self.name(stored.path), stored.size)
+
+    def name(self, path: Location) -> str:
+        """What a file is called: its path below ``data_dir``, or all of it."""
+        own = self.places[0]
+        return "/".join(_below(path, own)) if own in path.parents else str(path)
+
+    def _stored(self, place: Location, folder: Location) -> Iterator[Stored]:
+        """The files below a folder of a place, without those that hold nobody's text, and those of the other place."""
+        if folder != place and not any(folder in other.parents for other in self.places):
+            yield from files_below(folder)
+            return
+        yield from (file for file in files_in(folder) if not _is_link(file.path))
+        for below in matching(folder):
+            elsewhere = below in self.places or (folder == place and below.name in _NOT_FILES) or _is_link(below)
+            if not elsewhere and is_folder(below):
+                yield from self._stored(place, below)
 
     def _domain_of(self, parts: Sequence[str]) -> str | None:
         """The domain that a file belongs to; None: nobody knows."""
@@ -74,21 +134,20 @@ class DataFiles:
         return self._domain_of(parts) in (None, self.who.domain)
 
     def tables(self) -> Iterator[tuple[Path, pa.Array]]:
-        """Every Parquet file of rows about entities, and which rows are about these."""
-        for path, parts in self.walk():
-            if path.suffix == ".parquet" and self.may_be_ours(parts):
-                try:
-                    if "entity_id" in pq.read_schema(path).names:
-                        yield path, self.own_rows(path, parts)
-                except (OSError, pa.ArrowException):
-                    continue  # the search names it
+        """Every Parquet file of rows about entities, as a local one until the next, and which rows are about these."""
+        for file, path in self.walk(lambda file: file.is_table and self.may_be_ours(file.parts)):
+            try:
+                if "entity_id" in pq.read_schema(path).names:
+                    yield path, self.own_rows(path, file.parts)
+            except (OSError, pa.ArrowException):
+                continue  # the search names it
 
     def own_rows(self, path: Path, parts: Sequence[str], requests: pa.Array | None = None) -> pa.Array:
         """``[rows]`` bool: which rows of a Parquet file are about the entities. Only columns of ids are read.
 
         Args:
-            path: of the file.
-            parts: of its path, as :meth:`walk` gives them.
+            path: of the file, or of its copy.
+            parts: see :class:`DataFile`.
             requests: ids of requests that count wherever they stand; None: the columns of entities alone do.
         """
         with pq.ParquetFile(path) as file:
@@ -122,3 +181,11 @@ class DataFiles:
         if parts[0] == "data_docs":  # its list of runs and its stylesheets name no rows
             return None if len(parts) == 2 or parts[1] == "static" else sought.in_cells
         return sought.bare if parts[-1].startswith("warnings-") else sought.named
+
+
+def _below(path: Location, place: Location) -> tuple[str, ...]:
+    return (*path.parts[len(place.parts) :],)
+
+
+def _is_link(path: Location) -> bool:
+    return isinstance(path, Path) and path.is_symlink()

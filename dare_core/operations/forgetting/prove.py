@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from dare_core.operations.forgetting.columns import SEPARATOR, columns_of
 from dare_core.operations.forgetting.files import DataFiles
 from dare_core.operations.forgetting.traces import Sought, Traces
-from dare_core.pools import PoolStore, retention
+from dare_core.pools import retention
 from dare_core.warehouse.connection import transaction
 from dare_core.warehouse.imported import SourceCopy
 from dare_core.warehouse.tables import PARTITIONS, SCHEMA
@@ -147,7 +147,7 @@ class SearchedFiles:
         files: how many.
         size: of them all, in bytes as they are on disk.
         segments: how many of them are segments of retrieval pools.
-        found: paths below ``data_dir``, and what they hold, in a word.
+        found: paths, see :attr:`~dare_core.operations.forgetting.files.DataFile.name`; what they hold, in a word.
     """
 
     files: int
@@ -159,21 +159,20 @@ class SearchedFiles:
 def search_files(files: DataFiles, traces: Traces) -> SearchedFiles:
     """Look for the entities in every file: decoded where it is Parquet or a pool's segment, else in its bytes."""
     sought = files.sought(traces)
+    texts = sorted(traces.token_ids)
+    everybody, of_the_pool = retention.Whose.of((), texts), retention.Whose.of(files.who.ids, texts)
     count = size = segments = 0
     found = list[str]()
-    for path, parts in files.walk():
-        count, size = count + 1, size + path.stat().st_size
-        if "segments" in parts[:-1]:
+    for file, path in files.walk():
+        count, size = count + 1, size + file.size
+        if file.is_segment:
             segments += 1
-            continue  # below, a pool at a time
-        what = _found_in_file(files, path, parts, sought)
+            ours = file.parts[0] == "pool_cache" or file.parts[:3] == ("pools", files.who.domain, files.who.kind)
+            what = "text" if (of_the_pool if ours else everybody).are_in(path) else None
+        else:
+            what = _found_in_file(files, path, file.parts, sought)
         if what:
-            found.append(f"{'/'.join(parts)}: {what}")
-    for folder in sorted(path for path in files.root.rglob("segments") if path.is_dir()):
-        parts = folder.relative_to(files.root).parts
-        ours = parts[0] == "pool_cache" or parts[:-1] == ("pools", files.who.domain, files.who.kind)
-        names = retention.holding(PoolStore(folder.parent), files.who.ids if ours else (), sorted(traces.token_ids))
-        found += [f"{'/'.join(parts[:-1])}/{name}: text" for name in names]
+            found.append(f"{file.name}: {what}")
     return SearchedFiles(count, size, segments, found)
 
 
