@@ -7,6 +7,7 @@ users. What is served runs no scripts, whatever is in it.
 Every process of Airflow imports this file; only the API server needs FastAPI and the library.
 """
 
+from mimetypes import guess_type
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,6 +17,8 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from dare_airflow.run_names import folder_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow.sdk.types import TaskInstanceKey
     from fastapi import FastAPI
 
@@ -41,7 +44,7 @@ def create_app() -> "FastAPI":
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
     from airflow.api_fastapi.core_api.security import GetUserDep
     from fastapi import Depends, FastAPI, HTTPException, status
-    from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+    from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
     from dare_core.config.settings import load_settings
     from dare_core.errors import DareError
@@ -54,7 +57,15 @@ def create_app() -> "FastAPI":
     app = FastAPI(
         title="Run reports", dependencies=[Depends(require_reader)], docs_url=None, redoc_url=None, openapi_url=None
     )
-    not_found = HTTPException(status.HTTP_404_NOT_FOUND, "There is no such page")
+
+    def answer(name: str, find: "Callable[[], bytes | None]") -> Response:
+        try:
+            found = find()
+        except DareError as error:
+            raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, str(error)) from None
+        if found is None:
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "There is no such page")
+        return Response(found, media_type=guess_type(name)[0] or "application/octet-stream", headers=HEADERS)
 
     @app.get("/")
     def start() -> RedirectResponse:
@@ -69,16 +80,13 @@ def create_app() -> "FastAPI":
         return HTMLResponse(overview.runs_page(found), headers=HEADERS)
 
     @app.get("/runs/{run_id}/report.html")
-    def report(run_id: str) -> FileResponse:
-        if (found := overview.find_report(load_settings(), run_id)) is None:
-            raise not_found
-        return FileResponse(found, headers=HEADERS)
+    def report(run_id: str) -> Response:
+        return answer("report.html", lambda: overview.find_report(load_settings(), run_id))
 
     @app.get("/data_docs/{path:path}")
-    def data_docs(path: str) -> FileResponse:
-        if (found := overview.find_data_docs(load_settings(), path or "index.html")) is None:
-            raise not_found
-        return FileResponse(found, headers=HEADERS)
+    def data_docs(path: str) -> Response:
+        name = path or "index.html"
+        return answer(name, lambda: overview.find_data_docs(load_settings(), name))
 
     return app
 

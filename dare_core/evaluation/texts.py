@@ -1,6 +1,6 @@
 """The arms' texts: written by the platform's own engine, kept by request id, so that none is written twice.
 
-<data_dir>/evaluation/<domain>/texts/<request ids' hash>.parquet    some texts, each of schema _TEXT
+<storage>/evaluation/<domain>/texts/<request ids' hash>.parquet    some texts, each of schema _TEXT
 """
 
 import hashlib
@@ -22,10 +22,14 @@ from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, Prompt, fit_prompt, request_id
 from dare_core.knowledge.writer import Throughput, Writer
 from dare_core.schemas import KINDS, STATISTICS, TOKENS
-from dare_core.storage.run_files import write_table
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.locations import files_in, read_bytes
+from dare_core.storage.run_files import storing, write_table
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.
 MAX_NEW_TOKENS: Final = 64
+#: Seconds for which a file counts as just used.
+_YOUNG: Final = 24 * 3600.0
 
 _TEXT: Final = pa.schema(
     [
@@ -112,18 +116,23 @@ class _Desk:
         encoder = ChatEncoder(self._tokenizer)
         room = self._format.context_length - MAX_NEW_TOKENS
         self._prompts = [fit_prompt(domain, one.kind, one.attributes, encoder, room) for one in entities]
-        self._folder = settings.data_dir / "evaluation" / domain.name / "texts"
+        self._folder = settings.evaluation_dir(domain.name)
         self._kept: dict[str, dict[str, Any]] = {}
-        for part in sorted(self._folder.glob("*.parquet")):
-            self._kept |= {row["request_id"]: row for row in pq.read_table(part, schema=_TEXT).to_pylist()}
-        self._note_use()
+        self._read_kept()
 
-    def _note_use(self) -> None:
-        """Files with a text that is asked for are as young as those of today: `maintain` removes those of nobody."""
-        wanted = {name for arm in WRITTEN_ARMS for name in self._request_ids(arm)} & set(self._kept)
-        for part in self._folder.glob("*.parquet"):
-            if wanted.intersection(pq.read_table(part, columns=["request_id"])["request_id"].to_pylist()):
-                part.touch()
+    def _read_kept(self) -> None:
+        """Read the texts. A file with one that is wanted is written again, once a day: `maintain` removes old ones."""
+        wanted = {name for arm in WRITTEN_ARMS for name in self._request_ids(arm)}
+        for part in files_in(self._folder):
+            if part.path.suffix != ".parquet":
+                continue
+            content = read_bytes(part.path)
+            rows = pq.read_table(pa.BufferReader(content), schema=_TEXT).to_pylist()
+            found = {row["request_id"]: row for row in rows}
+            if wanted & found.keys() and time.time() - part.written > _YOUNG:
+                with storing(part.path):
+                    write_atomically(part.path, content, durable=False)
+            self._kept |= found
 
     def texts_of(self, arm: Arm, generated: Throughput, on_progress: OnProgress) -> list[dict[str, Any]]:
         """An arm's texts, in the order of the entities."""

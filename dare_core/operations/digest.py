@@ -118,9 +118,9 @@ def unfinished(settings: Settings, engine: Engine) -> list[str]:
 
 def finished_files(run_dir: Location, shard: str) -> dict[str, list[Location]]:
     """The files of a finished shard by what they hold: ``passed``, ``refused``, ``vectors``; none before it is."""
-    if figures.read_figures(run_dir, shard) is None:
+    if (found := figures.read_figures(run_dir, shard)) is None:
         return {}
-    folder = figures.folder(run_dir, shard)
+    folder = figures.folder(run_dir, shard, found.attempt)
     return {
         "passed": [folder / "knowledge.parquet"],
         "refused": [folder / "quarantine.parquet"],

@@ -2,20 +2,26 @@
 
 Parts of a run are checked without: a run's pages are of the sums over its parts.
 
-The folder holds ``index.html``, a page per suite and run under ``validations/<suite>/<run>/``, and under ``results/``
-the JSON results from which the index is built. Nothing is written elsewhere, and nothing is sent anywhere.
+The folder, local or a URL, holds ``index.html``, a page per suite and run under ``validations/<suite>/<run>/``, and
+under ``results/`` the JSON results from which the index is built. Nothing is written elsewhere, and nothing is sent
+anywhere.
+
+Processes of one host take turns in a local folder. Nobody keeps hosts from checking at once in a folder that they
+share: results and pages of a run are its own, and the index may lack a run until the next check, which builds it anew.
 """
 
 import logging
 import os
-import shutil
 import threading
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dare_core.storage.atomic import alone
+from dare_core.storage.locations import Location, Stored, files_below, is_folder, matching, remove_folder
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Runs that the index lists, newest first; it is rebuilt with every run and reads each listed run's result.
 _LISTED_RUNS: Final = 200
+#: Folders of pages and of results, each with one per suite, and in that one per run.
+_PAGES: Final = "validations"
+_RESULTS: Final = "results"
 _WHOLE_FILES: Final = {"class_name": "WholeFiles", "module_name": "dare_core.quality.whole_files"}
 #: Great Expectations keeps one current project per process.
 _one_project = threading.Lock()
@@ -43,7 +52,7 @@ def check(
     suite: str,
     frame: "pd.DataFrame",
     expectations: "Sequence[Expectation]",
-    docs_dir: Path,
+    docs_dir: Location,
     run_id: str,
     index_columns: Sequence[str],
 ) -> "ExpectationSuiteValidationResult":
@@ -64,13 +73,9 @@ def check(
     gx = import_great_expectations()
     from great_expectations.core.run_identifier import RunIdentifier
 
-    docs_dir = docs_dir.resolve()
     with _alone_in(docs_dir):
         context = _context(docs_dir)
-        results = context.validation_results_store
-        for key in results.list_keys():
-            if key.run_id.run_name == run_id and key.expectation_suite_identifier.name == suite:
-                results.remove_key(key)  # its page goes when the site is built
+        _remove(docs_dir, suite, run_id)
         definition = context.validation_definitions.add(_definition(context, suite, expectations))
         checkpoint = gx.Checkpoint(
             name=suite,
@@ -79,13 +84,14 @@ def check(
             result_format=_complete(index_columns),
         )
         outcome = context.checkpoints.add(checkpoint).run(
-            batch_parameters={"dataframe": frame}, run_id=RunIdentifier(run_name=run_id)
+            batch_parameters={"dataframe": frame},
+            run_id=RunIdentifier(run_name=run_id, run_time=datetime.now(UTC)),  # else it looks for one in the name
         )
         [result] = outcome.run_results.values()
     return result
 
 
-def expire(docs_dir: Path, before: float, but: Collection[str] = ()) -> int:
+def expire(docs_dir: Location, before: float, but: Collection[str] = ()) -> int:
     """Remove the results and pages of runs that nothing was written to since; the next check builds the index anew.
 
     Args:
@@ -96,19 +102,39 @@ def expire(docs_dir: Path, before: float, but: Collection[str] = ()) -> int:
     Returns:
         Results removed, each with its page.
     """
-    if not docs_dir.is_dir():
+    if not is_folder(docs_dir):
         return 0
     removed = 0
     with _alone_in(docs_dir):
-        for results in sorted((docs_dir / "results").glob("*/*")):
-            files = [path for path in results.rglob("*") if path.is_file()]
-            if results.name in but or any(path.stat().st_mtime >= before for path in files):
-                continue
-            # The page first: what breaks off leaves the result, by which the page is found the next time.
-            shutil.rmtree(docs_dir / "validations" / results.relative_to(docs_dir / "results"), ignore_errors=True)
-            shutil.rmtree(results)
-            removed += len(files)
+        for (suite, run_id), files in _files_by_run(docs_dir).items():
+            if run_id not in but and all(file.written < before for file in files):
+                _remove(docs_dir, suite, run_id)
+                removed += sum(file.path.suffix == ".json" for file in files)
     return removed
+
+
+def _files_by_run(docs_dir: Location) -> dict[tuple[str, str], list[Stored]]:
+    """Results and pages by suite and run."""
+    found = defaultdict(list)
+    for suite in (*matching(docs_dir / _RESULTS), *matching(docs_dir / _PAGES)):
+        for file in files_below(suite):
+            run = file.path.parts[len(suite.parts)]
+            found[suite.name, run].append(file)
+    return found
+
+
+def _remove(docs_dir: Location, suite: str, run_id: str) -> None:
+    """Remove what there is of a suite and run."""
+    for folder in (_PAGES, _RESULTS):  # what breaks off leaves the result, by which the page is found the next time
+        remove_folder(docs_dir / folder / suite / run_id)
+
+
+def newest_page(docs_dir: Location, suite: str, run_id: str) -> str | None:
+    """The page on a suite and run, as its path below the folder; None where there is none."""
+    files = files_below(docs_dir / _PAGES / suite / run_id)
+    pages = [file for file in files if file.path.suffix == ".html"]
+    newest = max(pages, key=lambda page: page.written, default=None)
+    return None if newest is None else "/".join(newest.path.parts[len(docs_dir.parts) :])
 
 
 def check_part(
@@ -136,19 +162,19 @@ def _complete(index_columns: Sequence[str]) -> dict[str, Any]:
     return {"result_format": "COMPLETE", "unexpected_index_column_names": list(index_columns)}
 
 
-def index(docs_dir: Path) -> Path:
+def index(docs_dir: Location) -> Location:
     """The page that lists the runs."""
-    return docs_dir.resolve() / "index.html"
+    return (docs_dir.resolve() if isinstance(docs_dir, Path) else docs_dir) / "index.html"
 
 
 @contextmanager
-def _alone_in(docs_dir: Path) -> Iterator[None]:
-    """No other thread or process renders into ``docs_dir`` meanwhile."""
-    with _one_project, alone(docs_dir / ".lock"):
+def _alone_in(docs_dir: Location) -> Iterator[None]:
+    """No other thread renders into ``docs_dir`` meanwhile; where that is local, no other process either."""
+    with _one_project, alone(docs_dir / ".lock") if isinstance(docs_dir, Path) else nullcontext():
         yield
 
 
-def _context(docs_dir: Path | None) -> "AbstractDataContext":
+def _context(docs_dir: Location | None) -> "AbstractDataContext":
     """A project whose results and pages lie in a folder; without one, nowhere."""
     gx = import_great_expectations()
     from great_expectations.data_context.types.base import DataContextConfig
@@ -165,7 +191,7 @@ def _context(docs_dir: Path | None) -> "AbstractDataContext":
             "profiling": "None",
         },
     }
-    results = {**_WHOLE_FILES, "base_directory": str(docs_dir / "results")} if docs_dir else memory
+    results = {**_WHOLE_FILES, "base_directory": str(docs_dir / _RESULTS)} if docs_dir else memory
     config = DataContextConfig(
         config_version=4.0,
         analytics_enabled=False,

@@ -8,7 +8,6 @@ warehouse, and how many entities have features.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from dare_core.config.domains import Bound, FeatureQuality
 from dare_core.quality import data_docs
 from dare_core.quality.findings import Finding, bounded, judge
+from dare_core.storage.locations import Location
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -127,7 +127,7 @@ def check_features(
     sums: Mapping[str, FeatureSums],
     earlier: Mapping[str, FeatureProfile | None],
     bounds: FeatureQuality,
-    docs_dir: Path,
+    docs_dir: Location,
     run_id: str,
 ) -> list[Finding]:
     """Check what is to be loaded, and write the result as Data Docs.
@@ -154,7 +154,7 @@ def check_features(
 
 
 def check_coverage(
-    coverage: Sequence[Mapping[str, Any]], bounds: FeatureQuality, docs_dir: Path, run_id: str
+    coverage: Sequence[Mapping[str, Any]], bounds: FeatureQuality, docs_dir: Location, run_id: str
 ) -> list[Finding]:
     """Check the warehouse after a load.
 

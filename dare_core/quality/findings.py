@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow as pa
 from dare_core.config.domains import Bound
 from dare_core.errors import QualityError
 from dare_core.quality import data_docs
+from dare_core.storage.locations import Location, matching, read_bytes
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -54,7 +54,7 @@ def judge(
     suite: str,
     frame: "pd.DataFrame",
     expectations: "Sequence[Expectation]",
-    docs_dir: Path,
+    docs_dir: Location,
     run_id: str,
     index_columns: Sequence[str],
 ) -> list[Finding]:
@@ -73,7 +73,7 @@ def judge(
     return list(worst.values())
 
 
-def require(findings: Iterable[Finding], what: str, docs_dir: Path) -> list[str]:
+def require(findings: Iterable[Finding], what: str, docs_dir: Location) -> list[str]:
     """The warnings, in words.
 
     Args:
@@ -103,14 +103,14 @@ def mark_absent(frame: "pd.DataFrame", table: pa.Table, schema: pa.Schema) -> No
             frame.loc[frame[field.name].isna(), ABSENT] += f" {field.name}"
 
 
-def warnings_path(run_dir: Path, suite: str) -> Path:
+def warnings_path(run_dir: Location, suite: str) -> Location:
     """Where a run keeps what a suite's checks warned of, a JSON list of sentences."""
     return run_dir / f"warnings-{suite}.json"
 
 
-def read_warnings(run_dir: Path) -> list[str]:
+def read_warnings(run_dir: Location) -> list[str]:
     """What the checks of a run warned of so far."""
-    return [sentence for path in sorted(run_dir.glob("warnings-*.json")) for sentence in json.loads(path.read_bytes())]
+    return [sentence for path in matching(run_dir, "warnings-*.json") for sentence in json.loads(read_bytes(path))]
 
 
 def _severity(severity: Any) -> Severity:

@@ -10,7 +10,6 @@ is reported, because somebody tries.
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from dare_core.config.domains import Bound, Domain, EntityTable
 from dare_core.quality import data_docs
 from dare_core.quality.findings import Finding, bounded, judge
 from dare_core.schemas import Kind
+from dare_core.storage.locations import Location
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -73,7 +73,7 @@ class Figure:
         return f"{self.failing} of {self.entities} ({', '.join(named)})"
 
 
-def check_source(figures: pa.Table, domain: Domain, kind: Kind, docs_dir: Path, run_id: str) -> list[Finding]:
+def check_source(figures: pa.Table, domain: Domain, kind: Kind, docs_dir: Location, run_id: str) -> list[Finding]:
     """Check what was counted of the pulled entities of one kind, and write the result as Data Docs.
 
     Critical are another schema, a missing value where one is required, and an entity that is there twice. What is bound

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from dare_core.errors import QualityError
 from dare_core.quality import data_docs, metrics
 from dare_core.quality.findings import ABSENT, Finding, judge, mark_absent, some
 from dare_core.schemas import KNOWLEDGE, QUARANTINE
+from dare_core.storage.locations import Location
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -136,7 +136,9 @@ def validate(
     )
 
 
-def judge_run(counts: Sequence[ShardCounts], max_failing_share: float, docs_dir: Path, run_id: str) -> list[Finding]:
+def judge_run(
+    counts: Sequence[ShardCounts], max_failing_share: float, docs_dir: Location, run_id: str
+) -> list[Finding]:
     """Check the sums over a run's shards, and write the result as Data Docs; doing so again replaces its result.
 
     Critical are requests without an answer or with several, and a share of texts lost above ``max_failing_share``.

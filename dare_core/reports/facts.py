@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow.compute as pc
@@ -16,9 +15,11 @@ from dare_core.knowledge import shards
 from dare_core.knowledge.figures import read_figures
 from dare_core.knowledge.probe import Probe, read_probe
 from dare_core.knowledge.shards import Plan
+from dare_core.quality import data_docs
 from dare_core.quality.findings import read_warnings
 from dare_core.quality.texts import SUITE
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location, exists
 from dare_core.warehouse.knowledge import loaded_by_kind
 from dare_core.warehouse.pools import pool_versions
 from dare_core.warehouse.quarantine import refused_by_rule
@@ -112,7 +113,7 @@ class RunFacts:
         probes: by kind.
         pools: rows of POOL_VERSION that were drafted from.
         samples: rows of KNOWLEDGE.
-        data_docs: Great Expectations' page on this run's texts, relative to ``data_dir``; None where there is none.
+        data_docs: Great Expectations' page on this run's texts, below the folder of all; None where there is none.
         warnings: what the checks of source, features and coverage found worth a look, in sentences.
     """
 
@@ -131,7 +132,7 @@ class RunFacts:
     refusals: list[Refusal]
     pools: list[dict[str, Any]]
     samples: list[dict[str, Any]]
-    data_docs: Path | None
+    data_docs: str | None
     warnings: list[str]
 
     @property
@@ -205,7 +206,7 @@ def gather(settings: Settings, engine: Engine, run_id: str, domain: str) -> RunF
         refusals=[Refusal(rule, texts, samples) for rule, (texts, samples) in refused.items()],
         pools=pool_versions(engine, domain, versions) if versions else [],
         samples=_samples(run_dir, plan),
-        data_docs=_data_docs(settings, run_id),
+        data_docs=data_docs.newest_page(settings.data_docs_dir, SUITE, run_id),
         warnings=read_warnings(run_dir),
     )
 
@@ -220,7 +221,7 @@ def _state(plan: Plan | None, funnels: Sequence[Funnel], record: dict[str, Any])
     return "stopped"
 
 
-def _read_staged(run_dir: Path, names: Sequence[str]) -> _Staged:
+def _read_staged(run_dir: Location, names: Sequence[str]) -> _Staged:
     staged = _Staged()
     for part in shards.staged_parts(run_dir, names):
         table = run_files.read_parquet(part, list(_MEASURED))
@@ -238,7 +239,7 @@ def _read_staged(run_dir: Path, names: Sequence[str]) -> _Staged:
 
 
 def _funnels(
-    run_dir: Path, plan: Plan | None, generated: Counter[str], loaded: dict[str, int], record: dict[str, Any]
+    run_dir: Location, plan: Plan | None, generated: Counter[str], loaded: dict[str, int], record: dict[str, Any]
 ) -> list[Funnel]:
     if plan is None:
         return []
@@ -259,12 +260,12 @@ def _funnels(
     ]
 
 
-def _passed(run_dir: Path, plan: Plan) -> Counter[str] | None:
+def _passed(run_dir: Location, plan: Plan) -> Counter[str] | None:
     """Texts that passed validation, by kind, of the shards that are finished; None where none is."""
     finished = [figures for shard in plan.shards if (figures := read_figures(run_dir, shard.name)) is not None]
     if not finished:
         validated = run_dir / "validated.parquet"  # up to release 0.1.0
-        return Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if validated.exists() else None
+        return Counter(run_files.read_parquet(validated, ["kind"])["kind"].to_pylist()) if exists(validated) else None
     passed = Counter[str]()
     for figures in finished:
         passed[figures.kind] += figures.passed
@@ -290,7 +291,7 @@ def _throughput(spans: list[tuple[datetime, float, int]]) -> Throughput | None:
     return Throughput(started_at, width, [tokens / width for tokens in made])
 
 
-def _pool_hits(run_dir: Path, plan: Plan | None) -> int:
+def _pool_hits(run_dir: Location, plan: Plan | None) -> int:
     hits = 0
     for shard in plan.shards if plan else ():
         manifest = shards.read_manifest(run_dir / "staged" / shard.name) if shard.pool_version else None
@@ -298,7 +299,7 @@ def _pool_hits(run_dir: Path, plan: Plan | None) -> int:
     return hits
 
 
-def _samples(run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
+def _samples(run_dir: Location, plan: Plan | None) -> list[dict[str, Any]]:
     """The first texts of each kind."""
     samples: list[dict[str, Any]] = []
     for kind in dict.fromkeys(shard.kind for shard in plan.shards) if plan else ():
@@ -309,9 +310,3 @@ def _samples(run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
             if rows:
                 break
     return samples
-
-
-def _data_docs(settings: Settings, run_id: str) -> Path | None:
-    pages = list((settings.data_docs_dir / "validations").glob(f"{SUITE}/{run_id}/*/*.html"))
-    newest = max(pages, key=lambda page: page.stat().st_mtime, default=None)
-    return None if newest is None else newest.relative_to(settings.data_dir)

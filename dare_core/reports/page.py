@@ -18,6 +18,7 @@ from dare_core.config.settings import Settings
 from dare_core.reports.chart_style import COLOURS
 from dare_core.reports.facts import Funnel, RunFacts, Written
 from dare_core.reports.page_charts import Column, Tone, bars, clock, steps
+from dare_core.storage.locations import Location, read_bytes
 from dare_core.storage.run_files import write_json
 
 _PAGE: Final = "report.html"
@@ -26,23 +27,23 @@ _GROUPS: Final = 16  # drawn of each kind; the others together make one more row
 _NOUNS: Final = {"item": "items", "user": "users"}
 
 
-def report_path(settings: Settings, run_id: str) -> Path:
+def report_path(settings: Settings, run_id: str) -> Location:
     """Where the report of a run is."""
     return settings.run_dir(run_id) / _PAGE
 
 
-def write_report(settings: Settings, facts: RunFacts) -> Path:
+def write_report(settings: Settings, facts: RunFacts) -> Location:
     """Write a run's page and figures, over those that are there."""
     path = report_path(settings, facts.run_id)
     write_json(path.with_name(_FIGURES), json.dumps(figures(facts)))
-    write_json(path, render(facts, os.path.relpath(settings.data_dir, path.parent)))
+    write_json(path, render(facts, os.path.relpath(str(settings.data_docs_dir), str(path.parent))))
     return path
 
 
 def read_figures(settings: Settings, run_id: str) -> dict[str, Any] | None:
     """The figures of a run's report; None while it has none."""
     try:
-        content: dict[str, Any] = json.loads(report_path(settings, run_id).with_name(_FIGURES).read_bytes())
+        content: dict[str, Any] = json.loads(read_bytes(report_path(settings, run_id).with_name(_FIGURES)))
         return content
     except FileNotFoundError:
         return None
@@ -89,12 +90,12 @@ def headline(facts: RunFacts) -> str:
     return f"Stopped before its texts were loaded. {wrote}"
 
 
-def render(facts: RunFacts, data_dir: str) -> str:
+def render(facts: RunFacts, docs_dir: str) -> str:
     """The page.
 
     Args:
         facts: of the run.
-        data_dir: the data folder as seen from the page's own, for the link to the Data Docs.
+        docs_dir: the folder of Data Docs as seen from the page's own.
     """
     return (
         environment()
@@ -108,7 +109,7 @@ def render(facts: RunFacts, data_dir: str) -> str:
             throughput=_draw_throughput(facts),
             refusals=_draw_refusals(facts),
             estimate=_estimate(facts),
-            data_docs=f"{data_dir}/{facts.data_docs}" if facts.data_docs else None,
+            data_docs=f"{docs_dir}/{facts.data_docs}" if facts.data_docs else None,
             written_at=datetime.now(UTC),
             shards=len(facts.plan.shards) if facts.plan else 0,
         )

@@ -23,6 +23,7 @@ from dare_airflow import backfill
 from dare_airflow.backfill import slice_after
 from dare_core.config.settings import load_settings
 from dare_core.errors import QualityError
+from dare_core.operations.alerts import read_alerts
 from dare_core.stages import order
 from dare_airflow.pools import gate, kinds_of
 from dare_airflow.run_reports import RunReport
@@ -46,7 +47,7 @@ def stopped():
     try:
         backfill.next_slice.function("films")
     except QualityError as error:
-        return [str(error), json.loads((load_settings().data_dir / "alerts.jsonl").read_text())]
+        return [str(error), *read_alerts(load_settings())]
 
 
 run = SimpleNamespace(dag_id="refresh_knowledge_films", run_id="scheduled__2026-01-01T00:00:00+00:00")

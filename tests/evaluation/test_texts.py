@@ -1,5 +1,6 @@
 """Arms of texts, written by the engine itself with a small random model."""
 
+import uuid
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from dare_core.evaluation import texts
 from dare_core.evaluation.service import Entity, entities_in_service
 from dare_core.evaluation.source import SourceRows
 from dare_core.evaluation.texts import STRICT, WRITTEN_ARMS, kept_texts, write_texts
+from dare_core.storage.locations import files_in, remove_folder
 from tests.support.tiny_model import save_tiny_model
 
 from .conftest import ITEMS, hour
@@ -53,6 +55,24 @@ def test_what_is_kept_is_not_written_again(settings: Settings, soon: Domain, ent
     again = write_texts(settings, soon, entities, WRITTEN_ARMS)
     assert again.generated.texts == 0
     assert again.by_arm == first.by_arm == kept_texts(settings, soon, entities)
+
+
+def test_texts_on_the_shared_storage_stay_young_while_they_are_used_and_are_rewritten_once_a_day(
+    settings: Settings, soon: Domain, entities: list[Entity], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = settings.model_copy(update={"storage": f"memory://{uuid.uuid4().hex}"})
+    folder = shared.evaluation_dir(soon.name)
+    first = write_texts(shared, soon, entities[:2], (STRICT,))
+    write_texts(shared, soon, entities[2:3], (STRICT,))
+    written = {file.path: file.written for file in files_in(folder)}
+    assert kept_texts(shared, soon, entities[:2]) == first.by_arm
+    assert {file.path: file.written for file in files_in(folder)} == written
+    monkeypatch.setattr(texts, "_YOUNG", 0.0)
+    elsewhere = shared.model_copy(update={"data_dir": tmp_path / "of another machine"})
+    assert kept_texts(elsewhere, soon, entities[:2]) == first.by_arm
+    assert [file.written > written[file.path] for file in files_in(folder)].count(False) == 1
+    assert kept_texts(elsewhere, soon, entities[:2]) == first.by_arm
+    remove_folder(shared.shared)
 
 
 def test_an_arm_can_be_written_alone_and_the_others_later(

@@ -1,6 +1,5 @@
 """The DAGs, run by a real scheduler over a handful of real entities; what came of it is read by SQL."""
 
-import json
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ import sqlalchemy as sa
 from dare_airflow.local.airflow import LocalAirflow
 from dare_airflow.run_names import folder_name
 from dare_core.config.settings import Settings
+from dare_core.operations.alerts import read_alerts
 from tests.integration.conftest import BACKFILL, ITEMS, MAX_NEW_TOKENS, REBUILD, REFRESH, USERS
 from tests.support.airflow_tasks import clear, respond
 
@@ -85,9 +85,8 @@ def test_the_loaded_texts_become_the_current_pools(finished: LocalAirflow, engin
 def test_a_run_that_misses_its_deadline_raises_an_alert(
     finished: LocalAirflow, run_id: str, airflow_settings: Settings
 ) -> None:
-    alerts = [json.loads(line) for line in (airflow_settings.data_dir / "alerts.jsonl").read_text("utf-8").splitlines()]
     assert ("deadline missed", REFRESH, run_id) in [
-        (alert["alert"], alert["dag_id"], alert["run_id"]) for alert in alerts
+        (alert["alert"], alert["dag_id"], alert["run_id"]) for alert in read_alerts(airflow_settings)
     ]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+import uuid
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,11 +12,18 @@ from sqlalchemy import Engine, text
 
 from dare_core.config.settings import Settings
 from dare_core.errors import QualityError
+from dare_core.quality.findings import Finding
+from dare_core.quality.texts import SUITE
 from dare_core.reports.facts import gather
+from dare_core.reports.overview import find_report
+from dare_core.reports.page import figures, read_figures
 from dare_core.stages import generate, load, plan
 from dare_core.stages import report as reporting
 from dare_core.stages.request import RunRequest
+from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.locations import remove_folder
 from tests.reports.conftest import HOSTILE
 
 
@@ -122,6 +131,30 @@ def test_a_run_with_nothing_to_write_and_one_never_planned_have_reports_too(sett
     assert "5 unfit" in page
     figures, page = report(settings, RunRequest(run_id="never"))
     assert (figures["state"], figures["texts"]) == ("unplanned", 0)
+
+
+def test_a_report_lies_on_the_shared_storage_and_leads_to_the_newest_data_docs_there(
+    settings: Settings, engine: Engine
+) -> None:
+    remote = settings.model_copy(update={"storage": f"memory://{uuid.uuid4().hex}"})
+    request = RunRequest(run_id="remote")
+    plan.run(settings, request)
+    planned = json.loads((settings.data_dir / "runs" / "remote" / "plan.json").read_text())
+    run_files.write_json(remote.run_dir("remote") / "plan.json", json.dumps({**planned, "shards": []}))
+    weigh(remote, request, "texts", [Finding("lost", "warning", "2 of <i>3</i>")], "texts")
+    for moment in ("1", "2"):
+        page = remote.data_docs_dir / "validations" / SUITE / "remote" / moment / "page.html"
+        write_atomically(page, b"", durable=False)
+        time.sleep(0.002)
+    path = reporting.run(remote, request)["report"]
+    assert path == f"{remote.storage}/runs/remote/report.html"
+    found = find_report(remote, "remote")
+    assert found is not None
+    assert f'href="../../data_docs/validations/{SUITE}/remote/2/page.html"' in found.decode()
+    assert b"lost: 2 of &lt;i&gt;3&lt;/i&gt;" in found
+    assert read_figures(remote, "remote") == figures(gather(remote, engine, "remote", "movies"))
+    assert read_figures(remote, "other") is None
+    remove_folder(remote.shared)
 
 
 def test_the_plans_funnel_and_estimate_are_shown_beside_what_was_measured(settings: Settings) -> None:

@@ -255,12 +255,11 @@ def test_what_grows_beside_runs_and_pools_has_an_end(settings: Settings, engine:
     component.touch()
     os.utime(component, (0, 0))
     alerts.raise_alert(settings, "new")
-    file = settings.data_dir / "alerts.jsonl"
-    file.write_text('{"at": "2020-01-01T00:00:00+00:00", "alert": "old"}\nno alert\n' + file.read_text())
+    (settings.data_dir / "alerts" / "20200101T000000.000000Z-0123abcd.json").write_text("{}")
     assert maintenance.expire_files(settings) == {"evaluation": 1, "logs": 2, "alerts": 1}
     assert maintenance.expire_files(settings) == {"evaluation": 0, "logs": 0, "alerts": 0}
     assert [path.exists() for path in (*gone, *kept, component)] == [False] * 3 + [True] * 4
-    assert [line[:10] for line in file.read_text().splitlines()] == ["no alert", '{"at": "20']
+    assert [alert["alert"] for alert in alerts.read_alerts(settings)] == ["new"]
 
 
 def quarantine(engine: Engine, request_id: str, rule: str) -> None:
