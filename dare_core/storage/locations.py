@@ -1,19 +1,22 @@
 """Places that several machines share: a local folder, or a URL that an installed filesystem of fsspec serves.
 
 A local place is a :class:`pathlib.Path`, any other an :class:`upath.UPath`; both are joined with ``/``. Files there are
-read and written by the functions here and in :mod:`~dare_core.storage.atomic`, which word what goes wrong.
+read and written by the functions here and in :mod:`~dare_core.storage.atomic`. They ask a store that fails for the
+moment again, notice what comes cut short, and word what goes wrong.
 """
 
-import os
+import errno
+import random
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -27,6 +30,17 @@ Location = Path | UPath
 _PASSWORD: Final = re.compile(r"([a-z0-9+]+://)[^/@]*:.*@")
 #: Characters of a problem that an error shows.
 _SHOWN: Final = 300
+
+#: For so many seconds after its first failure a store is asked again, after waits of these lengths.
+_PATIENCE: Final = 30.0
+_FIRST_WAIT: Final = 0.1
+_LONGEST_WAIT: Final = 5.0
+#: Errors, and numbers of an OSError, that say the same when one asks again.
+_LASTING: Final = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError, TypeError, ValueError)
+_LASTING_NUMBERS: Final = frozenset((errno.EINVAL, errno.EMSGSIZE, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOSYS))
+#: A longer file is read in pieces of so many bytes.
+_PIECE: Final = 16 << 20
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -64,25 +78,41 @@ def location(root: str | Path) -> Location:
         fs, path = fsspec.core.url_to_fs(root)
     except (ValueError, ImportError) as error:
         raise SettingError(f"no installed filesystem serves the URL {root}: {error}") from None
-    # Any file system object that writes to local folders is one, wrapped or not. Others machines write too: what is
-    # listed is not kept.
-    return Path(path) if isinstance(fs, LocalFileSystem) else UPath(root, use_listings_cache=False)
+    # Any file system object that writes to local folders is one, wrapped or not.
+    return Path(path) if isinstance(fs, LocalFileSystem) else _remote_place(root)
+
+
+def _remote_place(url: str) -> UPath:
+    """What is listed is not kept, for other machines write too. Nobody but :func:`_tried` asks a second time.
+
+    Clients of S3 would: botocore each request five times, and s3fs each of these five times, for many minutes.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(("s3:", "s3a:")):
+        told = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # by files or variables of fsspec's own
+        options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": 1}, **told}
+    place = UPath(url, **options)
+    if hasattr(place.fs, "retries"):
+        place.fs.retries = 1
+    return place
 
 
 def exists(path: Location) -> bool:
     """Whether there is such a file, or a folder with files."""
-    if isinstance(path, Path):
-        return path.exists()
-    with _reached(path):
-        return bool(path.fs.exists(path.path))
+    return path.exists() if isinstance(path, Path) else _kind(path) is not None
 
 
 def is_folder(path: Location) -> bool:
     """Whether it is a folder; a remote one has files."""
-    if isinstance(path, Path):
-        return path.is_dir()
-    with _reached(path):
-        return bool(path.fs.isdir(path.path))
+    return path.is_dir() if isinstance(path, Path) else _kind(path) == "directory"
+
+
+def _kind(path: UPath) -> str | None:
+    """``file``, ``directory``, or None where there is nothing; fsspec's own ``isdir`` calls any error an absence."""
+    try:
+        return str(_tried(path, "read", lambda: path.fs.info(path.path))["type"])
+    except FileNotFoundError:
+        return None
 
 
 def matching(folder: Location, pattern: str = "*") -> list[Location]:
@@ -104,8 +134,8 @@ def files_below(folder: Location) -> list[Stored]:
     """All files of a folder and of those in it, sorted by path; one listing where the folder is remote."""
     if isinstance(folder, Path):
         return [_stored(path) for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    with _reached(folder), suppress(FileNotFoundError):
-        found = folder.fs.find(folder.path, detail=True).values()
+    with suppress(FileNotFoundError):
+        found = _tried(folder, "read", lambda: folder.fs.find(folder.path, detail=True)).values()
         return sorted(_remote(folder, found), key=lambda file: str(file.path))
     return []
 
@@ -115,13 +145,11 @@ def read_bytes(path: Location) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        StorageError: it cannot be reached.
+        StorageError: it cannot be reached, or comes cut short.
     """
     if isinstance(path, Path):
         return path.read_bytes()
-    with _reached(path):
-        content: bytes = path.fs.cat_file(path.path)
-        return content
+    return _tried(path, "read", lambda: b"".join(_content(path)))
 
 
 @contextmanager
@@ -137,12 +165,28 @@ def fetched(path: Location) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="dare-") as folder:
         copy = Path(folder) / path.name
-        with _reached(path):
-            path.fs.get_file(path.path, str(copy))
-            size = path.fs.size(path.path)
-        if copy.stat().st_size != size:
-            raise StorageError(f"{path} came cut short: {copy.stat().st_size} bytes of {size}; run the same again")
+
+        def fetch() -> None:
+            with copy.open("wb") as file:
+                for piece in _content(path):
+                    file.write(piece)
+
+        _tried(path, "read", fetch)
         yield copy
+
+
+def _content(path: UPath) -> Iterator[bytes]:
+    """A file in pieces, each as long as it must be: where a connection ends early, some clients take it for the end.
+
+    The last is asked for without its end, so that a file that has grown meanwhile is noticed too.
+    """
+    size = int(path.fs.info(path.path)["size"])
+    for start in range(0, size, _PIECE):
+        end = start + _PIECE
+        piece: bytes = path.fs.cat_file(path.path, start=start, end=None if end >= size else end)
+        if len(piece) != min(end, size) - start:
+            raise OSError(errno.EIO, f"it came cut short: {start + len(piece)} bytes of {size}")
+        yield piece
 
 
 def put(copy: Path, path: Location) -> None:
@@ -152,8 +196,10 @@ def put(copy: Path, path: Location) -> None:
         StorageError: it cannot be written; nothing is left of it.
     """
     assert not isinstance(path, Path)
-    with _reached(path, "written"):
-        path.fs.put_file(str(copy), path.path)
+    try:
+        _tried(path, "written", lambda: path.fs.put_file(str(copy), path.path))
+    except FileNotFoundError as error:  # the copy is there
+        raise _worded(path, "written", error) from error
 
 
 def remove(path: Location) -> None:
@@ -161,8 +207,8 @@ def remove(path: Location) -> None:
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
         return
-    with _reached(path, "removed"), suppress(FileNotFoundError):
-        path.fs.rm_file(path.path)
+    with suppress(FileNotFoundError):
+        _tried(path, "removed", lambda: path.fs.rm_file(path.path))
 
 
 def remove_folder(folder: Location) -> None:
@@ -171,13 +217,15 @@ def remove_folder(folder: Location) -> None:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
         return
-    with _reached(folder, "removed"), suppress(FileNotFoundError):
+    with suppress(Exception):  # some stores do not take many removals at once, others do not say which they left out
         folder.fs.rm(folder.path, recursive=True)
+    for file in files_below(folder):
+        remove(file.path)
 
 
 def _listed(folder: UPath) -> list[dict[str, Any]]:
-    with _reached(folder), suppress(FileNotFoundError):
-        listed: list[dict[str, Any]] = folder.fs.ls(folder.path, detail=True)
+    with suppress(FileNotFoundError):
+        listed: list[dict[str, Any]] = _tried(folder, "read", lambda: folder.fs.ls(folder.path, detail=True))
         return listed
     return []
 
@@ -198,18 +246,43 @@ def _written(item: dict[str, Any]) -> float:
     return float(at.timestamp() if hasattr(at, "timestamp") else at)
 
 
-@contextmanager
-def _reached(path: UPath, done: str = "read") -> Iterator[None]:
-    """Word what goes wrong at a store: each filesystem has errors of its own kind.
+def _tried(path: UPath, done: str, ask: Callable[[], _T]) -> _T:
+    """What a store answers, asked again for as long as it is worth while.
+
+    Args:
+        path: what is asked about.
+        done: to it, for the error.
+        ask: may be called more than once.
 
     Raises:
-        StorageError: in place of anything but FileNotFoundError.
+        FileNotFoundError: there is no such file.
+        StorageError: any other error of the store's, of which each filesystem has a kind of its own.
     """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        said = " ".join((os.strerror(number) if number else str(error)).split())[:_SHOWN] or type(error).__name__
-        raise StorageError(f"{path} cannot be {done}: {said}; run the same again") from error
+    until, wait = None, _FIRST_WAIT
+    while True:
+        try:
+            return ask()
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            until = until or time.monotonic() + _PATIENCE
+            if _is_lasting(error) or time.monotonic() + wait > until:
+                raise _worded(path, done, error) from error
+        time.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - so that many workers do not come back as one
+        wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _is_lasting(error: Exception) -> bool:
+    return (
+        isinstance(error, _LASTING)
+        or getattr(error, "errno", None) in _LASTING_NUMBERS
+        or "Credentials" in type(error).__name__
+    )
+
+
+def _worded(path: UPath, done: str, error: Exception) -> StorageError:
+    said = " ".join((getattr(error, "strerror", None) or str(error)).split())[:_SHOWN] or type(error).__name__
+    return StorageError(
+        f"{path} cannot be {done}: {said}; see that the storage is up, and that its address and credentials are right, "
+        "and run the same again"
+    )
