@@ -88,7 +88,7 @@ def group(
             doing(spark, "clusters of users")
             ids = run_tables.read(spark, f"{source}/{kind}", PULLED, ["entity_id"])
             assert ids is not None
-            model, report = cluster_users(tables, scheme, as_of, ids, model, before, scratch=f"{out}/.factors")
+            model, report = cluster_users(tables, scheme, as_of, ids, model, before)
             spark.catalog.clearCache()
         doing(spark, f"groups of {kind}s")
         path = f"{out}/{kind}"

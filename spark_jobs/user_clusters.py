@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from itertools import accumulate
 from typing import Any, Final
@@ -29,7 +28,6 @@ from spark_jobs.source_tables import SourceTables
 
 #: Blocks of the factorization, so that its results do not depend on how many cores there are.
 _BLOCKS: Final = 4
-_CHECKPOINT_INTERVAL: Final = 3
 #: Users that clusters are found in at most; the others are assigned.
 _SAMPLED_USERS: Final = 200_000
 #: Bits that Spark's increasing numbers have for a row's place in its partition.
@@ -43,7 +41,6 @@ def cluster_users(
     pulled: DataFrame,
     model: GroupModel,
     before: GroupModel | None,
-    scratch: str,
 ) -> tuple[GroupModel, dict[str, Any]]:
     """Assign users to clusters: the pulled ones to those of the last run, or all of them to new ones.
 
@@ -57,7 +54,6 @@ def cluster_users(
         pulled: column ``entity_id``.
         model: this run's, without clusters.
         before: the last run's.
-        scratch: a folder that Spark's workers can write; it is gone afterwards.
 
     Returns:
         ``model`` with clusters, without where there are too few users; and what happened: ``clusters``, ``silhouette``,
@@ -76,7 +72,7 @@ def cluster_users(
         clusters, items, fitted_on = before.clusters, before.items, before.interactions
         users = warm.join(pulled, "entity_id", "left_semi")
     else:
-        clusters, items = _fit(warm, scheme, before, scratch)
+        clusters, items = _fit(warm, scheme, before)
         users, fitted_on = warm, interactions
     if clusters is None or items is None:
         return model, {"clusters": 0}
@@ -111,7 +107,7 @@ def _warm(interactions: DataFrame, least: int) -> DataFrame:
 
 
 def _fit(
-    warm: DataFrame, scheme: ClusterGrouping, before: GroupModel | None, scratch: str
+    warm: DataFrame, scheme: ClusterGrouping, before: GroupModel | None
 ) -> tuple[UserClusters, ItemFactors] | tuple[None, None]:
     users, user_count = _numbered(warm.select("entity_id"))
     items, _ = _numbered(warm.select("item_id"))
@@ -132,15 +128,13 @@ def _fit(
         seed=scheme.seed,
         numUserBlocks=_BLOCKS,
         numItemBlocks=_BLOCKS,
-        checkpointInterval=_CHECKPOINT_INTERVAL,
     )
     earlier = before.assignments if before else CLUSTER_ASSIGNMENT.empty_table()
-    with _checkpoints(warm.sparkSession, scratch):
-        factors = als.fit(ratings)
-        of_items = _rows(factors.itemFactors.join(items, sf.col("id") == sf.col("number")))
-        sampled = factors.userFactors.where(sf.col("id") % -(-user_count // _SAMPLED_USERS) == 0)
-        sampled = sampled.join(users, sf.col("id") == sf.col("number"))
-        of_users = _rows(sampled.join(warm.sparkSession.createDataFrame(earlier), "entity_id", "left"))
+    factors = als.fit(ratings)  # tasks know all iterations: they need the stack that the programs are started with
+    of_items = _rows(factors.itemFactors.join(items, sf.col("id") == sf.col("number")))
+    sampled = factors.userFactors.where(sf.col("id") % -(-user_count // _SAMPLED_USERS) == 0)
+    sampled = sampled.join(users, sf.col("id") == sf.col("number"))
+    of_users = _rows(sampled.join(warm.sparkSession.createDataFrame(earlier), "entity_id", "left"))
     clusters = fit_clusters(
         warm.sparkSession,
         _matrix(of_users),
@@ -241,18 +235,6 @@ def _frame(spark: SparkSession, factors: NDArray[np.float32], **columns: NDArray
     """
     frame = spark.createDataFrame(pa.table({"features": list(factors), **columns})).coalesce(1)
     return frame.withColumn("features", array_to_vector("features"))
-
-
-@contextmanager
-def _checkpoints(spark: SparkSession, folder: str) -> Iterator[None]:
-    """Let Spark forget how factors came about: a task that knows all iterations overflows its stack."""
-    context = spark.sparkContext
-    context.setCheckpointDir(folder)
-    try:
-        yield
-    finally:
-        path = context._jvm.org.apache.hadoop.fs.Path(folder)
-        path.getFileSystem(context._jsc.hadoopConfiguration()).delete(path, True)
 
 
 def _assigned(

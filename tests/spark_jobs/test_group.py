@@ -170,7 +170,6 @@ def test_users_are_clustered_by_what_they_met_and_keep_their_cluster(spark: Spar
     of_taste = [{found[user] for user in range(taste, USERS, TASTES)} for taste in range(TASTES)]
     assert [len(names) for names in of_taste] == [1] * TASTES  # everybody is with those of the same taste
     assert len(set.union(*of_taste)) == TASTES
-    assert not (cinema.folder / "out" / ".factors").exists()
 
     # A newcomer and one who met a little of something else: folded in.
     cinema.ratings += cinema.of_taste(91, 0, 8) + cinema.of_taste(1, 2, 3)

@@ -52,7 +52,9 @@ def test_what_is_written_is_read_a_file_for_each_partition_that_has_rows(spark: 
     folder = f"{root}/of users/日本"
     frame = spark.createDataFrame(rows(10)).repartition(4).where("events < 3 or events = 7")
     assert run_tables.write(frame, folder, SCHEMA) == 4
-    assert found(spark, folder) == [tuple(row.values()) for row in rows(10).to_pylist() if row["events"] in (0, 1, 2, 7)]
+    assert found(spark, folder) == [
+        tuple(row.values()) for row in rows(10).to_pylist() if row["events"] in (0, 1, 2, 7)
+    ]
     assert found(spark, folder, ["events"]) == [(0,), (1,), (2,), (7,)]
     assert run_files.read_table(location(folder), SCHEMA).schema == SCHEMA  # other stages read it too
     assert 1 <= len(run_tables.files_of(folder)) <= 4
