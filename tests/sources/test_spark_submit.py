@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import psycopg
-import pyarrow.parquet as pq
 import pytest
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import ProgramMissingError, SourceError
 from dare_core.schemas import GROUPED
 from dare_core.sources.spark_submit import _command, _environment, _followed, require_java, submit
+from dare_core.storage import run_files
 
 TABLES = """
 DROP SCHEMA IF EXISTS source CASCADE;
@@ -62,7 +62,7 @@ def test_both_programs_run_by_spark_submit_in_folders_of_any_name_whatever_the_l
     asked = ["--as-of", "2024-02-01T00:00:00", "--pools", str(tmp_path / "pools"), "--in", pulled, "--out", grouped]
     summary = submit(settings, "group", arguments(*asked), movies_url)
     assert {name: summary[name] for name in ("item", "user")} == {"item": 2, "user": 1}
-    assert pq.read_table(Path(grouped) / "user").column_names == GROUPED.names
+    assert len(run_files.read_table(Path(grouped) / "user", GROUPED)) == 1
 
 
 def test_what_the_user_can_mend_is_one_line(settings: Settings, tmp_path: Path) -> None:

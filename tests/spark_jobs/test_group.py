@@ -16,7 +16,8 @@ from sqlalchemy import Engine
 from dare_core.config.domains import ClusterGrouping, Domain, read_domain
 from dare_core.errors import InputError, SourceError
 from dare_core.grouping import GroupModelStore
-from dare_core.schemas import ENTITY, GROUPED, PULLED, Kind
+from dare_core.schemas import GROUPED, PULLED, Kind
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import EntityChanges, Pulled, merge_entities
 from dare_core.warehouse.entity_staging import EntityStaging
 from spark_jobs.group import group
@@ -38,9 +39,7 @@ def write_pulled(
 
 def groups(folder: Path, kind: str) -> dict[str, tuple[str, str]]:
     """Group and rule of every entity."""
-    written = pq.read_table(folder / kind)
-    assert [(field.name, field.type) for field in written.schema] == [(field.name, field.type) for field in GROUPED]
-    assert pq.read_table(folder / kind, schema=ENTITY).schema == ENTITY  # as the pipeline reads it
+    written = run_files.read_table(folder / kind, GROUPED)
     columns = (written[name].to_pylist() for name in ("entity_id", "group_name", "group_rule"))
     return {entity: (name, rule) for entity, name, rule in zip(*columns, strict=True)}
 
@@ -61,7 +60,7 @@ def test_entities_get_the_group_of_their_configured_attribute(spark: SparkSessio
         "1": ("Drama", "attribute"),
         "2": ("unknown", "unknown"),
     }
-    written = pq.read_table(tmp_path / "out" / "item")["attributes"].to_pylist()
+    written = run_files.read_table(tmp_path / "out" / "item", GROUPED)["attributes"].to_pylist()
     assert sorted(written) == sorted(map(json.dumps, entities.values()))
     assert models(tmp_path)("item").current() == summary["item_grouping"]["version"]
 
