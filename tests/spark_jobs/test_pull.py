@@ -28,7 +28,6 @@ def day(number: int) -> datetime:
 
 
 LATER = day(30)
-COLUMNS = dict(zip(PULLED.names, PULLED.types, strict=True))
 
 
 @pytest.fixture
@@ -42,8 +41,7 @@ def pulled(spark: SparkSession, shop: Any, tmp_path: Path) -> Pull:
         counts = pull(spark, shop.domain, kinds, since, as_of, tmp_path / "out", shop.url, **how)
         rows = {}
         for kind in kinds:
-            table = run_files.read_parquet(tmp_path / "out" / kind)
-            assert dict(zip(table.schema.names, table.schema.types, strict=True)) == COLUMNS
+            table = run_files.read_table(tmp_path / "out" / kind, PULLED)
             assert set(table["kind"].to_pylist()) <= {kind}
             rows[kind] = {row["entity_id"]: row for row in table.to_pylist()}
             assert counts[kind] == len(rows[kind]) == table.num_rows
