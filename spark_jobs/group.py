@@ -27,7 +27,7 @@ from pyspark.sql import functions as sf
 
 from dare_core.config.domains import AttributeGrouping, Domain, EntityTable, read_domain
 from dare_core.errors import InputError
-from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
+from dare_core.grouping import AttributeGroups, GroupModelStore, StoredModel, route
 from dare_core.schemas import ENTITY, GROUPED, KINDS, PULLED, Kind
 from dare_core.warehouse.connection import connect, connected
 from dare_core.warehouse.entity_staging import WRITERS, EntityStaging, copy_entities
@@ -38,7 +38,7 @@ from spark_jobs.column_values import column
 from spark_jobs.pull import SECTIONS, moment
 from spark_jobs.session import doing, run
 from spark_jobs.source_tables import SourceTables, failures_in_words
-from spark_jobs.user_clusters import cluster_users
+from spark_jobs.user_clusters import assignments, cluster_users
 
 _ROUTE: Final = "group_name string, group_rule string"
 
@@ -81,19 +81,20 @@ def group(
             continue
         doing(spark, f"groups of {kind}s")
         store = models(kind)
-        before = store.read()
-        model, report = GroupModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
+        before = store.read_stored()
+        model, report = StoredModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
+        at = store.files.location
         if kind == "user" and domain.grouping.users.clusters is not None:
             scheme = domain.grouping.users.clusters
             doing(spark, "clusters of users")
             ids = run_tables.read(spark, f"{source}/{kind}", PULLED, ["entity_id"])
             assert ids is not None
-            model, report = cluster_users(tables, scheme, as_of, ids, model, before)
+            model, report = cluster_users(tables, scheme, as_of, ids, model.attributes, before, at)
             spark.catalog.clearCache()
         doing(spark, f"groups of {kind}s")
         path = f"{out}/{kind}"
-        summary[kind] = _write_routed(pulled, model, path)
-        version = store.publish(model)
+        summary[kind] = _write_routed(pulled, model.attributes, assignments(spark, at, model), path)
+        version = store.publish_stored(model)
         rules, names = _counts(spark, path)
         summary[f"{kind}_grouping"] = {"version": version, "by_rule": dict(sorted(rules.items())), **report}
         groups += names
@@ -105,7 +106,7 @@ def group(
     return summary | {"groups": groups}
 
 
-def _attribute_groups(tables: SourceTables, kind: Kind, before: GroupModel | None) -> AttributeGroups:
+def _attribute_groups(tables: SourceTables, kind: Kind, before: StoredModel | None) -> AttributeGroups:
     """Which values of the kind's attribute have a group, by their count in the source table."""
     spec: EntityTable = getattr(tables.domain.source, SECTIONS[kind])
     scheme: AttributeGrouping = getattr(tables.domain.grouping, SECTIONS[kind])
@@ -123,9 +124,8 @@ def _attribute_groups(tables: SourceTables, kind: Kind, before: GroupModel | Non
     return AttributeGroups.fit(spec.group, scheme, counts, before.attributes if before else None)
 
 
-def _write_routed(pulled: DataFrame, model: GroupModel, path: str) -> int:
+def _write_routed(pulled: DataFrame, groups: AttributeGroups, clusters: DataFrame, path: str) -> int:
     """Write ``pulled`` with ``group_name`` and ``group_rule``; returns how many rows."""
-    groups = model.attributes
 
     def routed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -137,7 +137,6 @@ def _write_routed(pulled: DataFrame, model: GroupModel, path: str) -> int:
                 .append_column("group_rule", pa.array([entity.rule for entity in found], pa.string()))
             )
 
-    clusters = pulled.sparkSession.createDataFrame(model.assignments)
     joined = pulled.join(clusters, "entity_id", "left").select(*pulled.columns, "cluster")
     return run_tables.write(joined, path, GROUPED, routed)
 
