@@ -35,7 +35,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from pyspark.sql.types import ArrayType, IntegralType
 
-from dare_core.errors import InputError, PoolError, SourceError
+from dare_core.errors import InputError, PoolError, SourceError, StorageError
 from dare_core.pools import Limits, PoolBuilder
 from dare_core.pools.builder import check_group
 from dare_core.pools.segments import Segment, SegmentEntry
@@ -106,7 +106,7 @@ def _write_segments(
         try:
             built = Segment.build(rows, vocabulary)
             segment = json.dumps(asdict(PoolStore(pool).write_segment(built)))
-        except PoolError as error:  # across Spark it would arrive as a page of stack traces
+        except (PoolError, StorageError) as error:  # across Spark it would arrive as a page of stack traces
             problem = str(error)
         kinds = (pa.string(), pa.int32(), pa.string(), pa.string())
         row = zip((group, part, segment, problem), kinds, strict=True)
@@ -187,7 +187,7 @@ def _spread(spark: SparkSession, items: Sequence[_Item], work: Callable[[_Item],
     def done(item: _Item) -> tuple[_Result | None, str]:
         try:
             return work(item), ""
-        except PoolError as error:  # across Spark it would arrive as a page of stack traces
+        except (PoolError, StorageError) as error:  # across Spark it would arrive as a page of stack traces
             return None, str(error)
 
     results = list[_Result]()

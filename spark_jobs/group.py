@@ -83,17 +83,17 @@ def group(
         store = models(kind)
         before = store.read_stored()
         model, report = StoredModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
-        at = store.files.location
         if kind == "user" and domain.grouping.users.clusters is not None:
             scheme = domain.grouping.users.clusters
             doing(spark, "clusters of users")
             ids = run_tables.read(spark, f"{source}/{kind}", PULLED, ["entity_id"])
             assert ids is not None
-            model, report = cluster_users(tables, scheme, as_of, ids, model.attributes, before, at)
+            model, report = cluster_users(tables, scheme, as_of, ids, model.attributes, before, store.files.location)
             spark.catalog.clearCache()
         doing(spark, f"groups of {kind}s")
         path = f"{out}/{kind}"
-        summary[kind] = _write_routed(pulled, model.attributes, assignments(spark, at, model), path)
+        clusters = assignments(spark, store.files.location, model) if model.assignments else None
+        summary[kind] = _write_routed(pulled, model.attributes, clusters, path)
         version = store.publish_stored(model)
         rules, names = _counts(spark, path)
         summary[f"{kind}_grouping"] = {"version": version, "by_rule": dict(sorted(rules.items())), **report}
@@ -124,7 +124,7 @@ def _attribute_groups(tables: SourceTables, kind: Kind, before: StoredModel | No
     return AttributeGroups.fit(spec.group, scheme, counts, before.attributes if before else None)
 
 
-def _write_routed(pulled: DataFrame, groups: AttributeGroups, clusters: DataFrame, path: str) -> int:
+def _write_routed(pulled: DataFrame, groups: AttributeGroups, clusters: DataFrame | None, path: str) -> int:
     """Write ``pulled`` with ``group_name`` and ``group_rule``; returns how many rows."""
 
     def routed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -137,7 +137,10 @@ def _write_routed(pulled: DataFrame, groups: AttributeGroups, clusters: DataFram
                 .append_column("group_rule", pa.array([entity.rule for entity in found], pa.string()))
             )
 
-    joined = pulled.join(clusters, "entity_id", "left").select(*pulled.columns, "cluster")
+    if clusters is None:
+        joined = pulled.withColumn("cluster", sf.lit(None).cast("string"))
+    else:
+        joined = pulled.join(clusters, "entity_id", "left").select(*pulled.columns, "cluster")
     return run_tables.write(joined, path, GROUPED, routed)
 
 

@@ -130,10 +130,11 @@ def _pieces(spark: SparkSession, models: str, pieces: Sequence[str], columns: st
     def rows(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in (number for batch in numbers for number in batch["id"].to_pylist()):
             table = ModelTables(models).read(pieces[number])
-            kinds = [
-                pa.list_(pa.float32()) if pa.types.is_fixed_size_list(kind) else kind for kind in table.schema.types
+            plain = [
+                (name, pa.list_(pa.float32()) if pa.types.is_fixed_size_list(kind) else kind)
+                for name, kind in zip(table.column_names, table.schema.types, strict=True)
             ]
-            table = table.cast(pa.schema(zip(table.column_names, kinds, strict=True)))
+            table = table.cast(pa.schema(plain))
             places = pa.array(np.full(len(table), number, np.int32))
             yield from table.append_column("piece", places).to_batches(max_chunksize=_ROWS_AT_ONCE)
 
@@ -155,8 +156,7 @@ def _written(rows: DataFrame, count: int, schema: pa.Schema, models: str) -> tup
 
     arrow_schema = to_arrow_schema(rows.schema)
     parts = max(1, -(-count // PIECE_ROWS))
-    spread = rows.repartition(parts, key) if parts > 1 else rows.coalesce(1)
-    found = spread.sortWithinPartitions(key).mapInArrow(write, "part int, name string").collect()
+    found = rows.repartition(parts, key).sortWithinPartitions(key).mapInArrow(write, "part int, name string").collect()
     return tuple(row["name"] for row in sorted(found, key=lambda row: row["part"]))
 
 
