@@ -10,6 +10,10 @@ alone, and not on how Spark spreads them. Segments are written where the pool is
 able to write; nothing refers to them until a manifest does. ``--out`` gets a JSON list of them for whoever publishes:
 ``{"group", "sha256", "texts", "tokens", "size"}``, ordered by group and part.
 
+With ``--grow``, what a version is to hold is made here too, a group a task: texts that the pool has already are left
+out, segments are merged, and what the limits say is evicted. ``--out`` then gets a JSON object for
+:meth:`dare_core.pools.builder.PoolBuilder.publish_grown`.
+
 The warehouse is the URL in ``DARE_WAREHOUSE_URL``, which never stands on a command line.
 """
 
@@ -17,11 +21,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
@@ -31,7 +35,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from pyspark.sql.types import ArrayType, IntegralType
 
-from dare_core.errors import InputError, PoolError, SourceError
+from dare_core.errors import InputError, PoolError, SourceError, StorageError
+from dare_core.pools import Limits, PoolBuilder
 from dare_core.pools.builder import check_group
 from dare_core.pools.segments import Segment, SegmentEntry
 from dare_core.pools.store import PoolStore
@@ -42,7 +47,13 @@ from spark_jobs.session import run
 #: Tokens of one segment at most, roughly: what one task sorts, at some forty bytes of memory for each.
 SEGMENT_TOKENS: Final = 8_000_000
 
+#: A task for each group, up to so many groups.
+_MOST_TASKS: Final = 1000
+
 _SEGMENT: Final = "group string, part int, segment string, error string"
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ def _write_segments(
         try:
             built = Segment.build(rows, vocabulary)
             segment = json.dumps(asdict(PoolStore(pool).write_segment(built)))
-        except PoolError as error:  # across Spark it would arrive as a page of stack traces
+        except (PoolError, StorageError) as error:  # across Spark it would arrive as a page of stack traces
             problem = str(error)
         kinds = (pa.string(), pa.int32(), pa.string(), pa.string())
         row = zip((group, part, segment, problem), kinds, strict=True)
@@ -118,6 +129,87 @@ def _write_segments(
             raise PoolError(f"group {row['group']!r}: {row['error']}")
     ordered = sorted(written, key=lambda row: (row["group"], row["part"]))
     return [(row["group"], SegmentEntry(**json.loads(row["segment"]))) for row in ordered]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The pool that is to grow.
+
+    Attributes:
+        pool: root of the store, for all workers.
+        tokenizer_hash, vocabulary: see :class:`PoolBuilder`.
+        limits: of a group.
+        onto: the version that is added to; None: there is none.
+        before: the version in force.
+    """
+
+    pool: str
+    tokenizer_hash: str
+    vocabulary: int
+    limits: Limits
+    onto: str | None
+    before: str | None
+
+    def builder(self) -> PoolBuilder:
+        """A builder for all but publishing."""
+        return PoolBuilder(PoolStore(self.pool), "", self.tokenizer_hash, self.vocabulary, limits=self.limits)
+
+
+def grow(spark: SparkSession, segments: Sequence[tuple[str, SegmentEntry]], target: Target) -> dict[str, Any]:
+    """Add segments to a pool's groups: each group in a task of its own, as many at once as there are cores.
+
+    Returns:
+        ``grown``, ``samples`` and ``halvings``, see :meth:`PoolBuilder.publish_grown`.
+
+    Raises:
+        PoolError: as :meth:`PoolBuilder.growths` and :meth:`PoolBuilder.grow`.
+    """
+    added: dict[str, list[SegmentEntry]] = {}
+    for group, entry in segments:
+        added.setdefault(group, []).append(entry)
+    here = target.builder()
+    forgotten = here.forgotten(target.before)
+    growths = here.growths(added, target.onto)
+    grown = _spread(spark, growths, lambda growth: target.builder().grow(growth, forgotten))
+    halvings = here.halvings(grown, target.onto)
+    new = [entry for group in grown for entry in group.new]
+    samples = _spread(spark, list(_stretches(new)), lambda some: target.builder().sample(some, halvings))
+    return {
+        "grown": [asdict(group) for group in grown],
+        "samples": [asdict(entry) for sample in samples for entry in sample],
+        "halvings": halvings,
+    }
+
+
+def _spread(spark: SparkSession, items: Sequence[_Item], work: Callable[[_Item], _Result]) -> list[_Result]:
+    """Do something with each of some items in a task of its own."""
+
+    def done(item: _Item) -> tuple[_Result | None, str]:
+        try:
+            return work(item), ""
+        except (PoolError, StorageError) as error:  # across Spark it would arrive as a page of stack traces
+            return None, str(error)
+
+    results = list[_Result]()
+    tasks = max(1, min(len(items), _MOST_TASKS))
+    for result, problem in spark.sparkContext.parallelize(items, tasks).map(done).collect():
+        if result is None:
+            raise PoolError(problem)
+        results.append(result)
+    return results
+
+
+def _stretches(entries: Iterable[SegmentEntry]) -> Iterator[list[SegmentEntry]]:
+    """Segments, as many together as one task should read."""
+    stretch, tokens = list[SegmentEntry](), 0
+    for entry in entries:
+        if stretch and tokens + entry.tokens > SEGMENT_TOKENS:
+            yield stretch
+            stretch, tokens = [], 0
+        stretch.append(entry)
+        tokens += entry.tokens
+    if stretch:
+        yield stretch
 
 
 def _checked_columns(texts: DataFrame) -> DataFrame:
@@ -187,8 +279,12 @@ def _build(spark: SparkSession, given: argparse.Namespace) -> dict[str, Any]:
         wanted = Knowledge(given.domain, given.kind, given.tokenizer_hash, given.since, given.until)
         texts = read_warehouse(spark, url, wanted)
     segments = build_segments(texts, given.pool, given.vocabulary, given.segment_tokens)
-    listed = [{"group": group, **asdict(entry)} for group, entry in segments]
-    given.out.write_text(json.dumps(listed, ensure_ascii=False, indent=1), "utf-8")
+    made: Any = [{"group": group, **asdict(entry)} for group, entry in segments]
+    if given.grow:
+        limits = Limits(given.group_bytes, given.text_days)
+        target = Target(given.pool, given.tokenizer_hash, given.vocabulary, limits, given.onto, given.before)
+        made = grow(spark, segments, target)
+    given.out.write_text(json.dumps(made, ensure_ascii=False, indent=1), "utf-8")
     return {
         "groups": len({group for group, _ in segments}),
         "segments": len(segments),
@@ -202,10 +298,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="build_pools.py", description="Index knowledge for the retrieval pools.")
     parser.add_argument("--pool", required=True, metavar="DIR", help="root of the pool store")
     parser.add_argument("--vocabulary", type=int, required=True, metavar="N", help="token ids are below it")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON list of the segments")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what was made, in JSON")
     parser.add_argument(
         "--segment-tokens", type=int, default=SEGMENT_TOKENS, metavar="N", help="larger groups are split"
     )
+    parser.add_argument("--grow", action="store_true", help="add the segments to the pool's groups")
+    parser.add_argument("--onto", metavar="VERSION", help="of the pool that is added to; default: to nothing")
+    parser.add_argument("--before", metavar="VERSION", help="of the pool in force; it says who was forgotten")
+    parser.add_argument("--group-bytes", type=int, metavar="N", help="of a group at most")
+    parser.add_argument("--text-days", type=int, metavar="N", help="age of a text at most")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--knowledge", metavar="PARQUET", help="columns group, token_ids, entity_id?, available_at?")
     source.add_argument("--domain", help="the warehouse's texts of this domain")

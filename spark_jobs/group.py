@@ -15,30 +15,30 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from pyspark import TaskContext
-from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dare_core.config.domains import AttributeGrouping, Domain, EntityTable, read_domain
 from dare_core.errors import InputError
-from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore, route
-from dare_core.schemas import ENTITY, GROUPED, KINDS, Kind
+from dare_core.grouping import AttributeGroups, GroupModelStore, StoredModel, route
+from dare_core.schemas import ENTITY, GROUPED, KINDS, PULLED, Kind
 from dare_core.warehouse.connection import connect, connected
 from dare_core.warehouse.entity_staging import WRITERS, EntityStaging, copy_entities
 from dare_core.warehouse.group_models import WarehousePointer
+from spark_jobs import run_tables
 from spark_jobs.attributes import json_objects
 from spark_jobs.column_values import column
 from spark_jobs.pull import SECTIONS, moment
 from spark_jobs.session import doing, run
 from spark_jobs.source_tables import SourceTables, failures_in_words
-from spark_jobs.user_clusters import cluster_users
+from spark_jobs.user_clusters import assignments, cluster_users
 
 _ROUTE: Final = "group_name string, group_rule string"
 
@@ -54,9 +54,11 @@ def group(
     warehouse_url: str | None,
     run_id: str | None = None,
 ) -> dict[str, Any]:
-    """Write ``<out>/<kind>/*.parquet`` for every kind found in ``source``, where ``pull`` wrote.
+    """Write the table ``<out>/<kind>`` for every kind found in ``source``, where ``pull`` wrote.
 
     Args:
+        source: a folder or a URL.
+        out: likewise.
         models: each kind's group models.
         as_of: the latest interaction seen, inclusive.
         run_id: whose staging tables in the warehouse the entities are copied into; None: they are not.
@@ -74,37 +76,37 @@ def group(
     summary: dict[str, Any] = {}
     groups = 0
     for kind in KINDS:
-        pulled = _read(spark, f"{source}/{kind}")
+        pulled = run_tables.read(spark, f"{source}/{kind}", PULLED)
         if pulled is None:
             continue
         doing(spark, f"groups of {kind}s")
         store = models(kind)
-        before = store.read()
-        model, report = GroupModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
+        before = store.read_stored()
+        model, report = StoredModel(_attribute_groups(tables, kind, before)), dict[str, Any]()
         if kind == "user" and domain.grouping.users.clusters is not None:
             scheme = domain.grouping.users.clusters
             doing(spark, "clusters of users")
-            model, report = cluster_users(
-                tables, scheme, as_of, pulled.select("entity_id"), model, before, scratch=f"{out}/.factors"
-            )
+            ids = run_tables.read(spark, f"{source}/{kind}", PULLED, ["entity_id"])
+            assert ids is not None
+            model, report = cluster_users(tables, scheme, as_of, ids, model.attributes, before, store.files.location)
             spark.catalog.clearCache()
         doing(spark, f"groups of {kind}s")
-        _routed(pulled, model).select(*GROUPED.names).write.mode("overwrite").parquet(f"{out}/{kind}")
-        version = store.publish(model)
-        written = spark.read.parquet(f"{out}/{kind}")
-        rules = {row["group_rule"]: row["count"] for row in written.groupBy("group_rule").count().collect()}
-        summary[kind] = sum(rules.values())
+        path = f"{out}/{kind}"
+        clusters = assignments(spark, store.files.location, model) if model.assignments else None
+        summary[kind] = _write_routed(pulled, model.attributes, clusters, path)
+        version = store.publish_stored(model)
+        rules, names = _counts(spark, path)
         summary[f"{kind}_grouping"] = {"version": version, "by_rule": dict(sorted(rules.items())), **report}
-        groups += written.select("group_name").distinct().count()
+        groups += names
         if run_id is not None and warehouse_url is not None:
             doing(spark, f"copying {kind}s into the warehouse")
-            _copy(written, EntityStaging(run_id, kind), warehouse_url)
+            _copy(spark, path, EntityStaging(run_id, kind), warehouse_url)
     if not summary:
         raise InputError(f"{source} holds neither {' nor '.join(KINDS)}: pull first")
     return summary | {"groups": groups}
 
 
-def _attribute_groups(tables: SourceTables, kind: Kind, before: GroupModel | None) -> AttributeGroups:
+def _attribute_groups(tables: SourceTables, kind: Kind, before: StoredModel | None) -> AttributeGroups:
     """Which values of the kind's attribute have a group, by their count in the source table."""
     spec: EntityTable = getattr(tables.domain.source, SECTIONS[kind])
     scheme: AttributeGrouping = getattr(tables.domain.grouping, SECTIONS[kind])
@@ -122,9 +124,8 @@ def _attribute_groups(tables: SourceTables, kind: Kind, before: GroupModel | Non
     return AttributeGroups.fit(spec.group, scheme, counts, before.attributes if before else None)
 
 
-def _routed(pulled: DataFrame, model: GroupModel) -> DataFrame:
-    """``pulled`` with ``group_name`` and ``group_rule``."""
-    groups = model.attributes
+def _write_routed(pulled: DataFrame, groups: AttributeGroups, clusters: DataFrame | None, path: str) -> int:
+    """Write ``pulled`` with ``group_name`` and ``group_rule``; returns how many rows."""
 
     def routed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -136,36 +137,37 @@ def _routed(pulled: DataFrame, model: GroupModel) -> DataFrame:
                 .append_column("group_rule", pa.array([entity.rule for entity in found], pa.string()))
             )
 
-    columns = ", ".join(f"{name} {kind}" for name, kind in pulled.dtypes)
-    clusters = pulled.sparkSession.createDataFrame(model.assignments)
-    return (
-        pulled.join(clusters, "entity_id", "left")
-        .select(*pulled.columns, "cluster")
-        .mapInArrow(routed, f"{columns}, {_ROUTE}")
-    )
+    if clusters is None:
+        joined = pulled.withColumn("cluster", sf.lit(None).cast("string"))
+    else:
+        joined = pulled.join(clusters, "entity_id", "left").select(*pulled.columns, "cluster")
+    return run_tables.write(joined, path, GROUPED, routed)
 
 
-def _copy(written: DataFrame, staging: EntityStaging, warehouse_url: str) -> None:
+def _counts(spark: SparkSession, path: str) -> tuple[dict[str, int], int]:
+    """To how many entities each rule applied, and how many groups they are in."""
+    written = run_tables.read(spark, path, GROUPED, ["group_name", "group_rule"])
+    assert written is not None
+    rules, names = Counter[str](), set[str]()
+    for row in written.groupBy("group_name", "group_rule").count().collect():
+        rules[row["group_rule"]] += row["count"]
+        names.add(row["group_name"])
+    return rules, len(names)
+
+
+def _copy(spark: SparkSession, path: str, staging: EntityStaging, warehouse_url: str) -> None:
     """Copy entities into staging tables of the warehouse, by as many executors at once as may."""
+    files = run_tables.files_of(path)
     with connected(warehouse_url) as engine:
-        tables = staging.create(engine, min(WRITERS, written.sparkSession.sparkContext.defaultParallelism))
+        tables = staging.create(engine, min(WRITERS, spark.sparkContext.defaultParallelism))
 
-    def copy(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        context = TaskContext.get()
-        assert context is not None
-        rows = copy_entities(warehouse_url, tables[context.partitionId()], batches)
-        yield pa.record_batch({"rows": pa.array([rows], pa.int64())})
+    def copy(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in numbers:
+            for number in batch["id"].to_pylist():
+                mine = run_tables.batches(files[number :: len(tables)], ENTITY)
+                yield pa.record_batch({"rows": [copy_entities(warehouse_url, tables[number], mine)]})
 
-    written.select(*ENTITY.names).coalesce(len(tables)).mapInArrow(copy, "rows long").collect()
-
-
-def _read(spark: SparkSession, path: str) -> DataFrame | None:
-    try:
-        return spark.read.parquet(path)
-    except AnalysisException as error:
-        if error.getCondition() == "PATH_NOT_FOUND":
-            return None
-        raise
+    spark.range(0, len(tables), 1, len(tables)).mapInArrow(copy, "rows long").collect()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dare_core.config.domains import Domain, EntityTable, read_domain
-from dare_core.schemas import KINDS, MAX_ID, PULLED, Kind
+from dare_core.schemas import GONE, KINDS, MAX_ID, PULLED, SOURCE_FIGURE, Kind
 from dare_core.sources.tables_there import require_names
+from spark_jobs import run_tables
 from spark_jobs.attributes import json_objects
 from spark_jobs.column_values import column
 from spark_jobs.figures import source_figures
@@ -62,12 +63,13 @@ def pull(
     as_read: bool = False,
     allow_deletions: bool = False,
 ) -> dict[str, int]:
-    """Write ``<out>/<kind>/*.parquet`` for every kind: what changed in [``since[kind]``, ``as_of``].
+    """Write the table ``<out>/<kind>`` for every kind: what changed in [``since[kind]``, ``as_of``].
 
-    ``<out>/gone/<kind>/*.parquet`` hold the column ``entity_id`` of what the warehouse has and the source has not;
-    ``<out>/figures/<kind>/*.parquet`` what :func:`~spark_jobs.figures.source_figures` counts of what was written.
+    ``<out>/gone/<kind>`` holds the column ``entity_id`` of what the warehouse has and the source has not;
+    ``<out>/figures/<kind>`` what :func:`~spark_jobs.figures.source_figures` counts of what was written.
 
     Args:
+        out: a folder or a URL.
         since: the watermark of a kind, inclusive; a kind without one is pulled whole.
         as_of: the latest event seen, inclusive.
         as_read: items and users that changed after ``as_of`` are taken as they are read.
@@ -125,7 +127,8 @@ def _pull(
             doing(spark, "users that changed, with their histories")
             entities = _users(interactions, unknown, new)
             counts[kind] = _write(entities, domain, kind, out)
-            if hidden := interactions.hidden(spark.read.parquet(f"{out}/{kind}").select("entity_id")):
+            written = _written(spark, f"{out}/{kind}", ["entity_id"])
+            if hidden := interactions.hidden(written):
                 counts["hidden_interactions"] = hidden
         if left_out := tables.forgotten(kind):
             counts[f"{kind}_forgotten"] = left_out
@@ -173,9 +176,8 @@ def _check_keys(tables: SourceTables, section: Section, keys: DataFrame) -> None
 def _write_gone(
     tables: SourceTables, kind: Kind, keys: DataFrame, known: DataFrame, out: Path | str, allow: bool
 ) -> int:
-    path = f"{out}/gone/{kind}"
-    known.join(keys, "entity_id", "left_anti").write.mode("overwrite").parquet(path)
-    gone: int = tables.spark.read.parquet(path).count()
+    missing = known.join(keys, "entity_id", "left_anti")
+    gone = run_tables.write(missing, f"{out}/gone/{kind}", GONE)
     there, source = known.count(), tables.domain.source
     if not allow and not source.may_lose(gone, there):
         raise tables.error(
@@ -257,10 +259,15 @@ def _write(entities: DataFrame, domain: Domain, kind: Kind, out: Path | str) -> 
         sf.col("events").cast("long").alias("events"),
     )
     path, spark = f"{out}/{kind}", entities.sparkSession
-    pulled.select(*PULLED.names).write.mode("overwrite").parquet(path)
-    figures = source_figures(spark.read.parquet(path), domain, kind)
-    spark.createDataFrame(figures).coalesce(1).write.mode("overwrite").parquet(f"{out}/figures/{kind}")
-    written: int = figures["entities"][0].as_py()
+    count = run_tables.write(pulled, path, PULLED)
+    figures = source_figures(_written(spark, path), domain, kind)
+    run_tables.write(spark.createDataFrame(figures).coalesce(1), f"{out}/figures/{kind}", SOURCE_FIGURE)
+    return count
+
+
+def _written(spark: SparkSession, path: str, columns: Sequence[str] | None = None) -> DataFrame:
+    written = run_tables.read(spark, path, PULLED, columns)
+    assert written is not None
     return written
 
 

@@ -12,6 +12,8 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from dare_core.errors import DareError
+from dare_core.sources.spark_submit import STACK
+from dare_core.storage import credentials
 from dare_core.storage.beside import beside
 
 #: What the programs' correctness rests on, wherever they run. Arrow reads Spark's default INT96 times as nanoseconds;
@@ -44,10 +46,13 @@ def open_session() -> SparkSession:
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; without it nobody has chosen a master
         builder = builder.master("local[2]").config("spark.ui.enabled", "false")
         builder = builder.config("spark.ui.showConsoleProgress", "false")
-        builder = builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+        builder = builder.config("spark.driver.extraJavaOptions", f"-XX:TieredStopAtLevel=1 {STACK}")
     spark = builder.getOrCreate()
     context = spark.sparkContext
     context.setLogLevel("ERROR")
+    # Executors' Python opens the storage. Here the variables go to it with each task: Spark's settings, which would
+    # pass them too, are shown on its pages and in its logs.
+    context.environment.update(credentials.variables())
     given = context.getConf()
     if given.get("spark.master", "").startswith("local") and not given.contains("spark.sql.shuffle.partitions"):
         # The default, 200, makes tasks that take longer to start than to run.

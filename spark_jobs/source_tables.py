@@ -13,8 +13,9 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from pyspark.sql.types import BinaryType, DateType, StringType, StructField, TimestampType
 
+from dare_core import errors
 from dare_core.config.domains import Domain, EntityTable
-from dare_core.errors import SourceError, WarehouseError
+from dare_core.errors import SourceError
 from dare_core.schemas import KINDS, Kind
 from dare_core.warehouse.connection import connected
 from dare_core.warehouse.entities import count_forgotten
@@ -27,7 +28,7 @@ from spark_jobs.postgres_source import PostgresReader, Table, Timeless, TimeWind
 
 #: How Spark words what it met in a file, and the PostgreSQL reader in a table.
 _DAMAGED_FILE: Final = re.compile(r"\[FAILED_READ_FILE\.\w+\] Encountered error while reading file (\S+?)\.\s")
-_WAREHOUSE: Final = re.compile(r"^dare_core\.errors\.WarehouseError: (.+)", re.MULTILINE)
+_OURS: Final = re.compile(r"^dare_core\.errors\.(WarehouseError|StorageError|InputError): (.+)", re.MULTILINE)
 _DATABASE: Final = re.compile(r"^psycopg\.(?:errors\.)?\w+: (.+)", re.MULTILINE)
 
 _BAD_RECORD: Final = re.compile(r"\[MALFORMED_CSV_RECORD\] Malformed CSV record: (.*?) SQLSTATE", re.DOTALL)
@@ -50,7 +51,7 @@ def failures_in_words() -> Iterator[None]:
 
     Raises:
         SourceError: instead of them; names the file, or says what the database said.
-        WarehouseError: an executor met it.
+        WarehouseError, StorageError, InputError: an executor met it.
     """
     try:
         yield
@@ -59,8 +60,8 @@ def failures_in_words() -> Iterator[None]:
             raise SourceError(found[1]) from None
         if found := _DAMAGED_FILE.search(str(error)):
             raise SourceError(f"{found[1]} cannot be read: {_why_not(str(error))}") from None
-        if found := _WAREHOUSE.search(str(error)):
-            raise WarehouseError(found[1].strip()) from None
+        if found := _OURS.search(str(error)):
+            raise getattr(errors, found[1])(found[2].strip()) from None
         if found := _DATABASE.search(str(error)):
             raise SourceError(f"the source database refused to go on: {found[1].strip()}") from None
         raise

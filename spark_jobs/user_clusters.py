@@ -4,14 +4,16 @@
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyspark import StorageLevel, TaskContext
 from pyspark.ml.clustering import KMeans
 from pyspark.ml.evaluation import ClusteringEvaluator
 from pyspark.ml.functions import array_to_vector
@@ -20,18 +22,21 @@ from pyspark.mllib.clustering import KMeans as KMeansFromCentroids
 from pyspark.mllib.clustering import KMeansModel as Centroids
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from dare_core.config.domains import ClusterGrouping
-from dare_core.grouping import CLUSTER_ASSIGNMENT, GroupModel, ItemFactors, UserClusters, moves, reassigned
-from dare_core.grouping.clusters import nearest
+from dare_core.grouping import CLUSTER_ASSIGNMENT, AttributeGroups, StoredModel, UserClusters
+from dare_core.grouping.clusters import fold_in, gram, nearest
+from dare_core.grouping.model import PIECE_ROWS, ModelTables, factors_of
 from spark_jobs.column_values import column
 from spark_jobs.source_tables import SourceTables
 
 #: Blocks of the factorization, so that its results do not depend on how many cores there are.
 _BLOCKS: Final = 4
-_CHECKPOINT_INTERVAL: Final = 3
 #: Users that clusters are found in at most; the others are assigned.
 _SAMPLED_USERS: Final = 200_000
+#: Rows of a piece that a task hands to Spark at once.
+_ROWS_AT_ONCE: Final = 10_000
 #: Bits that Spark's increasing numbers have for a row's place in its partition.
 _PLACE_BITS: Final = 33
 
@@ -41,13 +46,13 @@ def cluster_users(
     scheme: ClusterGrouping,
     as_of: datetime,
     pulled: DataFrame,
-    model: GroupModel,
-    before: GroupModel | None,
-    scratch: str,
-) -> tuple[GroupModel, dict[str, Any]]:
+    attributes: AttributeGroups,
+    before: StoredModel | None,
+    models: str,
+) -> tuple[StoredModel, dict[str, Any]]:
     """Assign users to clusters: the pulled ones to those of the last run, or all of them to new ones.
 
-    What it keeps in Spark's cache is the caller's to clear.
+    What it keeps in Spark's cache is the caller's to clear. Executors write the model's tables, and read them again.
 
     New factors are fitted when there are none yet, when the scheme has changed, or when interactions have grown by the
     scheme's share; until then users are folded in.
@@ -55,37 +60,104 @@ def cluster_users(
     Args:
         as_of: the latest interaction seen, inclusive.
         pulled: column ``entity_id``.
-        model: this run's, without clusters.
-        before: the last run's.
-        scratch: a folder that Spark's workers can write; it is gone afterwards.
+        attributes: this run's groups by attribute.
+        before: the last run's model.
+        models: location of the models' tables, see :class:`ModelTables`.
 
     Returns:
-        ``model`` with clusters, without where there are too few users; and what happened: ``clusters``, ``silhouette``,
-        ``fitted`` (whether anew), ``moved`` (users who changed their cluster), ``moved_share`` (of those who had one).
+        The model to publish, without clusters where there are too few users; and what happened: ``clusters``,
+        ``silhouette``, ``fitted`` (whether anew), ``moved`` (users who changed their cluster), ``moved_share`` (of
+        those who had one).
     """
+    spark = pulled.sparkSession
     described = scheme.model_dump_json(exclude={"refit_growth", "move_margin", "silhouette_margin"})
     warm = _warm(_interactions(tables, as_of), scheme.min_interactions).cache()
     interactions = warm.count()
-    kept = (
+    earlier = assignments(spark, models, before)
+    if (
         before is not None
         and before.clusters is not None
         and before.scheme == described
         and interactions < (1 + scheme.refit_growth) * before.interactions
-    )
-    if kept and before is not None:
-        clusters, items, fitted_on = before.clusters, before.items, before.interactions
+    ):
+        kept, model = True, replace(before, attributes=attributes)
         users = warm.join(pulled, "entity_id", "left_semi")
     else:
-        clusters, items = _fit(warm, scheme, before, scratch)
-        users, fitted_on = warm, interactions
-    if clusters is None or items is None:
-        return model, {"clusters": 0}
-    earlier = before.assignments if before else CLUSTER_ASSIGNMENT.empty_table()
-    now = _assigned(users, clusters, items, earlier, scheme.move_margin)
-    report = {"clusters": len(clusters.names), "silhouette": round(clusters.silhouette, 4), "fitted": not kept}
-    assignments = reassigned(earlier, now) if kept else now
-    model = GroupModel(model.attributes, clusters, items, assignments, described, fitted_on)
-    return model, report | moves(earlier, now)
+        kept, users = False, warm
+        fitted = _fit(warm, scheme, before and before.clusters, earlier, models)
+        if fitted is None:
+            return StoredModel(attributes), {"clusters": 0}
+        clusters, items = fitted
+        model = StoredModel(attributes, clusters, described, interactions, scheme.alpha, scheme.regularization, items)
+    assert model.clusters is not None
+    now = _assigned(users, model, earlier, scheme.move_margin, models).persist(StorageLevel.MEMORY_AND_DISK)
+    counted = now.agg(
+        sf.count("*").alias("users"),
+        sf.count("had").alias("known"),
+        sf.count_if(sf.col("had") != sf.col("cluster")).alias("moved"),
+    ).first()
+    assert counted is not None  # of an empty frame too
+    pieces = _written(now.select("entity_id", "cluster"), counted["users"], CLUSTER_ASSIGNMENT, models)
+    if kept:
+        model = model.with_added(pieces)
+        if model.is_scattered:
+            everybody = assignments(spark, models, model).persist(StorageLevel.MEMORY_AND_DISK)
+            pieces = _written(everybody, everybody.count(), CLUSTER_ASSIGNMENT, models)
+            model = replace(model, assignments=pieces, whole=len(pieces))
+    else:
+        model = replace(model, assignments=pieces, whole=len(pieces))
+    return model, {
+        "clusters": len(model.clusters.names),
+        "silhouette": round(model.clusters.silhouette, 4),
+        "fitted": not kept,
+        "moved": counted["moved"],
+        "moved_share": round(counted["moved"] / counted["known"], 4) if counted["known"] else 0.0,
+    }
+
+
+def assignments(spark: SparkSession, models: str, model: StoredModel | None) -> DataFrame:
+    """Columns ``entity_id`` and ``cluster`` of everybody whom a model has in a cluster."""
+    pieces = model.assignments if model else ()
+    found = _pieces(spark, models, pieces, "entity_id string, cluster string")
+    if model is not None and len(pieces) > model.whole:
+        found = found.groupBy("entity_id").agg(sf.max_by("cluster", "piece").alias("cluster"))
+    return found.select("entity_id", "cluster")
+
+
+def _pieces(spark: SparkSession, models: str, pieces: Sequence[str], columns: str) -> DataFrame:
+    """The rows of pieces of a model's table, and as ``piece`` the place of each one's."""
+
+    def rows(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for number in (number for batch in numbers for number in batch["id"].to_pylist()):
+            table = ModelTables(models).read(pieces[number])
+            plain = [
+                (name, pa.list_(pa.float32()) if pa.types.is_fixed_size_list(kind) else kind)
+                for name, kind in zip(table.column_names, table.schema.types, strict=True)
+            ]
+            table = table.cast(pa.schema(plain))
+            places = pa.array(np.full(len(table), number, np.int32))
+            yield from table.append_column("piece", places).to_batches(max_chunksize=_ROWS_AT_ONCE)
+
+    numbers = spark.range(0, len(pieces), 1, max(1, len(pieces)))
+    return numbers.mapInArrow(rows, f"{columns}, piece int")
+
+
+def _written(rows: DataFrame, count: int, schema: pa.Schema, models: str) -> tuple[str, ...]:
+    """Write rows as pieces of a model's table, the same ones however Spark spreads the rows; returns their names."""
+    [key, *_] = schema.names
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        table = pa.Table.from_batches(batches, arrow_schema)
+        if len(table):
+            context = TaskContext.get()
+            assert context is not None
+            name = ModelTables(models).write(table.cast(schema).combine_chunks())
+            yield pa.record_batch({"part": pa.array([context.partitionId()], pa.int32()), "name": [name]})
+
+    arrow_schema = to_arrow_schema(rows.schema)
+    parts = max(1, -(-count // PIECE_ROWS))
+    found = rows.repartition(parts, key).sortWithinPartitions(key).mapInArrow(write, "part int, name string").collect()
+    return tuple(row["name"] for row in sorted(found, key=lambda row: row["part"]))
 
 
 def _interactions(tables: SourceTables, as_of: datetime) -> DataFrame:
@@ -111,13 +183,14 @@ def _warm(interactions: DataFrame, least: int) -> DataFrame:
 
 
 def _fit(
-    warm: DataFrame, scheme: ClusterGrouping, before: GroupModel | None, scratch: str
-) -> tuple[UserClusters, ItemFactors] | tuple[None, None]:
+    warm: DataFrame, scheme: ClusterGrouping, before: UserClusters | None, earlier: DataFrame, models: str
+) -> tuple[UserClusters, tuple[str, ...]] | None:
+    """Clusters, and the pieces of the items' factors; None where there are too few users."""
     users, user_count = _numbered(warm.select("entity_id"))
-    items, _ = _numbered(warm.select("item_id"))
+    items, item_count = _numbered(warm.select("item_id"))
     most = min(scheme.max_clusters, user_count // scheme.users_per_cluster)
     if most < scheme.min_clusters:
-        return None, None
+        return None
     numbers = [frame.withColumnRenamed("number", name) for frame, name in ((users, "user"), (items, "item"))]
     ratings = warm.join(numbers[0], "entity_id").join(numbers[1], "item_id").select("user", "item", "value")
     als = ALS(
@@ -132,28 +205,26 @@ def _fit(
         seed=scheme.seed,
         numUserBlocks=_BLOCKS,
         numItemBlocks=_BLOCKS,
-        checkpointInterval=_CHECKPOINT_INTERVAL,
     )
-    earlier = before.assignments if before else CLUSTER_ASSIGNMENT.empty_table()
-    with _checkpoints(warm.sparkSession, scratch):
-        factors = als.fit(ratings)
-        of_items = _rows(factors.itemFactors.join(items, sf.col("id") == sf.col("number")))
-        sampled = factors.userFactors.where(sf.col("id") % -(-user_count // _SAMPLED_USERS) == 0)
-        sampled = sampled.join(users, sf.col("id") == sf.col("number"))
-        of_users = _rows(sampled.join(warm.sparkSession.createDataFrame(earlier), "entity_id", "left"))
+    factors = als.fit(ratings)  # tasks know all iterations: they need the stack that the programs are started with
+    sampled = factors.userFactors.where(sf.col("id") % -(-user_count // _SAMPLED_USERS) == 0)
+    sampled = sampled.join(users, sf.col("id") == sf.col("number")).join(earlier, "entity_id", "left")
+    of_users = sampled.select("id", "features", "cluster").toArrow().sort_by("id")
     clusters = fit_clusters(
         warm.sparkSession,
-        _matrix(of_users),
+        factors_of(of_users["features"]),
         range(scheme.min_clusters, most + 1),
         scheme.seed,
-        before.clusters if before else None,
+        before,
         of_users["cluster"].to_pylist(),
         scheme.silhouette_margin,
     )
     if clusters is None:
-        return None, None
-    ids = tuple(of_items["item_id"].to_pylist())
-    return clusters, ItemFactors(ids, _matrix(of_items), scheme.alpha, scheme.regularization)
+        return None
+    of_items = factors.itemFactors.join(items, sf.col("id") == sf.col("number"))
+    of_items = of_items.select("item_id", sf.col("features").alias("factors"))
+    kinds = pa.schema({"item_id": pa.string(), "factors": pa.list_(pa.float32(), scheme.rank)})
+    return clusters, _written(of_items, item_count, kinds, models)
 
 
 def _numbered(ids: DataFrame) -> tuple[DataFrame, int]:
@@ -243,49 +314,36 @@ def _frame(spark: SparkSession, factors: NDArray[np.float32], **columns: NDArray
     return frame.withColumn("features", array_to_vector("features"))
 
 
-@contextmanager
-def _checkpoints(spark: SparkSession, folder: str) -> Iterator[None]:
-    """Let Spark forget how factors came about: a task that knows all iterations overflows its stack."""
-    context = spark.sparkContext
-    context.setCheckpointDir(folder)
-    try:
-        yield
-    finally:
-        path = context._jvm.org.apache.hadoop.fs.Path(folder)
-        path.getFileSystem(context._jsc.hadoopConfiguration()).delete(path, True)
+def _assigned(users: DataFrame, model: StoredModel, earlier: DataFrame, margin: float, models: str) -> DataFrame:
+    """Columns ``entity_id`` and ``cluster`` of every user with interactions in ``users``, and ``had``: the one before.
 
-
-def _assigned(
-    users: DataFrame, clusters: UserClusters, items: ItemFactors, earlier: pa.Table, margin: float
-) -> pa.Table:
-    """The cluster of every user with interactions in ``users``, in schema CLUSTER_ASSIGNMENT."""
+    Factors go to where the interactions with their items are: no process holds those of all items.
+    """
+    clusters, alpha, regularization = model.clusters, model.alpha, model.regularization
+    assert clusters is not None
+    of_all = sum(gram(factors_of(ModelTables(models).read(piece)["factors"])) for piece in model.items)
 
     def assign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            folded = [
-                (user, factors, cluster)
-                for user, met, values, cluster in zip(*batch.to_pydict().values(), strict=True)
-                if (factors := items.fold_in(met, values)) is not None
+            if not len(batch):
+                continue
+            values = batch["values"].flatten().to_numpy().astype(np.float64)
+            met = batch["factors"].flatten().flatten().to_numpy().reshape(len(values), -1)
+            ends = np.cumsum(pc.list_value_length(batch["values"]).to_numpy())[:-1]
+            vectors = [
+                fold_in(factors, strengths, of_all, alpha, regularization)
+                for factors, strengths in zip(np.split(met, ends), np.split(values, ends), strict=True)
             ]
-            if folded:
-                ids, vectors, had = zip(*folded, strict=True)
-                chosen = clusters.assign(np.stack(vectors), had, margin)
-                yield pa.record_batch([pa.array(ids, pa.string()), pa.array(chosen, pa.string())], CLUSTER_ASSIGNMENT)
+            chosen = clusters.assign(np.stack(vectors), batch["had"].to_pylist(), margin)
+            columns = {"entity_id": batch["entity_id"], "cluster": pa.array(chosen, pa.string()), "had": batch["had"]}
+            yield pa.record_batch(columns)
 
+    items = _pieces(users.sparkSession, models, model.items, "item_id string, factors array<float>")
     # In a fixed order, so that sums over a user's interactions come out the same to the last bit.
-    met = sf.array_sort(sf.collect_list(sf.struct("item_id", "value")))
-    histories = users.groupBy("entity_id").agg(met.alias("met")).select("entity_id", "met.item_id", "met.value")
-    before = users.sparkSession.createDataFrame(earlier)
-    found = histories.join(before, "entity_id", "left").mapInArrow(assign, "entity_id string, cluster string")
-    return found.toArrow().cast(CLUSTER_ASSIGNMENT).sort_by("entity_id")
-
-
-def _rows(factors: DataFrame) -> pa.Table:
-    """Factors in the order of their ids."""
-    return factors.toArrow().sort_by("id")
-
-
-def _matrix(factors: pa.Table) -> NDArray[np.float32]:
-    """MLlib's factors, ``[n, rank]``."""
-    flat: NDArray[np.float32] = factors["features"].combine_chunks().flatten().to_numpy().astype(np.float32)
-    return flat.reshape(len(factors), -1)
+    met = sf.array_sort(sf.collect_list(sf.struct("item_id", "value", "factors")))
+    histories = users.join(items, "item_id").groupBy("entity_id").agg(met.alias("met"))
+    histories = histories.select("entity_id", sf.col("met.value").alias("values"), sf.col("met.factors"))
+    before = earlier.withColumnRenamed("cluster", "had")
+    return histories.join(before, "entity_id", "left").mapInArrow(
+        assign, "entity_id string, cluster string, had string"
+    )

@@ -6,7 +6,7 @@ versioned beside the pools by a :class:`GroupModelStore`.
 
 from dare_core.grouping.attributes import AttributeGroups, group_name
 from dare_core.grouping.clusters import ItemFactors, UserClusters
-from dare_core.grouping.model import CLUSTER_ASSIGNMENT, GroupModel, GroupModelStore, moves, reassigned
+from dare_core.grouping.model import CLUSTER_ASSIGNMENT, GroupModel, GroupModelStore, StoredModel, reassigned
 from dare_core.grouping.router import GroupRule, Routed, route
 
 __all__ = [
@@ -17,9 +17,9 @@ __all__ = [
     "GroupRule",
     "ItemFactors",
     "Routed",
+    "StoredModel",
     "UserClusters",
     "group_name",
-    "moves",
     "reassigned",
     "route",
 ]

@@ -44,16 +44,12 @@ class ItemFactors:
         return {item: place for place, item in enumerate(self.ids)}
 
     @cached_property
-    def _gram(self) -> NDArray[np.float64]:
-        wide = self.factors.astype(np.float64)
-        return wide.T @ wide
+    def gram(self) -> NDArray[np.float64]:
+        """``[rank, rank]``: see :func:`fold_in`."""
+        return gram(self.factors)
 
     def fold_in(self, items: Sequence[str], values: Sequence[float]) -> NDArray[np.float32] | None:
-        """The factors of one user (``[rank]``): the least-squares step of the fit, for the items as they stand.
-
-        Args:
-            items: what the user met, each once; unknown ones say nothing.
-            values: how strongly, above 0.
+        """See the function; items that are not known say nothing.
 
         Returns:
             None when no item is known.
@@ -61,12 +57,37 @@ class ItemFactors:
         known = [(self.places[item], value) for item, value in zip(items, values, strict=True) if item in self.places]
         if not known:
             return None
-        places = np.array([place for place, _ in known])
-        confidence = self.alpha * np.array([value for _, value in known])
-        met = self.factors[places].astype(np.float64)  # [m, rank]
-        damped = self.regularization * len(known) * np.eye(met.shape[1])
-        solved = np.linalg.solve(self._gram + (met.T * confidence) @ met + damped, met.T @ (1 + confidence))
-        return solved.astype(np.float32)
+        met = self.factors[[place for place, _ in known]]
+        return fold_in(met, np.array([value for _, value in known]), self.gram, self.alpha, self.regularization)
+
+
+def gram(factors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``[rank, rank]``: the sum of the outer products of factors (``[n, rank]``) with themselves."""
+    wide = factors.astype(np.float64)
+    product: NDArray[np.float64] = wide.T @ wide
+    return product
+
+
+def fold_in(
+    met: NDArray[np.float32],
+    values: NDArray[np.float64],
+    of_all: NDArray[np.float64],
+    alpha: float,
+    regularization: float,
+) -> NDArray[np.float32]:
+    """The factors of one user (``[rank]``): the least-squares step of the fit, for the items as they stand.
+
+    Args:
+        met: ``[m, rank]`` the factors of the items that the user met, each once, in an order that is always the same:
+            sums come out the same to the last bit.
+        values: ``[m]`` how strongly, above 0.
+        of_all: the :func:`gram` of all items.
+        alpha, regularization: see :class:`ItemFactors`.
+    """
+    wide, confidence = met.astype(np.float64), alpha * values
+    damped = regularization * len(met) * np.eye(met.shape[1])
+    solved = np.linalg.solve(of_all + (wide.T * confidence) @ wide + damped, wide.T @ (1 + confidence))
+    return solved.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Group models: what a grouping has learned, immutable, named by its content, published by moving a pointer.
 
 <root>/versions/<version>.json      the model but for its tables
-<root>/tables/<sha256>.parquet      its tables, shared by the versions that hold the same
+<root>/tables/<sha256>.parquet      its tables, in pieces, shared by the versions that hold the same
 <root>/CURRENT                      the version in force, where no warehouse says which; for object storage in the cache
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dare_core.errors import PoolError
 from dare_core.grouping.attributes import AttributeGroups
@@ -38,7 +39,12 @@ CLUSTER_ASSIGNMENT: Final = pa.schema(
 #: Versions that stay when a newer one is published.
 KEPT_VERSIONS: Final = 10
 
-_FORMAT: Final = 1
+#: The formats that this release reads. The first, which 0.1.0 reads too, has one piece of each table.
+_FORMAT, _FORMAT_OF_PIECES = 1, 2
+#: Rows of a piece at most, roughly.
+PIECE_ROWS: Final = 250_000
+#: So many pieces of assignments are added before all are written anew, where fewer were written at once.
+_ADDED: Final = 16
 _VERSION: Final = re.compile(r"[0-9a-f]{16}")
 #: Seconds for which a table that no version names may belong to one that is being published.
 _GRACE: Final = 3600.0
@@ -65,21 +71,80 @@ class GroupModel:
     interactions: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A group model whose tables are too large for one process: they stay in the store, in pieces, by their names.
+
+    Attributes:
+        attributes, clusters, scheme, interactions: see :class:`GroupModel`.
+        alpha, regularization: see :class:`~dare_core.grouping.clusters.ItemFactors`.
+        items: columns ``item_id`` and ``factors``.
+        assignments: schema :data:`CLUSTER_ASSIGNMENT`; what a later piece says of a user holds.
+        whole: how many of these, the first ones, were written at once and name each user once.
+    """
+
+    attributes: AttributeGroups
+    clusters: UserClusters | None = None
+    scheme: str = ""
+    interactions: int = 0
+    alpha: float = 0.0
+    regularization: float = 0.0
+    items: tuple[str, ...] = ()
+    assignments: tuple[str, ...] = ()
+    whole: int = 0
+
+    def with_added(self, pieces: Sequence[str]) -> "StoredModel":
+        """The model with more assignments; those that were added last already are not added again."""
+        if not pieces or self.assignments[-len(pieces) :] == tuple(pieces):
+            return self
+        return replace(self, assignments=(*self.assignments, *pieces))
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether so many assignments were added that all of them should be written anew."""
+        return len(self.assignments) - self.whole > max(_ADDED, self.whole)
+
+
+class ModelTables:
+    """The pieces of group models' tables.
+
+    Args:
+        location: of the models, see :attr:`GroupModelStore.files`.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._files = Files(location)
+
+    def write(self, table: pa.Table) -> str:
+        """Write a piece; returns its name.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        body = sink.getvalue().to_pybytes()
+        digest = hashlib.sha256(body).hexdigest()
+        self._files.write(f"tables/{digest}.parquet", body)
+        return digest
+
+    def read(self, digest: str) -> pa.Table:
+        """A piece.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError, ArrowException: it is damaged.
+        """
+        body = self._files.read(f"tables/{digest}.parquet")
+        if hashlib.sha256(body).hexdigest() != digest:
+            raise ValueError(f"table {digest[:16]} does not match its checksum")
+        return pq.read_table(pa.BufferReader(body))
+
+
 def reassigned(earlier: pa.Table, now: pa.Table) -> pa.Table:
     """``earlier`` with the users of ``now`` as they are there; both in schema :data:`CLUSTER_ASSIGNMENT`."""
     kept = earlier.filter(pc.invert(pc.is_in(earlier["entity_id"], now["entity_id"].combine_chunks())))
     return pa.concat_tables([kept, now]).sort_by("entity_id").combine_chunks()
-
-
-def moves(earlier: pa.Table, now: pa.Table) -> dict[str, Any]:
-    """How many users have another cluster than before.
-
-    Returns:
-        ``moved``, and ``moved_share`` of those who are in both tables; 0 where there are none.
-    """
-    both = now.join(earlier.rename_columns(["entity_id", "before"]), "entity_id", join_type="inner")
-    moved = pc.sum(pc.not_equal(both["cluster"], both["before"])).as_py() or 0
-    return {"moved": moved, "moved_share": round(moved / len(both), 4) if len(both) else 0.0}
 
 
 class _DamageError(PoolError):
@@ -142,6 +207,7 @@ class GroupModelStore:
 
     def __init__(self, pool_root: Location | str, pointer: Pointer | None = None, cache: Path = DEFAULT_CACHE) -> None:
         self.files = Files(f"{str(pool_root).rstrip('/')}/grouping", cache)
+        self.tables = ModelTables(self.files.location)
         self._pointer = pointer or FilePointer(self.files.host_root / "CURRENT")
 
     def current(self) -> str | None:
@@ -162,18 +228,23 @@ class GroupModelStore:
         Raises:
             PoolError: no version is whole, or one is from a newer release.
         """
+        stored = self.read_stored()
+        return None if stored is None else self._in_memory(stored)
+
+    def read_stored(self) -> StoredModel | None:
+        """As :meth:`read`, but the tables stay where they are; they are read once, a piece at a time."""
         current = self.current()
         damage: _DamageError | None = None
         for version in [current, *(other for other in self.versions() if other != current)] if current else []:
             try:
-                model = self.read_version(version)
+                stored = self._stored(version)
             except _DamageError as error:
                 damage = damage or error
                 log.warning("group model %s cannot be used: %s", version, error)
                 continue
             if damage:
                 log.warning("group model %s is used instead of %s", version, current)
-            return model
+            return stored
         if damage:
             raise PoolError(f"{damage}; no other version is whole: delete {self.files.location} to group anew")
         return None
@@ -184,24 +255,42 @@ class GroupModelStore:
         Raises:
             PoolError: it is not there, is damaged, or is from a newer release.
         """
+        return self._in_memory(self._stored(version))
+
+    def _stored(self, version: str) -> StoredModel:
         if not _VERSION.fullmatch(version):
             raise PoolError(f"{version!r} is not a version of a group model; versions are 16 hex digits")
         path = f"{self.files.location}/{_path(version)}"
         try:
             described = self.files.read(_path(version))
             content = json.loads(described)
-            if content["format"] != _FORMAT:
+            if content["format"] not in (_FORMAT, _FORMAT_OF_PIECES):
                 raise PoolError(
-                    f"{path}: format {content['format']} is not the format {_FORMAT} that this release reads"
+                    f"{path}: format {content['format']} is none of the formats {_FORMAT} and {_FORMAT_OF_PIECES} "
+                    "that this release reads"
                 )
             if _version_of(described) != version:
                 raise ValueError("its content does not match its name")
-            tables = {name: self._read_table(digest) for name, digest in content["tables"].items()}
-            return _from_content(content, tables)
+            stored = _from_content(content)
+            for digest in (*stored.items, *stored.assignments):
+                self.tables.read(digest)
+            return stored
         except FileNotFoundError as error:
             raise _DamageError(f"group model {version}: {error.filename or error} is missing") from None
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
             raise _DamageError(f"group model {version}: {path} is damaged: {error}") from None
+
+    def _in_memory(self, stored: StoredModel) -> GroupModel:
+        if stored.clusters is None:
+            return GroupModel(stored.attributes)
+        items = pa.concat_tables([self.tables.read(digest).select(["item_id", "factors"]) for digest in stored.items])
+        ids = tuple(items["item_id"].to_pylist())
+        factors = ItemFactors(ids, factors_of(items["factors"]), stored.alpha, stored.regularization)
+        pieces = [self.tables.read(digest).cast(CLUSTER_ASSIGNMENT) for digest in stored.assignments]
+        assignments = pa.concat_tables(pieces[: stored.whole]).combine_chunks()
+        for piece in pieces[stored.whole :]:
+            assignments = reassigned(assignments, piece)
+        return GroupModel(stored.attributes, stored.clusters, factors, assignments, stored.scheme, stored.interactions)
 
     def files_of(self, version: str) -> list[str]:
         """The files that a version is made of, the one that names the others last.
@@ -223,8 +312,11 @@ class GroupModelStore:
         Raises:
             PoolError, StorageError: something cannot be written.
         """
-        tables = {name: self._write_table(table) for name, table in _tables(model).items()}
-        described = json.dumps(_content(model, tables), sort_keys=True, ensure_ascii=False, indent=1).encode()
+        return self.publish_stored(self._stored_of(model))
+
+    def publish_stored(self, stored: StoredModel) -> str:
+        """As :meth:`publish`, of a model whose tables are written."""
+        described = json.dumps(_content(stored), sort_keys=True, ensure_ascii=False, indent=1).encode()
         version = _version_of(described)
         self.files.write(_path(version), described)
         self._pointer.move(version)
@@ -243,9 +335,14 @@ class GroupModelStore:
         Raises:
             PoolError: as :meth:`read` and :meth:`publish`.
         """
-        model = self.read()
-        if model is not None:
-            self.publish(_without(model, users, items))
+        stored = self.read_stored()
+        if stored is not None:
+            kept = {"items": ("item_id", items, stored.items), "assignments": ("entity_id", users, stored.assignments)}
+            pieces = {
+                name: tuple(self._without(digest, column, pa.array(ids, pa.string())) for digest in digests)
+                for name, (column, ids, digests) in kept.items()
+            }
+            self.publish_stored(replace(stored, items=pieces["items"], assignments=pieces["assignments"]))
         held = set(self.holding(users, items))
         removed = []
         for version in self.versions():
@@ -290,76 +387,83 @@ class GroupModelStore:
             if Path(name).stem not in in_use and written < time.time() - _GRACE:
                 self.files.remove(f"tables/{name}")
 
-    def _write_table(self, table: pa.Table) -> str:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        body = sink.getvalue().to_pybytes()
-        digest = hashlib.sha256(body).hexdigest()
-        self.files.write(f"tables/{digest}.parquet", body)
-        return digest
+    def _without(self, digest: str, column: str, ids: pa.Array) -> str:
+        """A piece without some rows: the very same where it has none of them."""
+        table = self.tables.read(digest)
+        of_others = pc.invert(pc.is_in(table[column], ids))
+        return digest if pc.all(of_others).as_py() else self.tables.write(table.filter(of_others).combine_chunks())
 
-    def _read_table(self, digest: str) -> pa.Table:
-        body = self.files.read(f"tables/{digest}.parquet")
-        if hashlib.sha256(body).hexdigest() != digest:
-            raise ValueError(f"table {digest[:16]} does not match its checksum")
-        return pq.read_table(pa.BufferReader(body))
+    def _stored_of(self, model: GroupModel) -> StoredModel:
+        if model.clusters is None or model.items is None:
+            return StoredModel(model.attributes)
+        return StoredModel(
+            model.attributes,
+            model.clusters,
+            model.scheme,
+            model.interactions,
+            model.items.alpha,
+            model.items.regularization,
+            (self.tables.write(factors_table(model.items.ids, model.items.factors)),),
+            (self.tables.write(model.assignments),),
+            whole=1,
+        )
 
 
-def _without(model: GroupModel, users: Sequence[str], items: Sequence[str]) -> GroupModel:
-    """The model without some users and items; the very same where it has none of them."""
-    of_others = pc.invert(pc.is_in(model.assignments["entity_id"], pa.array(users, pa.string())))
-    model = replace(model, assignments=model.assignments.filter(of_others).combine_chunks())
-    if model.items is None:
-        return model
-    gone = set(items)
-    kept = np.array([item not in gone for item in model.items.ids], np.bool_)
-    ids = tuple(item for item in model.items.ids if item not in gone)
-    return replace(model, items=replace(model.items, ids=ids, factors=model.items.factors[kept]))
+def factors_table(ids: Sequence[str], factors: NDArray[np.float32]) -> pa.Table:
+    """Items and their factors (``[n, rank]``) as a table of a model."""
+    flat = pa.array(factors.ravel(), pa.float32())
+    lists = pa.FixedSizeListArray.from_arrays(flat, factors.shape[1])
+    return pa.table({"item_id": pa.array(ids, pa.string()), "factors": lists})
+
+
+def factors_of(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """``[n, rank]``: factors that a table holds."""
+    whole = column.combine_chunks()
+    rank = column.type.list_size if pa.types.is_fixed_size_list(column.type) else -1
+    flat: NDArray[np.float32] = whole.flatten().to_numpy().astype(np.float32, copy=False)
+    return flat.reshape(len(column), rank if len(column) == 0 and rank > 0 else -1)
 
 
 def _path(version: str) -> str:
     return f"versions/{version}.json"
 
 
-def _content(model: GroupModel, tables: dict[str, str]) -> dict[str, Any]:
-    content: dict[str, Any] = {"format": _FORMAT, "attributes": asdict(model.attributes)}
-    content |= {"scheme": model.scheme, "interactions": model.interactions}
-    if model.clusters is not None and model.items is not None:
-        clusters, items = model.clusters, model.items
-        content["clusters"] = {
-            "names": clusters.names,
-            "centroids": clusters.centroids.tolist(),
-            "silhouette": clusters.silhouette,
-            "named": clusters.named,
-        }
-        content["items"] = {"alpha": items.alpha, "regularization": items.regularization}
-    return content | {"tables": tables}
+def _content(stored: StoredModel) -> dict[str, Any]:
+    content: dict[str, Any] = {"format": _FORMAT, "attributes": asdict(stored.attributes)}
+    content |= {"scheme": stored.scheme, "interactions": stored.interactions}
+    if stored.clusters is None:
+        return content | {"tables": {}}
+    clusters = stored.clusters
+    content["clusters"] = {
+        "names": clusters.names,
+        "centroids": clusters.centroids.tolist(),
+        "silhouette": clusters.silhouette,
+        "named": clusters.named,
+    }
+    content["items"] = {"alpha": stored.alpha, "regularization": stored.regularization}
+    if len(stored.items) == len(stored.assignments) == 1:
+        return content | {"tables": {"items": stored.items[0], "assignments": stored.assignments[0]}}
+    pieces = {name: getattr(stored, name) for name in ("items", "assignments")}
+    tables = {f"{name}-{place:05d}": piece for name, of in pieces.items() for place, piece in enumerate(of)}
+    return content | {"format": _FORMAT_OF_PIECES, "tables": tables, "whole": stored.whole}
 
 
-def _tables(model: GroupModel) -> dict[str, pa.Table]:
-    if model.clusters is None or model.items is None:
-        return {}
-    rank = model.items.factors.shape[1]
-    flat = pa.array(model.items.factors.ravel(), pa.float32())
-    factors = pa.FixedSizeListArray.from_arrays(flat, rank)
-    items = pa.table({"item_id": pa.array(model.items.ids, pa.string()), "factors": factors})
-    return {"items": items, "assignments": model.assignments}
-
-
-def _from_content(content: dict[str, Any], tables: dict[str, pa.Table]) -> GroupModel:
+def _from_content(content: dict[str, Any]) -> StoredModel:
     attributes = AttributeGroups(**{**content["attributes"], "names": tuple(content["attributes"]["names"])})
     if "clusters" not in content:
-        return GroupModel(attributes)
-    clusters, items = content["clusters"], tables["items"]
-    factors = items["factors"].combine_chunks().flatten().to_numpy().reshape(len(items), -1)
+        return StoredModel(attributes)
+    clusters, tables = content["clusters"], sorted(content["tables"].items())
     centroids = np.array(clusters["centroids"], np.float32)
-    return GroupModel(
+    return StoredModel(
         attributes,
         UserClusters(**{**clusters, "names": tuple(clusters["names"]), "centroids": centroids}),
-        ItemFactors(tuple(items["item_id"].to_pylist()), factors, **content["items"]),
-        tables["assignments"].cast(CLUSTER_ASSIGNMENT),
         content["scheme"],
         content["interactions"],
+        content["items"]["alpha"],
+        content["items"]["regularization"],
+        tuple(piece for name, piece in tables if name.startswith("items")),
+        tuple(piece for name, piece in tables if name.startswith("assignments")),
+        content.get("whole", 1),
     )
 
 

@@ -1,6 +1,7 @@
 """Making a pool's versions: new texts become segments, segments are merged, and what comes of it is put in force."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -20,8 +21,39 @@ from dare_core.pools.store import PoolStore, manifest_path
 GLOBAL_TOKENS: Final = 2_000_000
 
 
+@dataclass(frozen=True)
+class Growth:
+    """What a group holds, and the segments of texts that are to be added to it."""
+
+    group: str
+    held: tuple[SegmentEntry, ...]
+    added: tuple[SegmentEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a group has come to.
+
+    Attributes:
+        group: its name.
+        segments: what it holds.
+        new: the texts among them that it did not have, as segments of their own.
+        written: names of all segments that were written or given on the way, for :meth:`PoolBuilder.put_in_force`.
+    """
+
+    group: str
+    segments: tuple[SegmentEntry, ...]
+    new: tuple[SegmentEntry, ...]
+    written: tuple[str, ...]
+
+
 class PoolBuilder:
     """Makes versions of one pool.
+
+    A version is made in steps: :meth:`growths` says what is to be done, :meth:`grow` does it for one group, and
+    :meth:`sample` takes a part of the new texts for the global pool; what is large is done in these two, each on its
+    own, by as many processes as there are. :meth:`publish_grown` puts the results together. :meth:`publish` does it
+    all.
 
     Args:
         store: the pool.
@@ -88,37 +120,113 @@ class PoolBuilder:
             PoolError: ``onto`` is of another tokenizer; another builder has published since; a segment is damaged; or
                 something cannot be written. The version in force stays.
         """
+        before = onto or replacing or self._store.in_force()
+        forgotten = self.forgotten(before)
+        grown = [self.grow(growth, forgotten) for growth in self.growths(segments, onto)]
+        halvings = self.halvings(grown, onto)
+        samples = self.sample([entry for group in grown for entry in group.new], halvings)
+        return self.publish_grown(grown, samples, halvings, onto, before)
+
+    def forgotten(self, version: str | None) -> tuple[int, ...]:
+        """The entities that the version in force keeps out."""
+        return self._store.manifest(version).forgotten if version and self._store.has(version) else ()
+
+    def growths(self, segments: Mapping[str, Sequence[SegmentEntry]], onto: str | None) -> list[Growth]:
+        """What the groups hold and what is added to them, by name.
+
+        Args:
+            segments: new segments by group.
+            onto: the version that they are added to; None: the new version holds nothing else.
+
+        Raises:
+            PoolError: a group has a name that it cannot have; or ``onto`` is of another tokenizer.
+        """
         for group in segments:
             check_group(group)
-        before = onto or replacing or self._store.in_force()
         base = self._store.manifest(onto) if onto else None
         if base and base.tokenizer_hash != self._tokenizer_hash:
             raise PoolError(
                 f"pool version {onto} was built with tokenizer {base.tokenizer_hash}, the new texts with "
                 f"{self._tokenizer_hash}; build the pool again"
             )
-        forgotten = self._forgotten(before)
-        groups = {name: list(part.segments) for name, part in base.groups.items()} if base else {}
-        everything = groups.pop(GLOBAL_GROUP, [])
-        new: list[Segment] = []
-        for group, entries in sorted(segments.items()):
-            known = [self._store.segment(entry) for entry in groups.get(group, [])]
-            for entry in entries:
-                segment, settled = self._only_new(entry, known, forgotten)
-                if segment.texts:
-                    known.append(segment)
-                    new.append(segment)
-                    groups.setdefault(group, []).append(settled)
-        groups = {name: self._settle(entries, self._limits) for name, entries in groups.items()}
-        tokens = sum(entry.tokens for entries in groups.values() for entry in entries)
-        halvings = base.halvings if base else 0
+        held = {name: part.segments for name, part in base.groups.items() if name != GLOBAL_GROUP} if base else {}
+        return [
+            Growth(group, tuple(held.get(group, ())), tuple(segments.get(group, ())))
+            for group in sorted(held.keys() | segments.keys())
+        ]
+
+    def grow(self, growth: Growth, forgotten: Sequence[int]) -> Grown:
+        """Add segments to a group, without texts that it has and those of forgotten entities; merge, and evict.
+
+        Raises:
+            PoolError: a segment is damaged, or cannot be written.
+        """
+        others, self._unnamed = self._unnamed, {entry.sha256 for entry in growth.added}
+        known = [self._store.segment(entry) for entry in growth.held] if growth.added else []
+        new = list[SegmentEntry]()
+        for entry in growth.added:
+            segment, settled = self._only_new(entry, known, forgotten)
+            if segment.texts:
+                known.append(segment)
+                new.append(settled)
+        entries = [*growth.held, *new]
+        segments = self._settle(entries, self._limits) if entries else []
+        written = tuple(sorted(self._unnamed))
+        others.update(written)
+        self._unnamed = others
+        return Grown(growth.group, tuple(segments), tuple(new), written)
+
+    def halvings(self, grown: Iterable[Grown], onto: str | None) -> int:
+        """How often the global pool's sample of a version is halved; see :class:`PoolManifest`."""
+        tokens = sum(entry.tokens for group in grown for entry in group.segments)
+        halvings = self._store.manifest(onto).halvings if onto else 0
         while tokens >> halvings > GLOBAL_TOKENS:
             halvings += 1
+        return halvings
+
+    def sample(self, new: Sequence[SegmentEntry], halvings: int) -> list[SegmentEntry]:
+        """What the global pool takes of new segments, as one segment; none where that is nothing.
+
+        Raises:
+            PoolError: a segment is damaged, or cannot be written.
+        """
+        segments = [self._store.segment(entry) for entry in new]
+        sample = Segment.merge(segments, [_sampled(segment, halvings) for segment in segments])
+        return [self._write(sample)] if sample.texts else []
+
+    def publish_grown(
+        self,
+        grown: Sequence[Grown],
+        samples: Sequence[SegmentEntry],
+        halvings: int,
+        onto: str | None,
+        before: str | None,
+    ) -> PoolManifest:
+        """Put together a version from groups that have grown, and make it the one in force.
+
+        Args:
+            grown: all groups.
+            samples: of their new texts, for the global pool.
+            halvings: that they were taken with.
+            onto: the version that was added to.
+            before: the one that was in force then.
+
+        Raises:
+            PoolError: see :meth:`publish`.
+        """
+        base = self._store.manifest(onto) if onto else None
+        everything = list(base.groups[GLOBAL_GROUP].segments) if base and GLOBAL_GROUP in base.groups else []
         if base and halvings > base.halvings:
             everything = self._thinned(everything, halvings)
-        groups[GLOBAL_GROUP] = self._with_sample(everything, new, halvings)
-        self._unnamed |= {entry.sha256 for entries in segments.values() for entry in entries}
-        return self.put_in_force(groups, halvings, forgotten, before)
+        if len(samples) > 1:
+            everything.append(self._write(Segment.merge([self._store.segment(entry) for entry in samples])))
+        else:
+            everything += samples
+        if everything:
+            everything = self._settle(everything, Limits(max_age_days=self._limits.max_age_days))
+        self._unnamed.update([entry.sha256 for entry in samples], *(group.written for group in grown))
+        groups = {group.group: group.segments for group in grown} | {GLOBAL_GROUP: tuple(everything)}
+        return self.put_in_force(groups, halvings, self.forgotten(before), before)
 
     def put_in_force(
         self,
@@ -177,17 +285,13 @@ class PoolBuilder:
 
     def _written(self, texts: pa.Table, current: str | None) -> dict[str, list[SegmentEntry]]:
         """A new segment per group. All are built before one is written, and nothing of forgotten entities is."""
-        forgotten = np.array(self._forgotten(current), np.uint64)
+        forgotten = np.array(self.forgotten(current), np.uint64)
         built = {group: Segment.build(part, self._vocabulary) for group, part in _by_group(texts)}
         for group, segment in built.items():
             keep = segment.without(forgotten)
             if not keep.all():
                 built[group] = Segment.merge([segment], [keep])
         return {group: [self._store.write_segment(segment)] for group, segment in built.items() if segment.texts}
-
-    def _forgotten(self, version: str | None) -> tuple[int, ...]:
-        """The entities that the version in force keeps out."""
-        return self._store.manifest(version).forgotten if version and self._store.has(version) else ()
 
     def _only_new(
         self, entry: SegmentEntry, known: Sequence[Segment], forgotten: Sequence[int]
@@ -219,14 +323,6 @@ class PoolBuilder:
         """The global pool's segments, as a smaller sample."""
         segments = [self._store.segment(entry) for entry in entries]
         return self.thin_out(entries, segments, [_sampled(segment, halvings) for segment in segments])
-
-    def _with_sample(self, entries: list[SegmentEntry], new: Sequence[Segment], halvings: int) -> list[SegmentEntry]:
-        """The global pool's segments, with its sample of the new ones."""
-        if new:
-            segment = Segment.merge(new, [_sampled(segment, halvings) for segment in new])
-            if segment.texts:
-                entries = [*entries, self._write(segment)]
-        return self._settle(entries, Limits(max_age_days=self._limits.max_age_days)) if entries else entries
 
 
 def check_group(group: str) -> None:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import ProgramMissingError, SourceError
+from dare_core.storage import credentials
 from dare_core.storage.beside import beside
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ if os.getppid() == int(sys.argv[1]):
 
 #: Java reads and writes the names of files as the locale says: under ``C`` it turns what is not ASCII into ``?``.
 _LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
+
+#: Java's stacks. MLlib's factorization describes each iteration in terms of the one before, and a task reads all of it
+#: at once: some 100 KB of stack an iteration. Cutting that short takes a folder that all machines share (checkpoints).
+STACK: Final = "-Xss16m"
 
 #: Lines of Spark's log that a failure shows.
 _TAIL: Final = 30
@@ -110,10 +115,11 @@ def _tell(program: str, line: str) -> None:
 
 
 def _without_secrets(log: str, url: str) -> str:
-    """A log without the warehouse's URL and its password, which a failing library may have put there."""
+    """A log without the warehouse's URL and its password, and without the storage's secrets, which a failing library
+    may have put there."""
     parts = urlsplit(url)
     passwords = {parts.password or "", *parse_qs(parts.query).get("password", [])}
-    for secret in (url, *passwords, *map(unquote, passwords)):
+    for secret in (url, *passwords, *map(unquote, passwords), *credentials.secrets()):
         log = log.replace(secret, "***") if secret else log
     return log
 
@@ -173,6 +179,9 @@ def _options(settings: Settings) -> list[str]:
     options = ["--master", settings.spark_master, "--deploy-mode", "client"]
     options += ["--conf", "spark.ui.showConsoleProgress=false"]
     options += [part for name, value in _LOCALE.items() for part in ("--conf", f"spark.executorEnv.{name}={value}")]
+    options += [
+        part for who in ("driver", "executor") for part in ("--conf", f"spark.{who}.defaultJavaOptions={STACK}")
+    ]
     if _is_local(settings):
         # Programs of a minute spend it compiling Java with the second compiler, on the cores that the data needs.
         options += ["--conf", "spark.ui.enabled=false", "--driver-java-options", "-XX:TieredStopAtLevel=1"]

@@ -1,7 +1,6 @@
 """Give what was pulled its groups, and commit it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
@@ -13,6 +12,7 @@ from dare_core.stages.ownership import owned
 from dare_core.stages.pull import PullWindow, read_window
 from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location
 from dare_core.warehouse.entities import Pulled, count_differing, merge_entities, watermark
 from dare_core.warehouse.entity_staging import EntityStaging
 from dare_core.warehouse.session import open_warehouse
@@ -51,12 +51,12 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     return summary
 
 
-def _gone(run_dir: Path, kind: Kind) -> Iterator[str]:
+def _gone(run_dir: Location, kind: Kind) -> Iterator[str]:
     for rows in run_files.read_pieces(run_dir / "pulled" / "gone" / kind, GONE):
         yield from rows["entity_id"].to_pylist()
 
 
-def _differ(engine: Engine, domain: str, window: PullWindow, run_dir: Path, kind: Kind) -> bool:
+def _differ(engine: Engine, domain: str, window: PullWindow, run_dir: Location, kind: Kind) -> bool:
     """Whether the warehouse lacks any of the pulled entities."""
     mark = watermark(engine, domain, kind)
     of_the_past = mark is not None and mark > window.until

@@ -18,6 +18,7 @@ from dare_core import models
 from dare_core.config.domains import load_domain
 from dare_core.config.settings import Settings
 from dare_core.pools import Limits, PoolBuilder, PoolManifest, PoolStore
+from dare_core.pools.builder import Grown
 from dare_core.pools.probe import Probe, tokens_per_step
 from dare_core.pools.register import CandidateRegister
 from dare_core.pools.segments import SegmentEntry
@@ -179,41 +180,57 @@ def refresh_pool(
         texts = pool_texts(engine, build.domain, kind, build.tokenizer_hash, since, loads.newest)
         manifest = builder.add(texts) if base else builder.build(texts)
     else:
-        segments = _segments_by_spark(settings, url, store, build, kind, since, loads.newest)
-        manifest = builder.publish(
-            segments, onto=base.version if base else None, replacing=before.version if before else None
-        )
+        onto, in_force = base.version if base else None, before.version if before else None
+        window = [*(("--since", (since + _TICK).isoformat()) if since else ()), "--until", loads.newest.isoformat()]
+        grown, samples, halvings = _grown_by_spark(settings, url, store, build, kind, limits, window, onto, in_force)
+        manifest = builder.publish_grown(grown, samples, halvings, onto, in_force)
     _write_mark(store, manifest.version, _Mark(loads.newest, loads.earlier + loads.texts))
     return manifest
 
 
-def _segments_by_spark(
+def _grown_by_spark(
     settings: Settings,
     url: str,
     store: PoolStore,
     build: Build,
     kind: Kind,
-    since: datetime | None,
-    until: datetime,
-) -> dict[str, list[SegmentEntry]]:
+    limits: Limits,
+    window: Sequence[str],
+    onto: str | None,
+    in_force: str | None,
+) -> tuple[list[Grown], list[SegmentEntry], int]:
+    """What :meth:`PoolBuilder.publish_grown` asks for, made by Spark."""
     with TemporaryDirectory(prefix="dare-segments-") as folder:
-        out = Path(folder) / "segments.json"
+        out = Path(folder) / "grown.json"
         arguments = [
             *("--pool", store.location),
             *("--vocabulary", str(build.vocabulary)),
             *("--domain", build.domain),
             *("--kind", kind),
             *("--tokenizer-hash", build.tokenizer_hash),
-            *(("--since", (since + _TICK).isoformat()) if since else ()),
-            *("--until", until.isoformat()),
+            *window,
+            "--grow",
+            *(("--onto", onto) if onto else ()),
+            *(("--before", in_force) if in_force else ()),
+            *(("--group-bytes", str(limits.group_bytes)) if limits.group_bytes is not None else ()),
+            *(("--text-days", str(limits.max_age_days)) if limits.max_age_days is not None else ()),
             *("--out", str(out)),
         ]
         submit(settings, "build_pools", arguments, url)
-        listed = json.loads(out.read_text("utf-8"))
-    segments: dict[str, list[SegmentEntry]] = {}
-    for row in listed:
-        segments.setdefault(row.pop("group"), []).append(SegmentEntry(**row))
-    return segments
+        return read_grown(json.loads(out.read_text("utf-8")))
+
+
+def read_grown(made: Mapping[str, Any]) -> tuple[list[Grown], list[SegmentEntry], int]:
+    """Groups that have grown, samples of their new texts, and halvings, of what ``build_pools --grow`` wrote."""
+    grown = [
+        Grown(group["group"], _entries(group["segments"]), _entries(group["new"]), tuple(group["written"]))
+        for group in made["grown"]
+    ]
+    return grown, [*_entries(made["samples"])], made["halvings"]
+
+
+def _entries(rows: Sequence[Mapping[str, Any]]) -> tuple[SegmentEntry, ...]:
+    return tuple(SegmentEntry(**row) for row in rows)
 
 
 # A version's mark is a file beside it: the time of the newest load that it holds, and how many texts were loaded by

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -20,6 +19,7 @@ from dare_core.stages.ownership import owned
 from dare_core.stages.request import RunRequest
 from dare_core.stages.weighing import weigh
 from dare_core.storage import run_files
+from dare_core.storage.locations import Location, exists
 from dare_core.warehouse.connection import clock
 from dare_core.warehouse.entities import watermark
 from dare_core.warehouse.session import open_warehouse
@@ -59,7 +59,7 @@ def run(settings: Settings, request: RunRequest) -> dict[str, Any]:
     domain = load_domain(settings, request.domain)
     run_dir = settings.run_dir(request.run_id)
     with open_warehouse(settings) as (url, engine):
-        if not _window_path(run_dir).exists():
+        if not exists(_window_path(run_dir)):
             window = _open_window(engine, domain, request)
             run_files.write_json(_window_path(run_dir), window.model_dump_json(indent=1))
         window = read_window(run_dir)
@@ -119,7 +119,7 @@ def _open_window(engine: Engine, domain: Domain, request: RunRequest) -> PullWin
     return PullWindow(until=until, since=since, kinds=request.kinds, as_read=as_read)
 
 
-def read_window(run_dir: Path) -> PullWindow:
+def read_window(run_dir: Location) -> PullWindow:
     """The window of a run.
 
     Raises:
@@ -128,5 +128,5 @@ def read_window(run_dir: Path) -> PullWindow:
     return run_files.read_json(_window_path(run_dir), PullWindow, "the run has not been pulled")
 
 
-def _window_path(run_dir: Path) -> Path:
+def _window_path(run_dir: Location) -> Location:
     return run_dir / "pull.json"

@@ -20,6 +20,8 @@ from dare_core.storage.locations import Location, fetched, is_folder, matching, 
 _SHOWN: Final = 300
 #: How the manifests of a table begin; Spark takes what begins like this for no data.
 _MANIFEST: Final = "_files-"
+#: How files begin that a table has only where a manifest names them.
+_LISTED: Final = "listed-"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -93,15 +95,21 @@ def read_table(path: Location, schema: pa.Schema) -> pa.Table:
     return _checked(path, table, schema)
 
 
-def read_pieces(path: Location, schema: pa.Schema, rows: int = 10_000) -> Iterator[pa.Table]:
+def read_pieces(path: Location, schema: pa.Schema, rows: int = 10_000, others: bool = False) -> Iterator[pa.Table]:
     """What :func:`read_table` reads, at most ``rows`` at a time: memory holds a piece, whatever the file's size.
+
+    Args:
+        path: of a file or a folder.
+        schema: of the pieces.
+        rows: of a piece at most.
+        others: files may have other columns too, which are not read.
 
     Raises:
         InputError: see there; of a piece, when it is its turn.
     """
     for file in table_files(path):
         with _worded(file), fetched(file) as local, pq.ParquetFile(local, page_checksum_verification=True) as opened:
-            for batch in opened.iter_batches(rows, use_threads=False):
+            for batch in opened.iter_batches(rows, columns=schema.names if others else None, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
                 _refuse_twins(file, table.column_names)
@@ -166,8 +174,24 @@ def write_manifest(folder: Location, names: Sequence[str]) -> None:
     write_json(folder / f"{_MANIFEST}{new_attempt()}.json", json.dumps({"files": sorted(names)}))
 
 
+def listed_name(name: str) -> str:
+    """The name of a Parquet file that belongs to its folder's table only where a manifest names it."""
+    return f"{_LISTED}{name}.parquet"
+
+
+def is_table(folder: Location) -> bool:
+    """Whether a folder holds a table, if only one without rows."""
+    return bool(matching(folder, f"{_MANIFEST}*.json") or _unlisted(folder))
+
+
+def _unlisted(folder: Location) -> list[Location]:
+    """The Parquet files of a folder without manifests, as releases up to 0.1.0 left them."""
+    return [path for path in matching(folder, "[!_.]*.parquet") if not path.name.startswith(_LISTED)]
+
+
 def table_files(path: Location) -> list[Location]:
-    """The Parquet files of a table: of a folder those that its newest manifest names, or where it has none, all.
+    """The Parquet files of a table: of a folder those that its newest manifest names, or where it has none, all but
+    those that only a manifest can name.
 
     Raises:
         InputError: the manifest is damaged.
@@ -176,7 +200,7 @@ def table_files(path: Location) -> list[Location]:
         return [path]
     manifests = matching(path, f"{_MANIFEST}*.json")
     if not manifests:
-        return matching(path, "[!_.]*.parquet")
+        return _unlisted(path)
     try:
         return [path / name for name in json.loads(read_bytes(manifests[-1]))["files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

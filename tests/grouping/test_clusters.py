@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dare_core.grouping import CLUSTER_ASSIGNMENT, ItemFactors, UserClusters, moves, reassigned
+from dare_core.grouping import CLUSTER_ASSIGNMENT, ItemFactors, UserClusters, reassigned
 from dare_core.grouping.clusters import match_clusters
 
 EYE = np.eye(3, dtype=np.float32)
@@ -68,13 +68,11 @@ def test_folding_in_solves_the_weighted_least_squares_of_implicit_feedback() -> 
     assert items.fold_in(["not there"], [1.0]) is None
 
 
-def test_moves_are_counted_among_users_who_had_a_cluster() -> None:
+def test_later_assignments_take_the_place_of_earlier_ones() -> None:
     def assignments(**clusters: str) -> pa.Table:
         rows: list[dict[str, Any]] = [{"entity_id": user, "cluster": cluster} for user, cluster in clusters.items()]
         return pa.Table.from_pylist(rows, CLUSTER_ASSIGNMENT)
 
     earlier, now = assignments(a="1", b="1", c="2"), assignments(b="2", c="2", d="1")
-    assert moves(earlier, now) == {"moved": 1, "moved_share": 0.5}
-    assert moves(assignments(), now) == {"moved": 0, "moved_share": 0.0}
     assert reassigned(earlier, now) == assignments(a="1", b="2", c="2", d="1")
     assert reassigned(earlier, assignments()) == earlier

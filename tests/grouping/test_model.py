@@ -162,9 +162,9 @@ def test_a_model_of_a_newer_release_is_refused_although_an_older_one_is_there(
 ) -> None:
     store.publish(GroupModel(ATTRIBUTES))
     with monkeypatch.context() as newer:
-        newer.setattr(group_model, "_FORMAT", 2)
+        newer.setattr(group_model, "_FORMAT", 3)
         store.publish(clustered())
-    with pytest.raises(PoolError, match="format 2 is not the format 1 that this release reads"):
+    with pytest.raises(PoolError, match="format 3 is none of the formats 1 and 2 that this release reads"):
         store.read()
 
 

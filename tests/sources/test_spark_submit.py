@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import psycopg
-import pyarrow.parquet as pq
 import pytest
 
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import ProgramMissingError, SourceError
 from dare_core.schemas import GROUPED
 from dare_core.sources.spark_submit import _command, _environment, _followed, require_java, submit
+from dare_core.storage import run_files
 
 TABLES = """
 DROP SCHEMA IF EXISTS source CASCADE;
@@ -62,7 +62,7 @@ def test_both_programs_run_by_spark_submit_in_folders_of_any_name_whatever_the_l
     asked = ["--as-of", "2024-02-01T00:00:00", "--pools", str(tmp_path / "pools"), "--in", pulled, "--out", grouped]
     summary = submit(settings, "group", arguments(*asked), movies_url)
     assert {name: summary[name] for name in ("item", "user")} == {"item": 2, "user": 1}
-    assert pq.read_table(Path(grouped) / "user").column_names == GROUPED.names
+    assert len(run_files.read_table(Path(grouped) / "user", GROUPED)) == 1
 
 
 def test_what_the_user_can_mend_is_one_line(settings: Settings, tmp_path: Path) -> None:
@@ -88,7 +88,10 @@ def test_any_master_is_passed_through_and_what_the_defaults_set_is_left_to_them(
     command = _command(there, "pull", ["--kinds", "item"])
     assert command[1:5] == ["--master", master, "--deploy-mode", "client"]
     named = {value.partition("=")[0] for name, value in pairwise(command) if name == "--conf"}
-    assert named == {"spark.ui.showConsoleProgress", "spark.executorEnv.LC_ALL", "spark.executorEnv.PYTHONUTF8"}
+    assert named == {
+        "spark.ui.showConsoleProgress", "spark.executorEnv.LC_ALL", "spark.executorEnv.PYTHONUTF8",
+        "spark.driver.defaultJavaOptions", "spark.executor.defaultJavaOptions",
+    }  # fmt: skip
     assert command[-3:] == [str(PROJECT_DIR / "spark_jobs" / "pull.py"), "--kinds", "item"]
     environment = _environment(there, "postgresql://nowhere")
     assert environment["HADOOP_CONF_DIR"] == "/etc/hadoop"
@@ -96,16 +99,17 @@ def test_any_master_is_passed_through_and_what_the_defaults_set_is_left_to_them(
 
 
 def test_what_a_program_tells_is_logged_while_it_runs_without_secrets(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the store")
     with (tmp_path / "log").open("w+b", buffering=0) as output, _followed(output.fileno(), "pull", "a://u:hunter2@h"):
         output.write(b"application: local-1 at http://h:4040\nnoise\nprogress: items (stage 3: 1 of 2 tasks)\nwarn")
-        output.write(b"ing: hunter2 is no date\nerror: told at the end\n")
+        output.write(b"ing: hunter2 is no date of the store\nerror: told at the end\n")
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("INFO", "pull: application: local-1 at http://h:4040"),
         ("INFO", "pull: items (stage 3: 1 of 2 tasks)"),
-        ("WARNING", "pull: *** is no date"),
+        ("WARNING", "pull: *** is no date ***"),
     ]
 
 

@@ -162,7 +162,7 @@ def test_rows_of_every_kind_are_loaded_quarantined_or_counted_and_the_counts_add
 
     domain = shop.domain.model_copy(update={"knowledge": shop.domain.knowledge.model_copy(update={"max_history": 10})})
     counts = pull(spark, domain, KINDS, {}, AS_OF, tmp_path / "out", shop.url)
-    pulled = {kind: pq.read_table(tmp_path / "out" / kind, schema=PULLED) for kind in KINDS}
+    pulled = {kind: run_files.read_table(tmp_path / "out" / kind, PULLED) for kind in KINDS}
     entities = {row["entity_id"]: row for kind in KINDS for row in pulled[kind].to_pylist()}
     shown = {entity: json.loads(row["attributes"]) for entity, row in entities.items()}
 

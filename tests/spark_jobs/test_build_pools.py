@@ -1,5 +1,6 @@
 """``build_pools``: from rows to segments, the same ones however Spark spreads the rows."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dare_core.errors import InputError, PoolError
-from dare_core.pools import PoolBuilder, PoolStore
+from dare_core.pools import Limits, PoolBuilder, PoolStore, builder
 from dare_core.pools.segments import Segment, SegmentEntry
 from dare_core.schemas import TIME, TOKENS
-from spark_jobs.build_pools import Knowledge, build_segments, main, read_file, read_warehouse
+from dare_core.stages.pools import read_grown
+from spark_jobs import build_pools
+from spark_jobs.build_pools import Knowledge, Target, build_segments, main, read_file, read_warehouse
 
 VOCABULARY = 1000
 
@@ -156,6 +159,40 @@ def test_segments_are_published_as_one_version(spark: SparkSession, tmp_path: Pa
     assert {name: part.texts for name, part in published.groups.items()} == {
         name: part.texts for name, part in alone.groups.items()
     }
+
+
+def test_groups_grow_in_executors_to_the_version_that_one_process_makes(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "GLOBAL_TOKENS", 3000)  # the global pool is a sample, read by several tasks
+    monkeypatch.setattr(build_pools, "SEGMENT_TOKENS", 1000)
+    limits = Limits(group_bytes=40_000)
+    nights = [some_rows({"Drama": 300, "Comedy": 20}), some_rows({"Drama": 200, "日本": 9}, seed=1)]
+    nights[1] += nights[0][:40]  # those are there already
+    alone, spread = PoolStore(tmp_path / "alone"), PoolStore(tmp_path / "spread")
+    before = None
+    for rows in nights:
+        one, other = (built(spark, table(rows), store.files.local, segment_tokens=500) for store in (alone, spread))
+        segments: dict[str, list[SegmentEntry]] = {}
+        for group, entry in one:
+            segments.setdefault(group, []).append(entry)
+        expected = PoolBuilder(alone, "m", "h", VOCABULARY, limits=limits).publish(segments, onto=before)
+        made = build_pools.grow(spark, other, Target(str(spread.root), "h", VOCABULARY, limits, before, before))
+        grown, samples, halvings = read_grown(json.loads(json.dumps(made)))
+        assert halvings > 0
+        assert len(samples) > 1
+        found = PoolBuilder(spread, "m", "h", VOCABULARY, limits=limits).publish_grown(
+            grown, samples, halvings, before, before
+        )
+        assert found == expected
+        names = [sorted(path.name for path in (tmp_path / pool / "segments").iterdir()) for pool in ("alone", "spread")]
+        assert names[0] == names[1], "what was written on the way is gone"
+        before = found.version
+    assert expected.groups["Drama"].tokens * 9 <= 40_000
+
+    (tmp_path / "spread" / "segments" / expected.groups["Drama"].segments[0].sha256).unlink()
+    with pytest.raises(PoolError, match="is missing"):
+        build_pools.grow(spark, other, Target(str(spread.root), "h", VOCABULARY, limits, before, before))
 
 
 def test_the_warehouse_s_texts_are_those_of_the_kind_that_were_loaded_in_the_window(

@@ -16,7 +16,8 @@ from sqlalchemy import Engine
 from dare_core.config.domains import ClusterGrouping, Domain, read_domain
 from dare_core.errors import InputError, SourceError
 from dare_core.grouping import GroupModelStore
-from dare_core.schemas import ENTITY, GROUPED, PULLED, Kind
+from dare_core.schemas import GROUPED, PULLED, Kind
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import EntityChanges, Pulled, merge_entities
 from dare_core.warehouse.entity_staging import EntityStaging
 from spark_jobs.group import group
@@ -38,9 +39,7 @@ def write_pulled(
 
 def groups(folder: Path, kind: str) -> dict[str, tuple[str, str]]:
     """Group and rule of every entity."""
-    written = pq.read_table(folder / kind)
-    assert [(field.name, field.type) for field in written.schema] == [(field.name, field.type) for field in GROUPED]
-    assert pq.read_table(folder / kind, schema=ENTITY).schema == ENTITY  # as the pipeline reads it
+    written = run_files.read_table(folder / kind, GROUPED)
     columns = (written[name].to_pylist() for name in ("entity_id", "group_name", "group_rule"))
     return {entity: (name, rule) for entity, name, rule in zip(*columns, strict=True)}
 
@@ -61,7 +60,7 @@ def test_entities_get_the_group_of_their_configured_attribute(spark: SparkSessio
         "1": ("Drama", "attribute"),
         "2": ("unknown", "unknown"),
     }
-    written = pq.read_table(tmp_path / "out" / "item")["attributes"].to_pylist()
+    written = run_files.read_table(tmp_path / "out" / "item", GROUPED)["attributes"].to_pylist()
     assert sorted(written) == sorted(map(json.dumps, entities.values()))
     assert models(tmp_path)("item").current() == summary["item_grouping"]["version"]
 
@@ -170,7 +169,6 @@ def test_users_are_clustered_by_what_they_met_and_keep_their_cluster(spark: Spar
     of_taste = [{found[user] for user in range(taste, USERS, TASTES)} for taste in range(TASTES)]
     assert [len(names) for names in of_taste] == [1] * TASTES  # everybody is with those of the same taste
     assert len(set.union(*of_taste)) == TASTES
-    assert not (cinema.folder / "out" / ".factors").exists()
 
     # A newcomer and one who met a little of something else: folded in.
     cinema.ratings += cinema.of_taste(91, 0, 8) + cinema.of_taste(1, 2, 3)

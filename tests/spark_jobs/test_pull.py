@@ -12,7 +12,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dare_core.errors import SettingError, SourceError
-from dare_core.schemas import PULLED
+from dare_core.schemas import GONE, PULLED
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import tombstone
 from spark_jobs.interactions import Interactions
 from spark_jobs.postgres_source import TimeWindow
@@ -27,7 +28,6 @@ def day(number: int) -> datetime:
 
 
 LATER = day(30)
-COLUMNS = dict(zip(PULLED.names, PULLED.types, strict=True))
 
 
 @pytest.fixture
@@ -41,8 +41,7 @@ def pulled(spark: SparkSession, shop: Any, tmp_path: Path) -> Pull:
         counts = pull(spark, shop.domain, kinds, since, as_of, tmp_path / "out", shop.url, **how)
         rows = {}
         for kind in kinds:
-            table = pq.read_table(tmp_path / "out" / kind)
-            assert dict(zip(table.schema.names, table.schema.types, strict=True)) == COLUMNS
+            table = run_files.read_table(tmp_path / "out" / kind, PULLED)
             assert set(table["kind"].to_pylist()) <= {kind}
             rows[kind] = {row["entity_id"]: row for row in table.to_pylist()}
             assert counts[kind] == len(rows[kind]) == table.num_rows
@@ -190,8 +189,8 @@ def test_what_is_gone_from_the_source_is_named(pulled: Pull, shop: Any, tmp_path
     known(shop, "other", item=[7])
     counts, _ = pulled("item", "user", item=day(30), user=day(30))
     assert (counts["item_gone"], counts["user_gone"]) == (1, 1)
-    assert pq.read_table(tmp_path / "out" / "gone" / "item")["entity_id"].to_pylist() == ["4"]
-    assert pq.read_table(tmp_path / "out" / "gone" / "user")["entity_id"].to_pylist() == ["99"]
+    assert run_files.read_table(tmp_path / "out" / "gone" / "item", GONE)["entity_id"].to_pylist() == ["4"]
+    assert run_files.read_table(tmp_path / "out" / "gone" / "user", GONE)["entity_id"].to_pylist() == ["99"]
     shop.execute("DELETE FROM shop.items WHERE item_id <> 1")
     with pytest.raises(SourceError, match=r"3 of the 4 items .*max_deleted_share 0.02 .*meant.* --allow-deletions"):
         pulled("item")

@@ -13,7 +13,8 @@ import pytest
 from pyspark.sql import SparkSession
 from sqlalchemy import Engine
 
-from dare_core.schemas import ENTITY, KINDS, Kind
+from dare_core.schemas import ENTITY, GONE, KINDS, PULLED, Kind
+from dare_core.storage import run_files
 from dare_core.warehouse.entities import Pulled, upsert_entities
 from spark_jobs.pull import pull
 
@@ -101,8 +102,8 @@ def night(spark: SparkSession, shop: Any, engine: Engine, tmp_path: Path) -> Cal
         counts = pull(spark, shop.domain, KINDS, since, until, out, shop.url, as_read=True)
         ids = {}
         for kind in KINDS:
-            rows = [{**row, "group_name": "g"} for row in pq.read_table(out / kind).to_pylist()]
-            gone = pq.read_table(out / "gone" / kind)["entity_id"].to_pylist()
+            rows = [{**row, "group_name": "g"} for row in run_files.read_table(out / kind, PULLED).to_pylist()]
+            gone = run_files.read_table(out / "gone" / kind, GONE)["entity_id"].to_pylist()
             upsert_entities(engine, pa.Table.from_pylist(rows, ENTITY), Pulled("shop", kind, until, gone))
             watermarks[kind] = until
             ids[kind] = sorted(row["entity_id"] for row in rows)
