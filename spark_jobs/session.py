@@ -12,7 +12,7 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from dare_core.errors import DareError
-from dare_core.sources.spark_submit import STACK
+from dare_core.sources.spark_submit import LOCAL_JAVA, STACK
 from dare_core.storage import credentials
 from dare_core.storage.beside import beside
 
@@ -46,7 +46,7 @@ def open_session() -> SparkSession:
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; without it nobody has chosen a master
         builder = builder.master("local[2]").config("spark.ui.enabled", "false")
         builder = builder.config("spark.ui.showConsoleProgress", "false")
-        builder = builder.config("spark.driver.extraJavaOptions", f"-XX:TieredStopAtLevel=1 {STACK}")
+        builder = builder.config("spark.driver.extraJavaOptions", f"{LOCAL_JAVA} {STACK}")
     spark = builder.getOrCreate()
     context = spark.sparkContext
     context.setLogLevel("ERROR")

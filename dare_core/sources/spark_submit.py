@@ -51,6 +51,10 @@ _LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
 #: at once: some 100 KB of stack an iteration. Cutting that short takes a folder that all machines share (checkpoints).
 STACK: Final = "-Xss16m"
 
+#: Of a local master's process. Programs of a minute would spend it compiling Java with the second compiler, on the cores
+#: that the data needs; and Java's usual collector keeps some 200 MB of notes beside a heap of 1 GB.
+LOCAL_JAVA: Final = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"
+
 #: Lines of Spark's log that a failure shows.
 _TAIL: Final = 30
 
@@ -183,8 +187,7 @@ def _options(settings: Settings) -> list[str]:
         part for who in ("driver", "executor") for part in ("--conf", f"spark.{who}.defaultJavaOptions={STACK}")
     ]
     if _is_local(settings):
-        # Programs of a minute spend it compiling Java with the second compiler, on the cores that the data needs.
-        options += ["--conf", "spark.ui.enabled=false", "--driver-java-options", "-XX:TieredStopAtLevel=1"]
+        options += ["--conf", "spark.ui.enabled=false", "--driver-java-options", LOCAL_JAVA]
     if settings.jdbc_driver_jar:
         jar = str(settings.jdbc_driver_jar)
         options += ["--jars", jar, "--driver-class-path", jar]
@@ -194,6 +197,7 @@ def _options(settings: Settings) -> list[str]:
 def _environment(settings: Settings, warehouse_url: str) -> dict[str, str]:
     # Another installation's SPARK_HOME would run its version of Spark with this environment's pyspark.
     environment = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
+    environment.setdefault("MALLOC_ARENA_MAX", "2")  # each of Java's threads would keep memory of its own
     environment |= {
         **_LOCALE,
         "DARE_WAREHOUSE_URL": warehouse_url,
