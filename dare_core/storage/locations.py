@@ -180,7 +180,10 @@ def _content(path: UPath) -> Iterator[bytes]:
 
     The last is asked for without its end, so that a file that has grown meanwhile is noticed too.
     """
-    size = int(path.fs.info(path.path)["size"])
+    found = path.fs.info(path.path)
+    if found["type"] != "file":
+        raise FileNotFoundError(errno.ENOENT, "it is no file", str(path))
+    size = int(found["size"])
     for start in range(0, size, _PIECE):
         end = start + _PIECE
         piece: bytes = path.fs.cat_file(path.path, start=start, end=None if end >= size else end)

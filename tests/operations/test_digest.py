@@ -9,9 +9,12 @@ import pytest
 from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
-from dare_core.knowledge.shards import write_part
+from dare_core.knowledge.costs import Estimate
+from dare_core.knowledge.requests import Decoding
+from dare_core.knowledge.shards import Plan, Shard, write_part
 from dare_core.operations.digest import Row, digest, unfinished
 from dare_core.pools import PoolBuilder, PoolStore
+from dare_core.storage.run_files import write_json
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.pools import pool_store
 from tests.support.inventory import compare, inventory
@@ -67,16 +70,36 @@ def test_a_pool_counts_by_its_texts_not_by_its_files(settings: Settings, engine:
     assert all("damaged" in problem for problem in unfinished(settings, engine))
 
 
-def test_staged_parts_count_by_their_rows(settings: Settings, engine: Engine, knowledge_rows: Rows) -> None:
+def test_staged_parts_count_by_their_rows_and_each_request_once(
+    settings: Settings, engine: Engine, knowledge_rows: Rows
+) -> None:
     rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}, {"request_id": "r2", "entity_id": "2"}]).to_pylist()
-    write_part(settings.run_dir("one") / "staged" / "item-0000", 0, rows, 1.0)
+    staged = settings.run_dir("one") / "staged" / "item-0000"
+    decoding = Decoding("m", "t", "strict", 2, 0.1, 64, "fp32")
+    estimate = Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="nothing")
+    shard = Shard(name="item-0000", kind="item", requests=2, pool_version=None)
+    plan = Plan(
+        run_id="one",
+        domain="movies",
+        framework="kar",
+        decoding=decoding,
+        started_at=datetime.now(UTC),
+        shards=[shard],
+        funnel={},
+        estimate=estimate,
+    )
+    write_json(settings.run_dir("one") / "plan.json", plan.model_dump_json())
+    write_part(staged, 0, "try", rows, [], 1.0)
     together = digest(settings, engine)["staged.texts"]
-    write_part(settings.run_dir("one") / "staged" / "item-0000", 0, rows[1:], 1.0)
-    write_part(settings.run_dir("one") / "staged" / "item-0000", 1, [other(rows[0])], 2.0)
+    assert together.rows == 2
+    write_part(staged, 0, "try", rows[1:], [], 1.0)
+    write_part(staged, 1, "try", [other(rows[0])], [], 2.0)
     assert digest(settings, engine)["staged.texts"] == together
     wanted = inventory(settings, engine)
-    write_part(settings.run_dir("one") / "staged" / "item-0000", 2, rows[:1], 1.0)
-    assert compare(wanted, inventory(settings, engine)).doubled == {"staged.texts": 1}
+    write_part(staged, 2, "another", rows[:1], [], 1.0)  # of a try that was thought dead
+    assert inventory(settings, engine) == wanted
+    write_part(staged, 1, "try", [rows[0] | {"text": "another"}], [], 2.0)
+    assert compare(wanted, inventory(settings, engine)).changed == {"staged.texts": 1}
 
 
 def test_rows_are_told_apart_by_what_became_of_them() -> None:

@@ -72,6 +72,9 @@ def test_a_file_that_is_missing_is_said_to_be(place: Location) -> None:
         read_bytes(place / "gone")
     with pytest.raises(FileNotFoundError), fetched(place / "gone") as local:
         local.read_bytes()
+    write_atomically(place / "folder" / "a.json", b"1")
+    with pytest.raises(OSError, match="folder"):
+        read_bytes(place / "folder")
     with pytest.raises(InputError, match=r"gone\.parquet is not what a run left there"):
         run_files.read_table(place / "gone.parquet", ROWS.schema)
 
