@@ -33,7 +33,7 @@ from dare_core.warehouse.runs import feature_profiles, record_run
 from dare_core.warehouse.session import open_warehouse
 
 #: That a transaction takes: few enough to begin again after a broken connection.
-_TEXTS_AT_ONCE: Final = 50_000
+_TEXTS_AT_ONCE: Final = 20_000
 
 
 @owned

@@ -5,6 +5,7 @@ Loading the same rows again changes nothing, a load that dies leaves nothing hal
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -56,6 +57,9 @@ class LoadSummary:
         return LoadSummary(**{name: count + getattr(other, name) for name, count in vars(self).items()})
 
 
+#: Chunks at once: PostgreSQL merges one while Python encodes the next.
+_LOADERS: Final = 2
+
 #: Texts and vectors that are merged in one transaction, read as they are copied.
 Chunk = tuple[Iterable[pa.Table], Iterable[pa.Table]]
 
@@ -73,7 +77,8 @@ def load_chunks(
 ) -> LoadSummary:
     """Load texts and vectors, each chunk in a transaction of its own that leaves the warehouse right.
 
-    Broken off, what was committed stays, and loading again adds the rest; see :func:`merge_knowledge`.
+    One chunk is copied while another is merged, over two connections. Broken off, what was committed stays, and loading
+    again adds the rest; see :func:`merge_knowledge`.
 
     Args:
         engine: the warehouse.
@@ -86,9 +91,18 @@ def load_chunks(
     """
     prepare_load(engine, items, widths)
     total = LoadSummary(0, 0, 0)
-    for texts, vectors in chunks:
+
+    def load(chunk: Chunk) -> LoadSummary:
         with transaction(engine) as cursor:
-            total = total.plus(merge_knowledge(cursor, texts, vectors))
+            return merge_knowledge(cursor, *chunk)
+
+    with ThreadPoolExecutor(_LOADERS) as loaders:
+        loads = [loaders.submit(load, chunk) for chunk in chunks]
+        try:
+            for summary in loads:
+                total = total.plus(summary.result())
+        finally:
+            loaders.shutdown(cancel_futures=True)
     settle_load(engine, changed=total.loaded + total.already_there > 0)
     return total
 
