@@ -9,13 +9,9 @@ import pytest
 from sqlalchemy import Engine
 
 from dare_core.config.settings import Settings
-from dare_core.knowledge.costs import Estimate
-from dare_core.knowledge.requests import Decoding
-from dare_core.knowledge.shards import Plan, Shard, write_part
+from dare_core.knowledge.shards import write_part
 from dare_core.operations.digest import Row, digest, unfinished
 from dare_core.pools import PoolBuilder, PoolStore
-from dare_core.storage.locations import exists
-from dare_core.storage.run_files import write_json, write_manifest, write_table
 from dare_core.warehouse.knowledge import load_knowledge
 from dare_core.warehouse.pools import pool_store
 from tests.support.inventory import compare, inventory
@@ -71,30 +67,8 @@ def test_a_pool_counts_by_its_texts_not_by_its_files(settings: Settings, engine:
     assert all("damaged" in problem for problem in unfinished(settings, engine))
 
 
-def plan(run_id: str) -> Plan:
-    """A plan of one shard."""
-    return Plan(
-        run_id=run_id,
-        domain="movies",
-        framework="kar",
-        decoding=Decoding("m", "h", "strict", 1, 0.0, 8),
-        started_at=datetime.now(UTC),
-        shards=[Shard(name="item-0000", kind="item", requests=2, pool_version=None)],
-        funnel={},
-        estimate=Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="nothing"),
-    )
-
-
-@pytest.mark.parametrize("where", ["a folder", "a URL"])
-def test_staged_parts_count_by_their_rows_and_those_of_no_shard_do_not(
-    settings: Settings, engine: Engine, knowledge_rows: Rows, url: str, where: str
-) -> None:
-    if where == "a URL":
-        settings = settings.model_copy(update={"storage": url})
+def test_staged_parts_count_by_their_rows(settings: Settings, engine: Engine, knowledge_rows: Rows) -> None:
     rows = knowledge_rows([{"request_id": "r1", "entity_id": "1"}, {"request_id": "r2", "entity_id": "2"}]).to_pylist()
-    write_json(settings.run_dir("one") / "plan.json", plan("one").model_dump_json())
-    write_part(settings.run_dir("one") / "staged" / "item-0001", 0, rows, 1.0)
-    assert "staged.texts" not in digest(settings, engine)
     write_part(settings.run_dir("one") / "staged" / "item-0000", 0, rows, 1.0)
     together = digest(settings, engine)["staged.texts"]
     write_part(settings.run_dir("one") / "staged" / "item-0000", 0, rows[1:], 1.0)
@@ -103,19 +77,6 @@ def test_staged_parts_count_by_their_rows_and_those_of_no_shard_do_not(
     wanted = inventory(settings, engine)
     write_part(settings.run_dir("one") / "staged" / "item-0000", 2, rows[:1], 1.0)
     assert compare(wanted, inventory(settings, engine)).doubled == {"staged.texts": 1}
-
-
-def test_tables_count_by_the_files_that_their_newest_manifest_names(
-    settings: Settings, engine: Engine, url: str
-) -> None:
-    settings = settings.model_copy(update={"storage": url})
-    folder = settings.run_dir("one") / "grouped" / "user"
-    for name in ("earlier", "one", "two"):
-        write_table(folder / f"{name}.parquet", pa.table({"entity_id": [name]}))
-    write_manifest(folder, ["earlier.parquet"])
-    write_manifest(folder, ["one.parquet", "two.parquet"])
-    assert digest(settings, engine)["staged.grouped.user"].rows == 2
-    assert not exists(settings.data_dir / "runs")
 
 
 def test_rows_are_told_apart_by_what_became_of_them() -> None:

@@ -39,8 +39,8 @@ from dare_core.warehouse.session import open_warehouse
 #: Said where machines share a storage.
 _OTHER_MACHINES: Final = (
     "the data folders of other machines, which hold logs, and copies of pools' segments that nobody opens any more: "
-    "run the same there, or remove their pool_cache; a machine that goes on fetching segments drops those that it has "
-    f"not read for {KEPT_UNREAD_SECONDS // 86_400} days"
+    "run the same there, or remove their pool_cache; a machine that goes on fetching segments drops what it has not "
+    f"read for {KEPT_UNREAD_SECONDS // 86_400} days"
 )
 
 
