@@ -26,7 +26,7 @@ from dare_core.errors import InputError, PoolError, StorageError
 from dare_core.grouping import GroupModelStore
 from dare_core.schemas import KINDS
 from dare_core.storage.files import Files
-from dare_core.storage.locations import exists, is_folder, location, matching
+from dare_core.storage.locations import exists, files_below, is_folder, location, matching
 from dare_core.warehouse.connection import connected
 from dare_core.warehouse.group_models import WarehousePointer
 from dare_core.warehouse.migrate import require_known
@@ -89,7 +89,7 @@ def backup(settings: Settings, place: str | Path, on_step: Callable[[str], None]
     """
     target = _files(place)
     at = location(target.location)
-    if exists(at) and (not is_folder(at) or matching(at)):
+    if exists(at) and (not is_folder(at) or (matching(at) if isinstance(at, Path) else files_below(at))):
         raise StorageError(f"{place} is there and not empty; a backup wants a folder of its own: name a new one")
     made = _Made(target)
     with serving(settings) as url, connected(url) as engine:

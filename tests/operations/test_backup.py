@@ -12,13 +12,15 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from dare_core.config.settings import Settings
-from dare_core.errors import InputError, PoolError, StorageError, WarehouseError
+from dare_core.errors import InputError, PoolError, SettingError, StorageError, WarehouseError
 from dare_core.grouping import AttributeGroups, GroupModel, GroupModelStore
 from dare_core.operations import backup as module
 from dare_core.operations import digest
 from dare_core.operations.backup import MANIFEST, backup, restore
 from dare_core.pools import PoolBuilder, retention
 from dare_core.sources.importer import described, import_tables
+from dare_core.storage.atomic import write_atomically
+from dare_core.storage.locations import Stored, files_below, location
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.group_models import WarehousePointer
@@ -146,6 +148,57 @@ def test_an_empty_installation_holds_the_same_after_a_restore_whatever_broke_off
     restored.dispose()
     with pytest.raises(WarehouseError, match="the warehouse is not empty"):
         restore(empty, kept)
+
+
+def test_a_backup_behind_a_url_is_restored_into_an_installation_whose_storage_is_behind_another(
+    filled: Settings, engine: Engine, empty_database_url: str, tmp_path: Path, url: str
+) -> None:
+    place = f"{url}/backups/monday"
+    manifest = backup(filled, place)
+    assert {name(file, place) for file in files_below(location(place))} == {*manifest.files, MANIFEST}
+    with pytest.raises(StorageError, match="monday is there and not empty"):
+        backup(filled, place)
+    empty = Settings(
+        data_dir=tmp_path / "data", storage=f"{url}/installed", warehouse_url=SecretStr(empty_database_url)
+    )
+    restore(empty, place)
+    restored = engine_of(empty)
+    assert digest.digest(empty, restored) == digest.digest(filled, engine)
+    assert digest.unfinished(empty, restored) == []
+    store = pool_store(empty, restored, "movies", "item")
+    assert rows(restored, "SELECT DISTINCT location FROM knowledge.pool_version") == [(store.location,)]
+    assert store.location == f"{url}/installed/pools/movies/item"
+    restored.dispose()
+
+
+def name(file: Stored, place: str) -> str:
+    return str(file.path).removeprefix(f"{place}/")
+
+
+def test_what_breaks_off_or_is_damaged_behind_a_url_is_no_backup(
+    filled: Settings, never_filled: Settings, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "_pool_files", breaks)
+        backup(filled, url)
+    assert files_below(location(url)) == []
+    with pytest.raises(InputError, match="it is no backup, or one that broke off"):
+        restore(never_filled, url)
+    backup(filled, url)
+    write_atomically(location(url) / "warehouse" / "knowledge.entity.zst", b"torn")
+    with pytest.raises(InputError, match=r"knowledge\.entity\.zst has 4 bytes instead of"):
+        restore(never_filled, url)
+
+
+def test_a_place_that_no_filesystem_serves_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", warehouse_url=None)
+    for refused in (backup, restore):
+        with pytest.raises(SettingError, match="no installed filesystem serves the URL nowhere://backups/monday"):
+            refused(settings, "nowhere://backups/monday")
+    assert not settings.data_dir.exists()
 
 
 def test_a_backup_is_of_one_moment_and_keeps_pools_from_being_expired(

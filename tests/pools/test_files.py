@@ -1,13 +1,15 @@
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from dare_core.errors import PoolError
 from dare_core.pools import Pool, PoolStore, retention
+from dare_core.pools.files import KEPT_UNREAD_SECONDS
 from tests.pools.built import add, build, held, texts
 
 
@@ -53,9 +55,21 @@ def test_the_cache_holds_no_more_than_it_may(url: str, cache: Path) -> None:
         Pool.open(small, "h")
 
 
+def test_copies_that_nobody_reads_any_more_go_though_there_is_room(url: str, cache: Path) -> None:
+    pools = PoolStore(url, cache=cache)
+    build(pools, texts(("Drama", [1, 2, 3])))
+    [unread, *others] = (cache / "segments").iterdir()
+    long_ago = time.time() - KEPT_UNREAD_SECONDS - 1
+    os.utime(unread, (long_ago, long_ago))
+    build(pools, texts(("Drama", [4, 5, 6])))
+    Pool.open(pools, "h")
+    assert not unread.exists()
+    assert all(path.exists() for path in others)
+
+
 def test_local_folders_are_not_copied_into_the_cache(tmp_path: Path, cache: Path) -> None:
     pools = PoolStore(tmp_path / "pools", cache=cache)
     build(pools)
     Pool.open(pools, "h")
-    assert isinstance(pools.files._fs, LocalFileSystem)
+    assert pools.files.local == tmp_path / "pools"
     assert not cache.exists()

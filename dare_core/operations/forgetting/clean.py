@@ -120,7 +120,8 @@ def clean_files(settings: Settings, engine: Engine, files: DataFiles, traces: Tr
     for name in retention.holding(cache, files.who.ids, sorted(traces.token_ids)):
         cache.files.remove(name)
     for run_id in sorted(reports):
-        name = files.name(report := report_path(settings, run_id))
+        report = report_path(settings, run_id)
+        name = files.name(files.places[-1] / "runs" / run_id / report.name)
         if name in changed or exists(report):
             domain = files.runs.get(run_id, files.who.domain)  # of a run that was never planned nobody knows more
             write_report(settings, gather(settings, engine, run_id, domain))
