@@ -80,17 +80,16 @@ def cluster_users(
         and before.scheme == described
         and interactions < (1 + scheme.refit_growth) * before.interactions
     ):
-        kept, model = True, replace(before, attributes=attributes)
+        kept, model, clusters = True, replace(before, attributes=attributes), before.clusters
         users = warm.join(pulled, "entity_id", "left_semi")
     else:
         kept, users = False, warm
-        fitted = _fit(warm, scheme, before and before.clusters, earlier, models)
+        fitted = _fit(warm, scheme, before.clusters if before else None, earlier, models)
         if fitted is None:
             return StoredModel(attributes), {"clusters": 0}
         clusters, items = fitted
         model = StoredModel(attributes, clusters, described, interactions, scheme.alpha, scheme.regularization, items)
-    assert model.clusters is not None
-    now = _assigned(users, model, earlier, scheme.move_margin, models).persist(StorageLevel.MEMORY_AND_DISK)
+    now = _assigned(users, model, clusters, earlier, scheme.move_margin, models).persist(StorageLevel.MEMORY_AND_DISK)
     counted = now.agg(
         sf.count("*").alias("users"),
         sf.count("had").alias("known"),
@@ -107,8 +106,8 @@ def cluster_users(
     else:
         model = replace(model, assignments=pieces, whole=len(pieces))
     return model, {
-        "clusters": len(model.clusters.names),
-        "silhouette": round(model.clusters.silhouette, 4),
+        "clusters": len(clusters.names),
+        "silhouette": round(clusters.silhouette, 4),
         "fitted": not kept,
         "moved": counted["moved"],
         "moved_share": round(counted["moved"] / counted["known"], 4) if counted["known"] else 0.0,
@@ -314,14 +313,15 @@ def _frame(spark: SparkSession, factors: NDArray[np.float32], **columns: NDArray
     return frame.withColumn("features", array_to_vector("features"))
 
 
-def _assigned(users: DataFrame, model: StoredModel, earlier: DataFrame, margin: float, models: str) -> DataFrame:
+def _assigned(
+    users: DataFrame, model: StoredModel, clusters: UserClusters, earlier: DataFrame, margin: float, models: str
+) -> DataFrame:
     """Columns ``entity_id`` and ``cluster`` of every user with interactions in ``users``, and ``had``: the one before.
 
     Factors go to where the interactions with their items are: no process holds those of all items.
     """
-    clusters, alpha, regularization = model.clusters, model.alpha, model.regularization
-    assert clusters is not None
-    of_all = sum(gram(factors_of(ModelTables(models).read(piece)["factors"])) for piece in model.items)
+    alpha, regularization = model.alpha, model.regularization
+    of_all = np.sum([gram(factors_of(ModelTables(models).read(piece)["factors"])) for piece in model.items], axis=0)
 
     def assign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
