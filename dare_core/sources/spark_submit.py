@@ -51,8 +51,8 @@ _LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
 #: at once: some 100 KB of stack an iteration. Cutting that short takes a folder that all machines share (checkpoints).
 STACK: Final = "-Xss16m"
 
-#: Of a local master's process. Programs of a minute would spend it compiling Java with the second compiler, on the cores
-#: that the data needs; and Java's usual collector keeps some 200 MB of notes beside a heap of 1 GB.
+#: Of a local master's process. Programs of a minute would spend it compiling Java with the second compiler, on the
+#: cores that the data needs; and Java's usual collector keeps some 200 MB of notes beside a heap of 1 GB.
 LOCAL_JAVA: Final = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"
 
 #: Lines of Spark's log that a failure shows.
