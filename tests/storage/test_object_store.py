@@ -158,7 +158,7 @@ def test_nobody_waits_for_a_store_that_will_not_say_otherwise(
         write_json(place / "state.json", "{}")
     assert proxy.methods() == ["PUT"]
     proxy.mend()
-    with pytest.raises(StorageError, match="s3://nowhere/state.json cannot be written: .*bucket"):
+    with pytest.raises(StorageError, match=r"s3://nowhere/state\.json cannot be written: .*bucket"):
         write_json(locations.location("s3://nowhere") / "state.json", "{}")
     assert proxy.methods() == ["PUT"]
 
@@ -295,7 +295,7 @@ def test_a_pool_that_cannot_be_written_leaves_the_one_in_force(
     pools = PoolStore(str(place), cache=tmp_path / "cache")
     first = build(pools)
     proxy.breaks("PUT", cut(50), None)
-    with pytest.raises(PoolError, match="cannot be written: .* the version in force stays"):
+    with pytest.raises(PoolError, match=r"cannot be written: .* the version in force stays"):
         add(pools)
     proxy.mend()
     assert pools.manifest() == first
