@@ -1,7 +1,6 @@
 """Several machines, as processes that share no folder: both DAGs through CeleryExecutor and a Spark cluster, a worker
 lost on the way."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import sqlalchemy as sa
 from dare_airflow.run_names import folder_name
 from dare_core import models
 from dare_core.config.settings import load_settings
+from dare_core.knowledge import shards
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
-from dare_core.storage.locations import Location, exists, files_below, read_bytes
+from dare_core.storage.locations import Location, files_below, read_bytes
 from dare_core.storage.run_files import read_parquet
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
@@ -95,7 +95,8 @@ def story(cluster: LocalCluster, engine: sa.Engine) -> Iterator[Story]:
         shard = shard_under_way(cluster)
         lose(airflow, "worker_gpu")
         parts = {path: read_bytes(path) for path in stored(run_dir, "staged/*/part-*.parquet")}
-        assert not exists(run_dir / "staged" / shard / "manifest.json"), "the shard was finished before the kill"
+        manifest = shards.read_manifest(shards.staged_folder(run_dir, shard))
+        assert manifest is None, "the shard was finished before the kill"
         airflow.start("worker_gpu_2", celery_worker("gpu", "gpu-2"))
         airflow.runs.wait(REFRESH, RUN_ID)
         rebuild_run = airflow.runs.await_triggered(REFRESH, RUN_ID, REBUILD)
@@ -119,8 +120,8 @@ def shard_under_way(cluster: LocalCluster) -> str:
         cluster.airflow.check()
         assert cluster.airflow.api.run_state(REFRESH, RUN_ID) in ("queued", "running")
         for part in stored(run_dir, "staged/*/part-*.parquet"):
-            if not exists(part.parent / "manifest.json"):
-                return part.parent.name
+            if shards.read_manifest(part.parent) is None:
+                return str(part.parent.name)
         time.sleep(0.05)
 
 
@@ -143,7 +144,7 @@ def staged(run_dir: Location, pattern: str) -> list[str]:
 
 
 def test_every_planned_request_is_answered_exactly_once(story: Story, engine: sa.Engine) -> None:
-    planned = staged(story.run_dir, "shards/*.parquet")
+    planned = staged(story.run_dir, "requests/*.parquet")
     answered = staged(story.run_dir, "staged/*/part-*.parquet") + staged(story.run_dir, "staged/*/failed-*.parquet")
     assert len(planned) == ITEMS + USERS
     assert sorted(answered) == sorted(planned)
@@ -160,7 +161,8 @@ def test_every_planned_request_is_answered_exactly_once(story: Story, engine: sa
 def test_what_the_killed_worker_had_staged_stays_and_the_next_one_goes_on_from_there(story: Story) -> None:
     assert story.parts
     assert {path: read_bytes(path) for path in story.parts} == story.parts
-    manifest = json.loads(read_bytes(story.run_dir / "staged" / story.killed_shard / "manifest.json"))
+    manifest = shards.read_manifest(shards.staged_folder(story.run_dir, story.killed_shard))
+    assert manifest is not None
     before = [path for path in story.parts if path.parent.name == story.killed_shard]
     assert 0 < manifest["resumed"] < manifest["requests"]
     assert manifest["resumed"] == sum(len(read_parquet(path, ["request_id"])) for path in before)
