@@ -34,11 +34,13 @@ ui: $(STAMP)
 # By two workers, whose waiting threads leave the cores to each other; with the faults, which wait as much as they work.
 test: $(STAMP)
 	@sh scripts/install_chromium.sh
+	@sh scripts/install_object_store.sh
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not bench and not full'
 
 # The tests and what takes too long for every day: benches at toy size, Spark where a plan would do, fuzzing in full.
 test-full: $(STAMP)
 	@sh scripts/install_chromium.sh
+	@sh scripts/install_object_store.sh
 	@DARE_FUZZ=full OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 15 -m 'not cluster and not faults'
 
 # Everything there is to check: hours. .ci/run is what every change passes.
@@ -48,6 +50,7 @@ full:
 # Every service of several machines as processes on this one, and a worker that is killed: minutes, so not part of test.
 cluster-test: $(STAMP)
 	@sh scripts/install_redis.sh
+	@sh scripts/install_object_store.sh
 	@$(BIN)/python -m pytest -m cluster tests/cluster
 
 # Stages are broken, in every way once, and run again; what is left must equal an undisturbed run. Less than five minutes.

@@ -28,17 +28,25 @@ spark.executor.memory 1g
 spark.driver.memory 1g
 """
 
+#: An AWS credentials file, which every client of S3 reads.
+_STORE: Final = """\
+[default]
+aws_access_key_id = {user}
+aws_secret_access_key = {password}
+"""
+
 #: Who logs in to Airflow first.
 USER: Final = "admin"
 
 
-def make_secrets(folder: Path, *, postgres: str, redis: str) -> bool:
+def make_secrets(folder: Path, *, postgres: str, redis: str, store_user: str = "dare") -> bool:
     """Make every secret, unless the folder is there; nothing is ever replaced.
 
     Args:
         folder: where they go; it appears whole.
         postgres: ``host:port`` of PostgreSQL, as Airflow and the tasks reach it.
         redis: the same of Redis.
+        store_user: the access key of the object store.
 
     Returns:
         Whether they were made now.
@@ -48,7 +56,7 @@ def make_secrets(folder: Path, *, postgres: str, redis: str) -> bool:
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         scratch.mkdir(mode=0o700, parents=True)
-        for name, content in _contents(postgres, redis).items():
+        for name, content in _contents(postgres, redis, store_user).items():
             descriptor = os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(content)
@@ -59,9 +67,9 @@ def make_secrets(folder: Path, *, postgres: str, redis: str) -> bool:
     return True
 
 
-def _contents(postgres: str, redis: str) -> dict[str, str]:
+def _contents(postgres: str, redis: str, store_user: str) -> dict[str, str]:
     """Content by file name; compose's ``secrets:`` bear the same names."""
-    passwords = {role: secrets.token_urlsafe(24) for role in (*ROLES, "redis", "spark")}
+    passwords = {role: secrets.token_urlsafe(24) for role in (*ROLES, "redis", "spark", "store")}
     airflow, dare = (f"{role}:{passwords[role]}@{postgres}/{role}" for role in ROLES)
     return {
         "postgres_password": secrets.token_urlsafe(24),
@@ -75,7 +83,8 @@ def _contents(postgres: str, redis: str) -> dict[str, str]:
         "jwt_secret": secrets.token_urlsafe(64),
         "api_secret_key": secrets.token_urlsafe(32),
         "airflow_passwords.json": json.dumps({USER: secrets.token_urlsafe(16)}),
-        "object_store_password": secrets.token_urlsafe(24),
+        "object_store_password": passwords["store"],
+        "object_store_credentials": _STORE.format(user=store_user, password=passwords["store"]),
     }
 
 

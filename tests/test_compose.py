@@ -1,5 +1,6 @@
 """docker-compose.yml, read as data: what a careless edit would break and no engine here would notice."""
 
+import configparser
 import os
 import re
 import shutil
@@ -63,6 +64,44 @@ def test_only_the_ui_is_published_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"api-server": ["127.0.0.1:8080:8080"]}
     assert not any("network_mode" in service for service in SERVICES.values())
+
+
+def test_no_two_services_have_a_folder_in_common() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", ()) if ":" in mount]
+    writable = [mount.partition(":")[0] for mount in mounts if not mount.endswith(":ro")]
+    assert sorted(writable) == sorted(COMPOSE["volumes"])  # each is one service's
+
+
+def ours() -> dict[str, dict[str, Any]]:
+    """The services that run our image."""
+    return {name: service for name, service in SERVICES.items() if service["image"].startswith("dare-platform:")}
+
+
+@pytest.mark.parametrize("name", sorted(ours()))
+def test_what_is_ours_has_a_folder_of_its_own_and_shares_by_the_object_store(name: str) -> None:
+    service = SERVICES[name]
+    dockerfile = (PROJECT_DIR / service["build"]["dockerfile"]).read_text("utf-8")
+    (folder,) = re.findall(r"DARE_DATA_DIR=(\S+)", dockerfile)
+    assert folder in service["volumes"]
+    assert service["env_file"] == "docker/cluster.env"
+    assert service["environment"]["AWS_ENDPOINT_URL"] == "http://object-store:9000"
+    if name not in ("setup", "spark-master"):  # which read and write nothing there
+        assert "object_store_credentials" in service["secrets"]
+
+
+def test_the_bucket_is_made_before_anything_needs_it() -> None:
+    assert variables()["DARE_STORAGE"].startswith("s3://dare/")
+    assert "makedirs('dare', exist_ok=True)" in words(SERVICES["init"])
+    assert SERVICES["init"]["depends_on"]["object-store"] == {"condition": "service_healthy"}
+
+
+def test_the_platform_and_the_object_store_know_one_another_by_the_same_secret(secrets: Path) -> None:
+    read = configparser.ConfigParser()
+    read.read(secrets / Path(variables()["AWS_SHARED_CREDENTIALS_FILE"]).name, "ascii")
+    assert dict(read["default"]) == {
+        "aws_access_key_id": SERVICES["object-store"]["environment"]["MINIO_ROOT_USER"],
+        "aws_secret_access_key": (secrets / "object_store_password").read_text("ascii"),
+    }
 
 
 def test_the_gpu_worker_serves_the_generation_queue_with_a_device_of_its_own() -> None:

@@ -5,7 +5,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +57,7 @@ class LocalAirflow:
         scheduled: whether the DAGs follow their schedules, or run only when they are triggered.
         components: the processes to start.
         environment: variables of theirs, over the ones that are set here.
+        own: variables of one component alone, by its name, over all others.
 
     Attributes:
         home: ``AIRFLOW_HOME``, with the components' logs.
@@ -80,6 +81,7 @@ class LocalAirflow:
         scheduled: bool = False,
         components: Components = COMPONENTS,
         environment: Mapping[str, str] | None = None,
+        own: Callable[[str], Mapping[str, str]] = lambda name: {},
     ) -> None:
         self.home = settings.data_dir.resolve() / "airflow"
         self._settings = settings
@@ -89,6 +91,7 @@ class LocalAirflow:
         self._scheduled = scheduled
         self._components = components
         self._overrides = environment or {}
+        self._own = own
         self.processes: dict[str, Process] = {}
         self._cleanup = ExitStack()
 
@@ -119,8 +122,9 @@ class LocalAirflow:
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Start one more component."""
         command = [sys.executable, "-m", "airflow", *arguments]
+        environment = {**self._environment, **self._own(name)}
         inherited = (self._held.fileno(),)
-        self.processes[name] = processes.start(command, self._environment, self._log_file(name), pass_fds=inherited)
+        self.processes[name] = processes.start(command, environment, self._log_file(name), pass_fds=inherited)
 
     def check(self) -> None:
         """Raise AirflowError when a component has ended."""

@@ -1,24 +1,27 @@
-"""Several machines, as processes: both DAGs through CeleryExecutor and a Spark cluster, a worker lost on the way."""
+"""Several machines, as processes that share no folder: both DAGs through CeleryExecutor and a Spark cluster, a worker
+lost on the way."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
 from dare_airflow.run_names import folder_name
 from dare_core import models
 from dare_core.config.settings import load_settings
+from dare_core.knowledge import shards
 from dare_core.sources.importer import import_tables
 from dare_core.sources.movielens import read_movielens
+from dare_core.storage.locations import Location, files_below, read_bytes
+from dare_core.storage.run_files import read_parquet
 from dare_core.warehouse.connection import connect
 from dare_core.warehouse.migrate import upgrade
 from tests.support.local_cluster import LocalCluster, celery_worker, local_cluster, lose
@@ -45,10 +48,10 @@ class Story:
     cluster: LocalCluster
     killed_shard: str
     rebuild_run: str
-    parts: dict[str, bytes]
+    parts: dict[Location, bytes]
 
     @property
-    def run_dir(self) -> Path:
+    def run_dir(self) -> Location:
         return self.cluster.settings.run_dir(RUN_NAME)
 
 
@@ -68,7 +71,9 @@ def cluster() -> Iterator[LocalCluster]:
             checkpoint_seconds=0.2,
             max_failing_share=1.0,  # so few tokens are no text to judge
         )
-        with local_cluster(settings, ENVIRONMENT) as running:
+        with local_cluster(settings, ENVIRONMENT) as running, pytest.MonkeyPatch.context() as patched:
+            for name, value in running.store.environment.items():
+                patched.setenv(name, value)
             yield running
 
 
@@ -89,8 +94,9 @@ def story(cluster: LocalCluster, engine: sa.Engine) -> Iterator[Story]:
         airflow.api.trigger(REFRESH, conf, RUN_ID)
         shard = shard_under_way(cluster)
         lose(airflow, "worker_gpu")
-        parts = {str(path): path.read_bytes() for path in run_dir.glob("staged/*/part-*.parquet")}
-        assert not (run_dir / "staged" / shard / "manifest.json").exists(), "the shard was finished before the kill"
+        parts = {path: read_bytes(path) for path in stored(run_dir, "staged/*/part-*.parquet")}
+        manifest = shards.read_manifest(shards.staged_folder(run_dir, shard))
+        assert manifest is None, "the shard was finished before the kill"
         airflow.start("worker_gpu_2", celery_worker("gpu", "gpu-2"))
         airflow.runs.wait(REFRESH, RUN_ID)
         rebuild_run = airflow.runs.await_triggered(REFRESH, RUN_ID, REBUILD)
@@ -113,9 +119,9 @@ def shard_under_way(cluster: LocalCluster) -> str:
     while True:
         cluster.airflow.check()
         assert cluster.airflow.api.run_state(REFRESH, RUN_ID) in ("queued", "running")
-        for part in run_dir.glob("staged/*/part-*.parquet"):
-            if not (part.parent / "manifest.json").exists():
-                return part.parent.name
+        for part in stored(run_dir, "staged/*/part-*.parquet"):
+            if shards.read_manifest(part.parent) is None:
+                return str(part.parent.name)
         time.sleep(0.05)
 
 
@@ -124,13 +130,21 @@ def rows(engine: sa.Engine, statement: str, **parameters: object) -> list[Any]:
         return list(connection.execute(sa.text(statement), parameters).all())
 
 
-def staged(run_dir: Path, pattern: str) -> list[str]:
+def stored(folder: Location, pattern: str) -> list[Location]:
+    """The files of a folder on the shared storage whose paths below it match a pattern."""
+    paths = [file.path for file in files_below(folder)]
+    return [path for path in paths if PurePosixPath(str(path).removeprefix(f"{folder}/")).match(pattern)]
+
+
+def staged(run_dir: Location, pattern: str) -> list[str]:
     """Request ids in staged files, doubled ones doubled."""
-    return [id_ for path in run_dir.glob(pattern) for id_ in pq.read_table(path)["request_id"].to_pylist()]
+    return [
+        id_ for path in stored(run_dir, pattern) for id_ in read_parquet(path, ["request_id"])["request_id"].to_pylist()
+    ]
 
 
 def test_every_planned_request_is_answered_exactly_once(story: Story, engine: sa.Engine) -> None:
-    planned = staged(story.run_dir, "shards/*.parquet")
+    planned = staged(story.run_dir, "requests/*.parquet")
     answered = staged(story.run_dir, "staged/*/part-*.parquet") + staged(story.run_dir, "staged/*/failed-*.parquet")
     assert len(planned) == ITEMS + USERS
     assert sorted(answered) == sorted(planned)
@@ -146,17 +160,40 @@ def test_every_planned_request_is_answered_exactly_once(story: Story, engine: sa
 
 def test_what_the_killed_worker_had_staged_stays_and_the_next_one_goes_on_from_there(story: Story) -> None:
     assert story.parts
-    assert {path: Path(path).read_bytes() for path in story.parts} == story.parts
-    manifest = json.loads((story.run_dir / "staged" / story.killed_shard / "manifest.json").read_text("utf-8"))
-    before = [path for path in story.parts if Path(path).parent.name == story.killed_shard]
+    assert {path: read_bytes(path) for path in story.parts} == story.parts
+    manifest = shards.read_manifest(shards.staged_folder(story.run_dir, story.killed_shard))
+    assert manifest is not None
+    before = [path for path in story.parts if path.parent.name == story.killed_shard]
     assert 0 < manifest["resumed"] < manifest["requests"]
-    assert manifest["resumed"] == sum(pq.read_metadata(path).num_rows for path in before)
+    assert manifest["resumed"] == sum(len(read_parquet(path, ["request_id"])) for path in before)
 
 
 def test_the_lost_task_and_no_other_was_tried_again(story: Story) -> None:
     tasks = story.cluster.airflow.api.tasks(REFRESH, RUN_ID)
     assert {task.state for task in tasks} == {"success"}
     assert [task.task_id for task in tasks if task.try_number > 1] == ["generate"]
+
+
+def test_no_two_processes_have_a_data_folder_in_common(story: Story) -> None:
+    services = [process for process in psutil.Process().children() if "DARE_DATA_DIR" in process.environ()]
+    folders = [Path(process.environ()["DARE_DATA_DIR"]) for process in services]
+    assert {folder.parent for folder in folders} == {story.cluster.machines}
+    assert len(set(folders)) == len(folders)
+    names = {"scheduler", "api_server", "triggerer", "worker_cpu", "worker_gpu_2", "spark_worker_0", "spark_worker_1"}
+    assert {folder.name for folder in folders} >= names
+    for process, folder in zip(services, folders, strict=True):
+        assert {Path(below.environ()["DARE_DATA_DIR"]) for below in process.children(recursive=True)} <= {folder}
+
+
+def test_what_was_run_lies_in_the_store_alone(story: Story) -> None:
+    shared = story.cluster.settings.shared
+    kinds = {str(file.path).removeprefix(f"{shared}/").partition("/")[0] for file in files_below(shared)}
+    assert kinds >= {"runs", "pools", "data_docs"}
+    home = story.cluster.settings.data_dir
+    for folder in (home, *story.cluster.machines.iterdir()):
+        assert kinds.isdisjoint(path.name for path in folder.iterdir())
+    run = [path for path in home.rglob("*") if path.suffix == ".parquet" or path.name == RUN_NAME]
+    assert run == []
 
 
 def test_the_pools_were_published_from_what_was_loaded(story: Story, engine: sa.Engine) -> None:

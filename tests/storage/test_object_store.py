@@ -2,21 +2,31 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pytest
 import s3fs
 
+from dare_core.config.settings import Settings
 from dare_core.errors import InputError, PoolError, StorageError
+from dare_core.knowledge import shards, worker
+from dare_core.knowledge.costs import Estimate
+from dare_core.knowledge.requests import Decoding
+from dare_core.knowledge.shards import Plan
 from dare_core.pools import Pool, PoolStore
+from dare_core.schemas import REQUEST
 from dare_core.storage import locations
 from dare_core.storage.atomic import appearing, write_atomically
 from dare_core.storage.files import Files
 from dare_core.storage.locations import Location
 from dare_core.storage.run_files import (
+    read_parquet,
     read_pieces,
     read_table,
     table_files,
@@ -28,6 +38,9 @@ from dare_core.storage.run_files import (
 from tests.pools.built import add, build, held
 from tests.support.fault_proxy import Exchange, Fault, FaultProxy, answers, cut, fault_proxy, shortened, unanswered
 from tests.support.object_store import ObjectStore, is_installed, object_store
+
+if TYPE_CHECKING:
+    from dare_core.decoding import Result
 
 pytestmark = [
     pytest.mark.integration,
@@ -158,7 +171,7 @@ def test_nobody_waits_for_a_store_that_will_not_say_otherwise(
         write_json(place / "state.json", "{}")
     assert proxy.methods() == ["PUT"]
     proxy.mend()
-    with pytest.raises(StorageError, match="s3://nowhere/state.json cannot be written: .*bucket"):
+    with pytest.raises(StorageError, match=r"s3://nowhere/state\.json cannot be written: .*bucket"):
         write_json(locations.location("s3://nowhere") / "state.json", "{}")
     assert proxy.methods() == ["PUT"]
 
@@ -295,9 +308,71 @@ def test_a_pool_that_cannot_be_written_leaves_the_one_in_force(
     pools = PoolStore(str(place), cache=tmp_path / "cache")
     first = build(pools)
     proxy.breaks("PUT", cut(50), None)
-    with pytest.raises(PoolError, match="cannot be written: .* the version in force stays"):
+    with pytest.raises(PoolError, match=r"cannot be written: .* the version in force stays"):
         add(pools)
     proxy.mend()
     assert pools.manifest() == first
     assert held(Pool.open(pools, "h"), "Drama") == [[1, 2, 3], [1, 2, 9]]
     assert pools.manifest(add(pools).version).groups.keys() >= {"Western"}
+
+
+class Copyist:
+    """Writes the request's id as its text, so that it needs no model."""
+
+    seconds = load_seconds = 0.0
+
+    def write(self, rows: Iterable[dict[str, Any]], *told: object) -> "Iterator[Result]":
+        from dare_core.decoding import Result, Statistics
+
+        for row in rows:
+            yield Result(row["request_id"], [1, 2], "stop", None, None, Statistics(new_tokens=2, steps=1))
+
+    def text(self, result: "Result") -> str:
+        return result.id
+
+    def probe(self, *told: object) -> None:
+        """Nothing to compare with."""
+
+
+def planned(run_dir: Location, requests: int) -> Plan:
+    """A run of one shard."""
+    usual = {
+        "domain": "movies", "kind": "item", "group_name": "Drama", "prompt": "?", "prompt_token_ids": [1],
+        "dropped_history": 0, "epoch": 0, "data_as_of": datetime(1998, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    rows = [{**usual, "request_id": f"{n:064x}", "entity_id": str(n)} for n in range(requests)]
+    parts = shards.write_shards(run_dir, "item", pa.Table.from_pylist(rows, REQUEST).to_batches(), requests, None)
+    decoding = Decoding("model", "tokenizer", "strict", 2, 0.1, 16, "fp32")
+    estimate = Estimate(tokens=0, seconds=None, cost=None, tokens_per_second=None, basis="nothing")
+    return Plan(
+        run_id="run", domain="movies", framework="kar", decoding=decoding, started_at=datetime.now(UTC), shards=parts,
+        funnel={}, estimate=estimate,
+    )  # fmt: skip
+
+
+def from_the_third(fault: Fault) -> Fault:
+    """Two requests pass."""
+    numbers = count()
+    return lambda exchange: Exchange.pass_on(exchange) if next(numbers) < 2 else fault(exchange)
+
+
+@pytest.mark.parametrize(("fault", "kept"), [(cut(100), 2), (unanswered, 3)])
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_whose_store_breaks_in_mid_put_is_followed_by_one_that_goes_on(
+    place: Location, proxy: FaultProxy, tmp_path: Path, fault: Fault, kept: int
+) -> None:
+    settings = Settings(data_dir=tmp_path, storage=str(place), checkpoint_seconds=1e-6)
+    run_dir = settings.run_dir("run")
+    plan = planned(run_dir, 6)
+    proxy.breaks("PUT", from_the_third(fault), None)
+    with pytest.raises(StorageError, match=r"part-.* cannot be written"):
+        worker.work_off(settings, plan, plan.shards, lambda *told: Copyist())
+    proxy.mend()
+    [shard] = plan.shards
+    assert shards.read_manifest(shards.staged_folder(run_dir, shard.name)) is None
+    [manifest] = worker.work_off(settings, plan, plan.shards, lambda *told: Copyist())
+    assert (manifest["requests"], manifest["resumed"], manifest["texts"]) == (6, kept, 6 - kept)
+    staged = [read_parquet(part, ["request_id"]) for part in shards.staged_parts(run_dir, [shard.name])]
+    written = pa.concat_tables(staged)["request_id"].to_pylist()
+    assert sorted(written) == [f"{n:064x}" for n in range(6)]
+    assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ class Exchange(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: "_Server"
 
-    def log_message(self, format: str, *arguments: object) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - as the base class calls it
         """Nothing: a test's output is its own."""
 
     def _handle(self) -> None:

@@ -1,8 +1,9 @@
 """The shape of an installation on several machines, as processes on loopback.
 
-What docker-compose.yml runs in containers runs here side by side: PostgreSQL over TCP, Redis, a Spark master and two
-workers, and Airflow with CeleryExecutor, of whose two workers one serves only the queue ``gpu``. Both take Airflow's
-settings from docker/cluster.env and their secrets from files. ``make cluster-test`` proves the shape with it.
+What docker-compose.yml runs in containers runs here side by side: PostgreSQL over TCP, Redis, an object store, a Spark
+master and two workers, and Airflow with CeleryExecutor, of whose two workers one serves only the queue ``gpu``. Both
+take Airflow's settings from docker/cluster.env and their secrets from files. Every process has a data folder of its
+own, in ``cluster/machines/``. ``make cluster-test`` proves the shape with it.
 """
 
 import os
@@ -29,11 +30,15 @@ from dare_core.sources.spark_submit import require_java
 from dare_core.warehouse.roles import create_roles
 from dare_core.warehouse.server import serving_on_loopback
 from scripts.make_secrets import make_secrets
+from tests.support.object_store import USER, ObjectStore, object_store
 
 HOST: Final = "127.0.0.1"
 
 #: What compose gives to every Airflow service.
 CLUSTER_ENV: Final = PROJECT_DIR / "docker" / "cluster.env"
+
+#: Below a cluster's folder: the data folders of its processes, each by the name of one.
+MACHINES: Final = "machines"
 
 #: The arguments of ``airflow`` that start a worker; its log server would listen on every interface.
 _CELERY_WORKER: Final = ("celery", "worker", "--skip-serve-logs", "--without-gossip")
@@ -70,6 +75,12 @@ class LocalCluster:
     settings: Settings  # as the tasks see them, but for the warehouse's URL
     warehouse_url: str
     spark_ui: str
+    store: ObjectStore
+
+    @property
+    def machines(self) -> Path:
+        """The folder of all processes' data folders."""
+        return self.settings.data_dir.resolve() / "cluster" / MACHINES
 
     def spark_status(self) -> dict[str, Any]:
         """See :func:`spark_status`."""
@@ -90,17 +101,18 @@ def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterato
     Ports are chosen, and secrets made, the first time that a data folder is used so; they lie in ``cluster/`` there.
 
     Args:
-        settings: tasks see these, but for the warehouse's URL and Spark's master, which are the cluster's own.
+        settings: tasks see these, but for the warehouse's URL, Spark's master and the storage, which are the cluster's
+            own, and for the data folder, of which each process has one.
         environment: variables of Airflow's processes, over those of docker/cluster.env.
 
     Raises:
-        ProgramMissingError: there is no ``redis-server``, or no Java.
+        ProgramMissingError: there is no ``redis-server``, no Swift, or no Java.
         ClusterError, WarehouseError, AirflowError: a service did not start; says why.
     """
     require_java()
     home = settings.data_dir.resolve() / "cluster"
     secrets = home / "secrets"
-    make_secrets(secrets, postgres=f"{HOST}:{free_port()}", redis=f"{HOST}:{free_port()}")
+    make_secrets(secrets, postgres=f"{HOST}:{free_port()}", redis=f"{HOST}:{free_port()}", store_user=USER)
     warehouse_url = (secrets / "dare_warehouse_url").read_text("ascii")
     with ExitStack() as running:
         password = (secrets / "postgres_password").read_text("ascii")
@@ -109,16 +121,33 @@ def local_cluster(settings: Settings, environment: Mapping[str, str]) -> Iterato
         running.enter_context(_redis(home, secrets))
         spark_conf = _spark_conf(home, secrets)
         master, spark_ui = running.enter_context(spark_cluster(home, spark_conf))
-        settings = settings.model_copy(update={"spark_master": master})
+        password = (secrets / "object_store_password").read_text("ascii")
+        store = running.enter_context(object_store(secret_key=password))
         variables = {
             **_cluster_env(secrets),
+            "AWS_ENDPOINT_URL": store.endpoint,
             "DARE_WAREHOUSE_URL": "",  # the secret of that name holds it
             **_SPARK_ENV,
             "SPARK_CONF_DIR": str(spark_conf),
             **environment,
         }
-        airflow = LocalAirflow(settings, warehouse_url, port=0, components=_COMPONENTS, environment=variables)
-        yield LocalCluster(running.enter_context(airflow), settings, warehouse_url, spark_ui)
+        settings = settings.model_copy(update={"spark_master": master, "storage": variables["DARE_STORAGE"]})
+        airflow = LocalAirflow(
+            settings,
+            warehouse_url,
+            port=0,
+            components=_COMPONENTS,
+            environment=variables,
+            own=lambda name: _machine(home, name),
+        )
+        yield LocalCluster(running.enter_context(airflow), settings, warehouse_url, spark_ui, store)
+
+
+def _machine(home: Path, name: str) -> dict[str, str]:
+    """The variables of a process that tell it which folder is its own."""
+    folder = home / MACHINES / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"DARE_DATA_DIR": str(folder)}
 
 
 def _cluster_env(secrets: Path) -> dict[str, str]:
@@ -178,7 +207,7 @@ def spark_cluster(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
     with ExitStack() as running:
 
         def start(name: str, *arguments: str) -> tuple[Process, Path]:
-            environment = {**_SPARK_ENV, "PATH": path, "SPARK_CONF_DIR": str(conf)}
+            environment = {**_SPARK_ENV, **_machine(home, name), "PATH": path, "SPARK_CONF_DIR": str(conf)}
             return running.enter_context(_process(home, name, [*program, *arguments], environment))
 
         def workers_are_there() -> bool:

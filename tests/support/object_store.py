@@ -1,12 +1,12 @@
-"""An object store that speaks S3, on loopback: OpenStack Swift, which scripts/install_object_store.sh finds or installs."""
+"""An object store that speaks S3, on loopback: OpenStack Swift, which scripts/install_object_store.sh installs."""
 
-import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_urlsafe
 from tempfile import TemporaryDirectory
 from typing import Final
 
@@ -19,6 +19,7 @@ _SERVER: Final = Path(__file__).with_name("swift_server.py")
 #: Swift is a package of the system's Python.
 _PYTHON: Final = "/usr/bin/python3"
 _BUCKET: Final = "dare"
+USER: Final = "dare:tests"
 _END_SECONDS: Final = 10
 
 
@@ -64,18 +65,22 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def object_store() -> Iterator[ObjectStore]:
+def object_store(access_key: str = USER, secret_key: str = "") -> Iterator[ObjectStore]:
     """A store of one's own for as long as the block lasts.
+
+    Args:
+        access_key: of its one user; Swift wants an account and a name, with a colon between.
+        secret_key: theirs; made up when it is empty.
 
     Raises:
         ProgramMissingError: Swift is not installed, or does not start.
     """
-    user, secret = "dare:tests", secrets.token_urlsafe(24)
+    secret_key = secret_key or token_urlsafe(24)
     with TemporaryDirectory(prefix="dare-store-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [_PYTHON, str(_SERVER), f"{folder}/swift", user, secret],
+                [_PYTHON, str(_SERVER), f"{folder}/swift", access_key, secret_key],
                 env={},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -91,7 +96,7 @@ def object_store() -> Iterator[ObjectStore]:
                     "the object store did not start; install it with scripts/install_object_store.sh: "
                     + log.read_text("utf-8", "replace")[-2000:]
                 )
-            store = ObjectStore(f"http://127.0.0.1:{port}", user, secret)
+            store = ObjectStore(f"http://127.0.0.1:{port}", access_key, secret_key)
             _make_bucket(store)
             yield store
         finally:

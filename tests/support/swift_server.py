@@ -68,7 +68,7 @@ use = egg:swift#slo
 """
 
 
-def log_to_stderr(conf, name, to_console, route, form, logger, adapted):  # noqa: ARG001 - as Swift calls it
+def log_to_stderr(conf, name, to_console, route, form, logger, adapted):
     """Swift would log to syslog alone."""
     logger.addHandler(logging.StreamHandler())
 
@@ -79,17 +79,17 @@ class Memory:
     def __init__(self):
         self._kept = {}
 
-    def get(self, key, **options):  # noqa: ARG002
+    def get(self, key, **options):
         return self._kept.get(key)
 
-    def set(self, key, value, **options):  # noqa: ARG002
+    def set(self, key, value, **options):
         self._kept[key] = value
 
-    def delete(self, key, **options):  # noqa: ARG002
+    def delete(self, key, **options):
         self._kept.pop(key, None)
 
 
-def remembering(global_conf, **conf):  # noqa: ARG001 - as paste calls it
+def remembering(global_conf, **conf):
     """A filter that gives the proxy its memory."""
     memory = Memory()
 
