@@ -206,8 +206,10 @@ def test_a_runs_report_and_data_docs_escape_names_groups_and_error_messages(
 
 
 SERVE: Final = """
-import sys, json
+import json, os
 import dare_airflow.run_reports
+from dare_core.config.settings import load_settings
+from dare_core.storage.atomic import write_atomically
 from airflow.api_fastapi.app import init_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
@@ -231,6 +233,16 @@ said["list"] = visitor.get("/runs/").text
 outside = ["/runs/..%2Fsecret/report.html", "/runs/%2e%2e/report.html", "/data_docs/..%2Fsecret.txt",
            "/data_docs/%2Fetc%2Fpasswd", "/data_docs/a%00b", "/runs/" + "r" * 5000 + "/report.html"]
 said["outside"] = {path: visitor.get(path).status_code for path in outside}
+style = "/data_docs/static/styles/data_docs_default_styles.css"
+said["types"] = [visitor.get(path).headers["content-type"] for path in ("/runs/hostile/report.html", style)]
+os.environ["DARE_STORAGE"] = "memory://served"
+for name in ("runs/hostile/report.html", "data_docs/static/a.css", "secret/report.html", "secret.txt"):
+    write_atomically(load_settings().shared / name, name.encode())
+answers = [visitor.get(path) for path in ("/runs/hostile/report.html", "/data_docs/static/a.css")]
+said["stored"] = [[answer.text, answer.headers["content-type"]] for answer in answers]
+said["outside_stored"] = {path: visitor.get(path).status_code for path in outside}
+os.environ["DARE_STORAGE"] = "no://storage"
+said["unreachable"] = visitor.get("/runs/hostile/report.html").status_code
 print(json.dumps(said))
 """
 
@@ -262,7 +274,11 @@ def test_the_pages_in_airflow_ask_for_its_login_and_the_right_to_read_runs_and_l
     for who in ("nobody", "viewer"):
         assert (said[who]["/docs"], said[who]["/openapi.json"]) == (404, 404)
     assert set(said["writer"]) <= {401, 405}
-    assert set(said["outside"].values()) == {404}
+    assert set(said["outside"].values()) == set(said["outside_stored"].values()) == {404}
+    page, style = "text/html; charset=utf-8", "text/css; charset=utf-8"
+    assert said["types"] == [page, style]
+    assert said["stored"] == [["runs/hostile/report.html", page], ["data_docs/static/a.css", style]]
+    assert said["unreachable"] == 503
     policy = said["headers"]["content-security-policy"]
     assert "default-src 'none'" in policy and "script-src" not in policy
     assert said["headers"]["x-content-type-options"] == "nosniff"
