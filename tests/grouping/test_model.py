@@ -98,14 +98,13 @@ def test_a_model_of_an_earlier_release_is_read(store: GroupModelStore, root: Pat
 
 def in_pieces(store: GroupModelStore) -> StoredModel:
     """Items and users in two pieces each, and one user who was assigned again later."""
-    assert (model := clustered()).clusters is not None
 
     def assigned(**clusters: str) -> str:
         return store.tables.write(pa.table([[*clusters], [*clusters.values()]], schema=CLUSTER_ASSIGNMENT))
 
     factors = (store.tables.write(factors_table([item], np.full((1, 3), 1, np.float32))) for item in "ij")
     whole = (assigned(a="cluster 1", u="cluster 1"), assigned(b="cluster 4"))
-    described = StoredModel(ATTRIBUTES, model.clusters, "the scheme", 7, 1.0, 0.01, tuple(factors), whole, 2)
+    described = StoredModel(ATTRIBUTES, clustered().clusters, "the scheme", 7, 1.0, 0.01, tuple(factors), whole, 2)
     return described.with_added([assigned(u="cluster 4")])
 
 
