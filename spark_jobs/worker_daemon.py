@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Final
 
 #: What functions of the programs import in a worker.
-_PRELOADED: Final = ("pandas", "pyarrow.compute", "dare_core.grouping", "spark_jobs.postgres_source")
+_PRELOADED: Final = (
+    "pandas",
+    "pyarrow.compute",
+    "dare_core.grouping",
+    "spark_jobs.postgres_source",
+    "spark_jobs.run_tables",
+)
 
 
 def leave_archives_out() -> None:

@@ -18,10 +18,11 @@ from dare_core.grouping import (
     GroupModel,
     GroupModelStore,
     ItemFactors,
+    StoredModel,
     UserClusters,
 )
 from dare_core.grouping import model as group_model
-from dare_core.grouping.model import KEPT_VERSIONS
+from dare_core.grouping.model import KEPT_VERSIONS, factors_table
 
 ATTRIBUTES = AttributeGroups("occupation", "first", "rest", ("artist", "日本 – écrivain"))
 
@@ -93,6 +94,42 @@ def test_a_model_of_an_earlier_release_is_read(store: GroupModelStore, root: Pat
     read = store.read()
     assert read is not None
     assert store.publish(read) == store.publish(model), "and it is what this release would have written"
+
+
+def in_pieces(store: GroupModelStore) -> StoredModel:
+    """Items and users in two pieces each, and one user who was assigned again later."""
+
+    def assigned(**clusters: str) -> str:
+        return store.tables.write(pa.table([[*clusters], [*clusters.values()]], schema=CLUSTER_ASSIGNMENT))
+
+    factors = (store.tables.write(factors_table([item], np.full((1, 3), 1, np.float32))) for item in "ij")
+    whole = (assigned(a="cluster 1", u="cluster 1"), assigned(b="cluster 4"))
+    described = StoredModel(ATTRIBUTES, clustered().clusters, "the scheme", 7, 1.0, 0.01, tuple(factors), whole, 2)
+    return described.with_added([assigned(u="cluster 4")])
+
+
+def test_a_model_in_pieces_is_read_as_a_whole_and_the_latest_of_a_user_holds(store: GroupModelStore) -> None:
+    stored = in_pieces(store)
+    assert stored.with_added(stored.assignments[-1:]) is stored
+    version = store.publish_stored(stored)
+    read = store.read()
+    assert read is not None and read.items is not None
+    assert dict(zip(*read.assignments.to_pydict().values(), strict=True)) == {
+        "a": "cluster 1", "b": "cluster 4", "u": "cluster 4"
+    }  # fmt: skip
+    assert (read.items.ids, read.items.factors.tolist()) == (("i", "j"), [[1, 1, 1], [1, 1, 1]])
+    again = store.read_stored()
+    assert again is not None
+    assert (again.items, again.assignments, again.whole) == (stored.items, stored.assignments, 2)
+    assert len(store.files_of(version)) == 6
+    assert not stored.is_scattered
+    assert stored.with_added("x" * 16).is_scattered
+
+    store.purge(["u"], ["j"])
+    left = store.read()
+    assert left is not None and left.items is not None
+    assert (left.assignments["entity_id"].to_pylist(), left.items.ids) == (["a", "b"], ("i",))
+    assert store.holding(["u"], ["j"]) == []
 
 
 def test_a_model_without_clusters_has_no_tables(store: GroupModelStore, root: Path) -> None:

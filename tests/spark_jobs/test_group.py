@@ -16,10 +16,12 @@ from sqlalchemy import Engine
 from dare_core.config.domains import ClusterGrouping, Domain, read_domain
 from dare_core.errors import InputError, SourceError
 from dare_core.grouping import GroupModelStore
+from dare_core.grouping import model as group_model
 from dare_core.schemas import GROUPED, PULLED, Kind
 from dare_core.storage import run_files
 from dare_core.warehouse.entities import EntityChanges, Pulled, merge_entities
 from dare_core.warehouse.entity_staging import EntityStaging
+from spark_jobs import user_clusters
 from spark_jobs.group import group
 
 NOW = datetime(2024, 1, 31, tzinfo=UTC)
@@ -160,8 +162,20 @@ def cinema(tmp_path: Path, domain_text: str) -> Cinema:
     return Cinema(tmp_path, domain_text)
 
 
-def test_users_are_clustered_by_what_they_met_and_keep_their_cluster(spark: SparkSession, cinema: Cinema) -> None:
+def test_users_are_clustered_by_what_they_met_and_keep_their_cluster(
+    spark: SparkSession, cinema: Cinema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_clusters, "PIECE_ROWS", 40)
+    monkeypatch.setattr(group_model, "_ADDED", 1)
+
+    def pieces() -> tuple[int, int, int]:
+        """Of the items; of the assignments that were written at once, and of those that were added since."""
+        stored = models(cinema.folder)("user").read_stored()
+        assert stored is not None
+        return len(stored.items), stored.whole, len(stored.assignments) - stored.whole
+
     first = cinema.group(spark, range(92))
+    assert pieces() == (1, 3, 0)
     found = cinema.groups()
     assert first["by_rule"] == {"attribute": 2, "cluster": USERS}
     assert (first["clusters"], first["fitted"], first["moved"]) == (TASTES, True, 0)
@@ -176,6 +190,16 @@ def test_users_are_clustered_by_what_they_met_and_keep_their_cluster(spark: Spar
     second = cinema.group(spark, [1, 91])
     assert (second["fitted"], second["moved"]) == (False, 0)
     assert cinema.groups() == {1: found[1], 91: found[0]}
+    assert pieces() == (1, 3, 1)
+    cinema.group(spark, [1, 91])
+    assert pieces() == (1, 3, 1), "the same try twice adds nothing"
+    monkeypatch.setattr(user_clusters, "PIECE_ROWS", 200)
+    for users in ([2], [3], [1, 2]):
+        cinema.group(spark, users)
+    assert pieces() == (1, 1, 0), "what was added several times is written anew with all others"
+    model = models(cinema.folder)("user").read()
+    assert model is not None
+    assert len(model.assignments) == 91
 
     # Many more interactions: another fit, the same names. User 4 has come to like something else altogether.
     cinema.ratings += [row for user in range(USERS) for row in cinema.of_taste(1000 + user, user % TASTES, 8)]
