@@ -28,8 +28,7 @@ from dare_core.storage.run_files import storing, write_table
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.
 MAX_NEW_TOKENS: Final = 64
-#: Seconds for which a file counts as just used.
-_YOUNG: Final = 24 * 3600.0
+_DAY: Final = 24 * 3600.0
 
 _TEXT: Final = pa.schema(
     [
@@ -122,6 +121,7 @@ class _Desk:
 
     def _read_kept(self) -> None:
         """Read the texts. A file with one that is wanted is written again, once a day: `maintain` removes old ones."""
+        young = time.time() - min(1, self._settings.keep_evaluation_days / 2) * _DAY
         wanted = {name for arm in WRITTEN_ARMS for name in self._request_ids(arm)}
         for part in files_in(self._folder):
             if part.path.suffix != ".parquet":
@@ -129,7 +129,7 @@ class _Desk:
             content = read_bytes(part.path)
             rows = pq.read_table(pa.BufferReader(content), schema=_TEXT).to_pylist()
             found = {row["request_id"]: row for row in rows}
-            if wanted & found.keys() and time.time() - part.written > _YOUNG:
+            if wanted & found.keys() and part.written < young:
                 with storing(part.path):
                     write_atomically(part.path, content, durable=False)
             self._kept |= found

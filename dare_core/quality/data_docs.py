@@ -131,10 +131,9 @@ def _remove(docs_dir: Location, suite: str, run_id: str) -> None:
 
 def newest_page(docs_dir: Location, suite: str, run_id: str) -> str | None:
     """The page on a suite and run, as its path below the folder; None where there is none."""
-    files = files_below(docs_dir / _PAGES / suite / run_id)
-    pages = [file for file in files if file.path.suffix == ".html"]
-    newest = max(pages, key=lambda page: page.written, default=None)
-    return None if newest is None else "/".join(newest.path.parts[len(docs_dir.parts) :])
+    files = files_below(docs_dir / _PAGES / suite / run_id)  # sorted by the moment of the check, which names a folder
+    pages = [file.path for file in files if file.path.suffix == ".html"]
+    return "/".join(pages[-1].parts[len(docs_dir.parts) :]) if pages else None
 
 
 def check_part(

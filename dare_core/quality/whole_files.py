@@ -10,7 +10,7 @@ from dare_core.storage.atomic import write_atomically
 from dare_core.storage.locations import Location, exists, files_below, location, read_bytes
 from dare_core.storage.run_files import storing
 
-#: Folder of stylesheets, fonts and images, which every page shares; each check brings them along.
+#: Folder of stylesheets, fonts and images, which all pages share. They alone come as bytes, at every check.
 _STATIC: Final = "static"
 
 
@@ -50,15 +50,16 @@ class WholeFiles(TupleStoreBackend):  # type: ignore[misc]  # the package has no
         return [self._get(key) for key in self.list_keys()]
 
     def _set(self, key: Any, value: str | bytes, **_: Any) -> str:
-        path, data = self._path(key), value.encode() if isinstance(value, str) else value
-        if self._static.get(path) != len(data):
-            with storing(path):
-                write_atomically(path, data, durable=False)
+        path = self._path(key)
+        if isinstance(value, bytes) and self._static.get(path) == len(value):
+            return str(path)
+        with storing(path):
+            write_atomically(path, value.encode() if isinstance(value, str) else value, durable=False)
         return str(path)
 
     @cached_property
     def _static(self) -> dict[Location, int]:
-        """The shared files that are there, with their sizes: megabytes, which are not written again by each check."""
+        """Those that are there, with their sizes: megabytes, which are not written again by each check."""
         return {file.path: file.size for file in files_below(self._base / _STATIC)}
 
     def _move(self, source_key: Any, dest_key: Any, **_: Any) -> None:

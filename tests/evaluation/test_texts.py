@@ -67,7 +67,7 @@ def test_texts_on_the_shared_storage_stay_young_while_they_are_used_and_are_rewr
     written = {file.path: file.written for file in files_in(folder)}
     assert kept_texts(shared, soon, entities[:2]) == first.by_arm
     assert {file.path: file.written for file in files_in(folder)} == written
-    monkeypatch.setattr(texts, "_YOUNG", 0.0)
+    monkeypatch.setattr(texts, "_DAY", 0.0)
     elsewhere = shared.model_copy(update={"data_dir": tmp_path / "of another machine"})
     assert kept_texts(elsewhere, soon, entities[:2]) == first.by_arm
     assert [file.written > written[file.path] for file in files_in(folder)].count(False) == 1

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 import uuid
 from html.parser import HTMLParser
 from pathlib import Path
@@ -145,7 +144,6 @@ def test_a_report_lies_on_the_shared_storage_and_leads_to_the_newest_data_docs_t
     for moment in ("1", "2"):
         page = remote.data_docs_dir / "validations" / SUITE / "remote" / moment / "page.html"
         write_atomically(page, b"", durable=False)
-        time.sleep(0.002)
     path = reporting.run(remote, request)["report"]
     assert path == f"{remote.storage}/runs/remote/report.html"
     found = find_report(remote, "remote")
