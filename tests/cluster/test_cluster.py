@@ -182,7 +182,7 @@ def test_no_two_processes_have_a_data_folder_in_common(story: Story) -> None:
         for process in psutil.Process().children()
         if "DARE_DATA_DIR" in (environment := process.environ())
     }
-    assert told | seen == seen | told
+    assert all(told.get(pid, folder) == folder for pid, folder in seen.items())
     folders = [Path(folder) for folder in (told | seen).values()]
     names = {"scheduler", "api_server", "triggerer", "worker_cpu", "worker_gpu_2", "spark_worker_0", "spark_worker_1"}
     assert {folder.name for folder in folders} >= names
