@@ -140,7 +140,7 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(place: Location, proxy
     assert there(place) == []
 
 
-@pytest.mark.parametrize("fault", [SLOW_DOWN, unanswered], ids=["busy", "silent"])
+@pytest.mark.parametrize("fault", [SLOW_DOWN, Exchange.hang_up], ids=["busy", "silent"])
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_stays_down_is_one_error_that_says_where_and_what_to_do(
     place: Location, proxy: FaultProxy, fault: Fault
