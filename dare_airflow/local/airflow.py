@@ -122,9 +122,14 @@ class LocalAirflow:
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Start one more component."""
         command = [sys.executable, "-m", "airflow", *arguments]
-        environment = {**self._environment, **self._own(name)}
         inherited = (self._held.fileno(),)
-        self.processes[name] = processes.start(command, environment, self._log_file(name), pass_fds=inherited)
+        self.processes[name] = processes.start(
+            command, self.variables_of(name), self._log_file(name), pass_fds=inherited
+        )
+
+    def variables_of(self, name: str) -> dict[str, str]:
+        """All variables of a component."""
+        return {**self._environment, **self._own(name)}
 
     def check(self) -> None:
         """Raise AirflowError when a component has ended."""

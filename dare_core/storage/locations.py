@@ -91,7 +91,7 @@ def _remote_place(url: str) -> UPath:
     if url.startswith(("s3:", "s3a:")):
         told = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # by files or variables of fsspec's own
         options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": 1}, **told}
-    place = UPath(url, **options)
+    place: UPath = UPath(url, **options)
     if hasattr(place.fs, "retries"):
         place.fs.retries = 1
     return place

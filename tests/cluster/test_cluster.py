@@ -175,14 +175,19 @@ def test_the_lost_task_and_no_other_was_tried_again(story: Story) -> None:
 
 
 def test_no_two_processes_have_a_data_folder_in_common(story: Story) -> None:
-    services = [process for process in psutil.Process().children() if "DARE_DATA_DIR" in process.environ()]
-    folders = [Path(process.environ()["DARE_DATA_DIR"]) for process in services]
-    assert {folder.parent for folder in folders} == {story.cluster.machines}
-    assert len(set(folders)) == len(folders)
+    airflow = story.cluster.airflow
+    told = {process.pid: airflow.variables_of(name)["DARE_DATA_DIR"] for name, process in airflow.processes.items()}
+    seen = {  # but of those that write a title over their variables
+        process.pid: environment["DARE_DATA_DIR"]
+        for process in psutil.Process().children()
+        if "DARE_DATA_DIR" in (environment := process.environ())
+    }
+    assert all(told.get(pid, folder) == folder for pid, folder in seen.items())
+    folders = [Path(folder) for folder in (told | seen).values()]
     names = {"scheduler", "api_server", "triggerer", "worker_cpu", "worker_gpu_2", "spark_worker_0", "spark_worker_1"}
     assert {folder.name for folder in folders} >= names
-    for process, folder in zip(services, folders, strict=True):
-        assert {Path(below.environ()["DARE_DATA_DIR"]) for below in process.children(recursive=True)} <= {folder}
+    assert len(set(folders)) == len(folders)
+    assert {folder.parent for folder in folders} == {story.cluster.machines}
 
 
 def test_what_was_run_lies_in_the_store_alone(story: Story) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import fsspec
 import pyarrow as pa
 import pytest
 import s3fs
+import yaml
 
-from dare_core.config.settings import Settings
+from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.errors import InputError, PoolError, StorageError
 from dare_core.knowledge import shards, worker
 from dare_core.knowledge.costs import Estimate
@@ -124,9 +127,7 @@ def test_a_block_that_fails_stores_nothing(place: Location, proxy: FaultProxy) -
     assert proxy.asked == []
 
 
-@pytest.mark.parametrize(
-    "fault", [SLOW_DOWN, answers(500, "InternalError"), answers(503, "ServiceUnavailable"), answers(429, "Throttled")]
-)
+@pytest.mark.parametrize("fault", [SLOW_DOWN, answers(500, "InternalError"), answers(429, "Throttled")])
 def test_a_store_that_is_busy_for_a_moment_is_asked_again(place: Location, proxy: FaultProxy, fault: Fault) -> None:
     proxy.breaks(EVERY, fault, 3)
     write_table(place / "part.parquet", TABLE)
@@ -139,7 +140,7 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(place: Location, proxy
     assert there(place) == []
 
 
-@pytest.mark.parametrize("fault", [SLOW_DOWN, unanswered], ids=["busy", "silent"])
+@pytest.mark.parametrize("fault", [SLOW_DOWN, Exchange.hang_up], ids=["busy", "silent"])
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_stays_down_is_one_error_that_says_where_and_what_to_do(
     place: Location, proxy: FaultProxy, fault: Fault
@@ -285,6 +286,23 @@ def test_what_another_machine_writes_is_seen_at_once(place: Location, store: Obj
     assert locations.matching(place, "*.json") == [place / "new.json"]
     other.rm_file((place / "new.json").path)
     assert not locations.exists(place / "new.json")
+
+
+def test_the_bucket_that_compose_makes_may_be_there(proxy: FaultProxy) -> None:
+    init = yaml.safe_load((PROJECT_DIR / "docker-compose.yml").read_text("utf-8"))["services"]["init"]["command"]
+    [program] = re.findall(r'python -c "([^"]*)"', init[-1])
+    program = program.replace("'dare'", "'another'")
+    assert not s3fs.S3FileSystem().exists("another")
+    for _ in range(2):
+        exec(program)
+    assert s3fs.S3FileSystem().exists("another")
+
+
+def test_what_fsspec_was_told_of_stores_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 60}})
+    place = locations.location("s3://dare/elsewhere")
+    assert place.fs.config_kwargs["read_timeout"] == 60
+    assert place.fs.config_kwargs["retries"]["total_max_attempts"] == 1
 
 
 def test_pools_are_published_and_read_though_every_request_fails_once(

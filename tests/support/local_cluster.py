@@ -233,7 +233,8 @@ def spark_cluster(home: Path, conf: Path) -> Iterator[tuple[str, str]]:
 
 def spark_status(page: str) -> dict[str, Any]:
     """What a Spark master's page says of it: workers, applications."""
-    status: dict[str, Any] = httpx.get(f"{page}/json/", timeout=5, trust_env=False).json()
+    answer = httpx.get(f"{page}/json/", timeout=5, trust_env=False).raise_for_status()  # 404 while the master starts
+    status: dict[str, Any] = answer.json()
     return status
 
 

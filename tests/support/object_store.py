@@ -1,5 +1,6 @@
 """An object store that speaks S3, on loopback: OpenStack Swift, which scripts/install_object_store.sh installs."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from dare_core.storage.locations import Location, location
 _SERVER: Final = Path(__file__).with_name("swift_server.py")
 #: Swift is a package of the system's Python.
 _PYTHON: Final = "/usr/bin/python3"
+_HOST: Final = "127.0.0.1"
 _BUCKET: Final = "dare"
 USER: Final = "dare:tests"
 _END_SECONDS: Final = 10
@@ -40,7 +42,10 @@ class ObjectStore:
     @property
     def environment(self) -> dict[str, str]:
         """The variables by which a process finds the store."""
+        loopback = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), _HOST)))
         return {
+            "NO_PROXY": loopback,
+            "no_proxy": loopback,
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -96,7 +101,7 @@ def object_store(access_key: str = USER, secret_key: str = "") -> Iterator[Objec
                     "the object store did not start; install it with scripts/install_object_store.sh: "
                     + log.read_text("utf-8", "replace")[-2000:]
                 )
-            store = ObjectStore(f"http://127.0.0.1:{port}", access_key, secret_key)
+            store = ObjectStore(f"http://{_HOST}:{port}", access_key, secret_key)
             _make_bucket(store)
             yield store
         finally:
