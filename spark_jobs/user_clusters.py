@@ -324,26 +324,42 @@ def _assigned(
     of_all = np.sum([gram(factors_of(ModelTables(models).read(piece)["factors"])) for piece in model.items], axis=0)
 
     def assign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            if not len(batch):
-                continue
-            values = batch["values"].flatten().to_numpy().astype(np.float64)
-            met = batch["factors"].flatten().flatten().to_numpy().reshape(len(values), -1)
-            ends = np.cumsum(pc.list_value_length(batch["values"]).to_numpy())[:-1]
+        for rows in _whole_users(batches):
+            users = pc.run_end_encode(rows["entity_id"])
+            ends = users.run_ends.to_numpy()
+            values = rows["value"].to_numpy()
+            met = rows["factors"].flatten().to_numpy().reshape(len(values), -1)
             vectors = [
                 fold_in(factors, strengths, of_all, alpha, regularization)
-                for factors, strengths in zip(np.split(met, ends), np.split(values, ends), strict=True)
+                for factors, strengths in zip(np.split(met, ends[:-1]), np.split(values, ends[:-1]), strict=True)
             ]
-            chosen = clusters.assign(np.stack(vectors), batch["had"].to_pylist(), margin)
-            columns = {"entity_id": batch["entity_id"], "cluster": pa.array(chosen, pa.string()), "had": batch["had"]}
-            yield pa.record_batch(columns)
+            had = rows["had"].take(pa.array(ends - 1))
+            chosen = clusters.assign(np.stack(vectors), had.to_pylist(), margin)
+            yield pa.record_batch({"entity_id": users.values, "cluster": pa.array(chosen, pa.string()), "had": had})
 
     items = _pieces(users.sparkSession, models, model.items, "item_id string, factors array<float>")
-    # In a fixed order, so that sums over a user's interactions come out the same to the last bit.
-    met = sf.array_sort(sf.collect_list(sf.struct("item_id", "value", "factors")))
-    histories = users.join(items, "item_id").groupBy("entity_id").agg(met.alias("met"))
-    histories = histories.select("entity_id", sf.col("met.value").alias("values"), sf.col("met.factors"))
     before = earlier.withColumnRenamed("cluster", "had")
-    return histories.join(before, "entity_id", "left").mapInArrow(
-        assign, "entity_id string, cluster string, had string"
-    )
+    met = users.join(items, "item_id").join(before, "entity_id", "left")
+    met = met.select("entity_id", "item_id", sf.col("value").cast("double"), "factors", "had")
+    # Sorted rows spill where lists of a user who met a million items would not; and in a fixed order, sums come out the
+    # same to the last bit.
+    met = met.repartition("entity_id").sortWithinPartitions("entity_id", "item_id")
+    return met.mapInArrow(assign, "entity_id string, cluster string, had string")
+
+
+def _whole_users(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows that are sorted by ``entity_id``, all of a user's together."""
+    rest = list[pa.RecordBatch]()  # of the last user
+    for batch in batches:
+        if not len(batch):
+            continue
+        if rest and rest[0]["entity_id"][0] != batch["entity_id"][0]:
+            yield pa.concat_batches(rest)
+            rest = []
+        last = pc.index(batch["entity_id"], batch["entity_id"][-1]).as_py()
+        if last:
+            yield pa.concat_batches([*rest, batch.slice(0, last)])
+            rest = []
+        rest.append(batch.slice(last))
+    if rest:
+        yield pa.concat_batches(rest)

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from dare_core.grouping import UserClusters
-from spark_jobs.user_clusters import fit_clusters
+from spark_jobs.user_clusters import _whole_users, fit_clusters
 
 Factors = NDArray[np.float32]
 
@@ -100,3 +101,17 @@ def test_users_who_are_all_alike_make_one_cluster(spark: SparkSession) -> None:
 
 def test_users_without_factors_make_no_clusters(spark: SparkSession) -> None:
     assert fit_clusters(spark, np.zeros((30, 4), np.float32), [2], seed=0) is None
+
+
+def test_all_rows_of_a_user_come_together_however_they_were_cut() -> None:
+    ids = pa.array([*"aab", *"cccccc", "d"])
+    for size in range(1, len(ids) + 1):
+        batches = pa.table({"entity_id": ids}).to_batches(max_chunksize=size)
+        found = [rows["entity_id"].to_pylist() for rows in _whole_users(iter([ids_of_none(), *batches]))]
+        assert [user for rows in found for user in rows] == ids.to_pylist()
+        firsts_and_lasts = [rows[0] for rows in found[1:]], [rows[-1] for rows in found[:-1]]
+        assert not any(first == last for first, last in zip(*firsts_and_lasts, strict=True))
+
+
+def ids_of_none() -> pa.RecordBatch:
+    return pa.record_batch({"entity_id": pa.array([], pa.string())})
