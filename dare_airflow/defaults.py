@@ -8,14 +8,32 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 from pydantic import ValidationError
 
 from dare_airflow.installation import SETTINGS
-from dare_core.errors import DareError, OutOfMemoryError, RunInUseError, SourceError, StorageError, WarehouseError
+from dare_core.errors import (
+    DareError,
+    EndpointError,
+    OutOfMemoryError,
+    RunInUseError,
+    SourceError,
+    StorageError,
+    WarehouseError,
+)
 
-#: Full memory, a full disk, what another server may mend and a run that somebody else is at are worth another try, and
-#: so is a killed worker, of which no policy is asked. Any other error in the user's words fails at once.
+#: Full memory, a full disk, what another server may mend or answer later, and a run that somebody else is at are worth
+#: another try, and so is a killed worker, of which no policy is asked. Any other error in the user's words fails at
+#: once.
 RETRY_POLICY = ExceptionRetryPolicy(
     [
         RetryRule(
-            [WarehouseError, SourceError, StorageError, RunInUseError, OutOfMemoryError, MemoryError], RetryAction.RETRY
+            [
+                WarehouseError,
+                SourceError,
+                StorageError,
+                EndpointError,
+                RunInUseError,
+                OutOfMemoryError,
+                MemoryError,
+            ],
+            RetryAction.RETRY,
         ),
         RetryRule([DareError, ValidationError], RetryAction.FAIL, reason="Trying again would not help"),
         # Three times as long would a Spark without executors block its domain, or a hanging server.

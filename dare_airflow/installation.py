@@ -5,7 +5,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTimetableInv
 from pydantic import SecretStr
 
 from dare_core.config.domains import Domain, domain_names, load_domain, misnamed_files
-from dare_core.config.settings import WAREHOUSE_CONNECTION, Settings, load_settings
+from dare_core.config.settings import ENDPOINT_CONNECTION, WAREHOUSE_CONNECTION, Settings, load_settings
 from dare_core.errors import SettingError, WarehouseError
 
 #: As they are when a DAG file is parsed; tasks read them anew, by :func:`settings`.
@@ -18,18 +18,28 @@ DOMAIN_ERRORS: list[SettingError] = misnamed_files(SETTINGS)
 
 
 def settings() -> Settings:
-    """The settings in force; where they name no warehouse, Airflow's connection ``dare_warehouse`` may."""
+    """The settings in force; where they name no warehouse, Airflow's connection ``dare_warehouse`` may.
+
+    Likewise the password of the connection ``dare_endpoint`` is the endpoint's key.
+    """
     found = load_settings()
-    if found.warehouse_url is None:
-        try:
-            connection = Connection.get(WAREHOUSE_CONNECTION)
-        except AirflowNotFoundException:
-            return found  # the embedded server
+    of_connections: dict[str, object] = {}
+    if found.warehouse_url is None and (connection := _connection(WAREHOUSE_CONNECTION)):
         from dare_airflow.setup import warehouse_url
 
         fields = ("login", "password", "host", "port", "schema", "extra")
-        found = load_settings(warehouse_url=warehouse_url({name: getattr(connection, name) for name in fields}))
-    return found
+        of_connections["warehouse_url"] = warehouse_url({name: getattr(connection, name) for name in fields})
+    if found.engine == "endpoint" and found.endpoint_key is None and (connection := _connection(ENDPOINT_CONNECTION)):
+        of_connections["endpoint_key"] = connection.password
+    return load_settings(**of_connections) if of_connections else found
+
+
+def _connection(name: str) -> Connection | None:
+    try:
+        connection: Connection = Connection.get(name)
+    except AirflowNotFoundException:
+        return None
+    return connection
 
 
 def served_settings() -> Settings:

@@ -35,6 +35,10 @@ class ModelError(DareError):
     """A model, tokenizer or encoder is not there, or is of a kind that the engine cannot run."""
 
 
+class EndpointError(DareError):
+    """The server that writes texts does not answer. Another try may find that it does."""
+
+
 class PoolError(DareError):
     """A retrieval pool is missing, damaged, or was built with another tokenizer."""
 

@@ -122,9 +122,16 @@ REQUEST: Final = pa.schema(
     ]
 )
 
+#: A request of a run whose texts a server writes, in a shard's file: in its turns too, since the server applies a chat
+#: template of its own. ``opening`` is how its answer would begin, which a server cannot be made to continue.
+CHAT_REQUEST: Final = pa.schema(
+    [*REQUEST, _required("system", pa.string()), _required("message", pa.string()), _required("opening", pa.string())]
+)
+
 #: Statistics of one text's decoding (DESIGN.md 13). ``steps`` counts the forward passes that this sequence took part in
 #: and that emitted tokens for it; ``drafted`` the tree nodes sent for verification, ``accepted`` those that were
 #: emitted, ``relaxed`` the accepted ones that were not the target's argmax. ``seconds`` runs from admission to the end.
+#: Of a text that a server wrote, tokens are those that it counts, and all but ``seconds`` is unknown: 0.
 STATISTICS: Final = pa.schema(
     [
         _required("prompt_tokens", pa.int32()),

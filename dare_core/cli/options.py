@@ -24,6 +24,7 @@ class EngineName(StrEnum):
 
     transformers = "transformers"
     vllm = "vllm"
+    endpoint = "endpoint"
 
 
 class EntityKind(StrEnum):

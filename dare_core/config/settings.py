@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -37,6 +38,8 @@ BUNDLED_ENCODER: Final = "all-minilm-l6-v2"
 GENERATION_POOL: Final = "gpu"
 #: The Airflow connection whose extra ``url`` says where the warehouse is, for tasks whose settings do not.
 WAREHOUSE_CONNECTION: Final = "dare_warehouse"
+#: The Airflow connection whose password is the endpoint's key, for tasks whose settings have none.
+ENDPOINT_CONNECTION: Final = "dare_endpoint"
 
 _CONFIG: Final = "dare.toml"
 _PREFIX: Final = "DARE_"
@@ -48,6 +51,8 @@ _NO_SETTINGS: Final = frozenset(
 _OF_SERVICES: Final = re.compile(r"\w+_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 #: Characters of a wrong value that an error shows.
 _SHOWN: Final = 200
+#: Settings whose values no error shows: they are, or may hold, a password.
+_SECRET: Final = ("warehouse_url", "storage", "endpoint_url", "endpoint_key")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Verification = Literal["strict", "relaxed"]
@@ -80,8 +85,9 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="torch device of the model: auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what writes texts: our engine, or vLLM in an environment of its own"
+    engine: Literal["transformers", "vllm", "endpoint"] = Field(
+        "transformers",
+        description="what writes texts: our engine, vLLM in an environment of its own, or a server at endpoint_url",
     )
     vllm_python: Path = Field(
         PROJECT_DIR / ".venv-vllm" / "bin" / "python", description="vllm: interpreter of the environment it is in"
@@ -92,6 +98,27 @@ class Settings(BaseSettings):
     )
     quantization: str | None = Field(
         None, description="vllm: one of its methods, such as fp8; unset: as the model's config says"
+    )
+    endpoint_url: str | None = Field(
+        None, description="endpoint: where a server speaks the OpenAI API, such as https://api.example.com/v1"
+    )
+    endpoint_key: SecretStr | None = Field(None, description="endpoint: the key that the server wants; unset: none")
+    endpoint_model: str | None = Field(
+        None, min_length=1, description="endpoint: the model's name there; unset: as model, which gives the tokenizer"
+    )
+    endpoint_may_see_users: bool = Field(
+        False, description="endpoint: send prompts about users, which hold their histories"
+    )
+    endpoint_concurrency: int = Field(16, ge=1, le=1024, description="endpoint: requests of a task under way at once")
+    endpoint_requests_per_minute: int | None = Field(
+        None, ge=1, description="endpoint: of all generation tasks at most, each has its share; unset: no limit"
+    )
+    endpoint_tokens_per_minute: int | None = Field(
+        None, ge=1, description="endpoint: likewise, of prompts and texts; unset: no limit"
+    )
+    endpoint_timeout: float = Field(120, gt=0, le=3_600, description="endpoint: seconds that one answer may take")
+    endpoint_retries: int = Field(
+        5, ge=0, le=100, description="endpoint: times that a request is sent again after a failure that may pass"
     )
     weights: Literal["model", "bfloat16", "int8", "auto"] = Field(
         "model",
@@ -211,6 +238,31 @@ class Settings(BaseSettings):
     def _no_url(cls, value: object) -> object:
         if isinstance(value, str) and re.match(r"[A-Za-z][\w+.-]+:/", value):
             raise ValueError("a URL is not allowed; give a path on this machine, and the URL as storage (DARE_STORAGE)")
+        return value
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _bare_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            named = False
+        if not named or re.search(r"[^!-~]", value):
+            raise ValueError("http:// or https://, a host and a path are needed, in ASCII")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a user or password in it is not allowed; give the key as endpoint_key")
+        if parts.query or parts.fragment:
+            raise ValueError("a query (?…) or fragment (#…) is not allowed")
+        return value.rstrip("/")
+
+    @field_validator("endpoint_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            raise ValueError("only visible ASCII characters are allowed, without spaces and line ends")
         return value
 
     @field_validator("storage")
@@ -337,7 +389,7 @@ def _sentence(problem: object) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _does_not_exist(name, f"{_PREFIX}{name.upper()}")
-    value = "its value" if name in ("warehouse_url", "storage") else _short(repr(problem["input"]))
+    value = "its value" if name in _SECRET else _short(repr(problem["input"]))
     return f"setting {name} (DARE_{name.upper()}) is {value}: {problem['msg']}"
 
 

@@ -1,7 +1,9 @@
 """The precision that texts are written in: which one settings mean, and settings that mean it (DESIGN.md decision 11).
 
 A precision is ``fp32``, ``bf16``, ``fp16`` or ``int8``. Of vLLM it is what ``dtype`` says and, where there is one, the
-quantization's name: ``bf16+fp8``. Planning resolves it once; who writes keeps to what was planned.
+quantization's name: ``bf16+fp8``. A server at ``endpoint_url`` tells nobody: its texts are of the precision
+``endpoint``, which keeps their requests apart from those of the other engines. Planning resolves a precision once; who
+writes keeps to what was planned.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 FP32: Final = "fp32"
 BF16: Final = "bf16"
 INT8: Final = "int8"
+ENDPOINT: Final = "endpoint"
 
 _OF_DTYPE: Final = {"float32": FP32, "bfloat16": BF16, "float16": "fp16"}
 _DTYPES: Final = {precision: dtype for dtype, precision in _OF_DTYPE.items()}
@@ -31,12 +34,17 @@ def precision_of(settings: Settings, int8_passed: bool = False) -> str:
         int8_passed: an evaluation keeps int8 inside its bound; what ``weights = "auto"`` depends on.
 
     Raises:
-        SettingError: ``weights`` names what cannot be had beside the others.
+        SettingError: ``weights`` names what cannot be had beside the others, or no ``endpoint_url`` is named.
     """
     of_dtype = _OF_DTYPE[settings.dtype]
+    if settings.engine != "transformers" and settings.weights not in ("model", "auto"):
+        instead = "vLLM has DARE_QUANTIZATION" if settings.engine == "vllm" else "a server decides for itself"
+        raise SettingError(f"DARE_WEIGHTS={settings.weights} is for our own engine; {instead}")
+    if settings.engine == "endpoint":
+        if settings.endpoint_url is None:
+            raise SettingError("DARE_ENGINE=endpoint needs DARE_ENDPOINT_URL, such as https://api.example.com/v1")
+        return ENDPOINT
     if settings.engine == "vllm":
-        if settings.weights not in ("model", "auto"):
-            raise SettingError(f"DARE_WEIGHTS={settings.weights} is for our own engine; vLLM has DARE_QUANTIZATION")
         return f"{of_dtype}+{settings.quantization}" if settings.quantization else of_dtype
     if settings.weights == "model":
         return of_dtype
@@ -56,6 +64,10 @@ def settings_at(settings: Settings, precision: str) -> Settings:
         ModelError: their engine or device cannot write in it; says why.
     """
     dtype, _, quantization = precision.partition("+")
+    if settings.engine == "endpoint":
+        if precision != ENDPOINT:
+            raise ModelError(f"a server at DARE_ENDPOINT_URL writes in a precision of its own, not in {precision}")
+        return settings
     if settings.engine == "vllm":
         if dtype not in _DTYPES:
             raise ModelError(f"vLLM does not write in {precision}")
@@ -92,7 +104,7 @@ def narrow_problem(settings: Settings) -> str | None:
 
 def writes_int8(settings: Settings) -> bool:
     """Whether our engine can write in int8 here, its kernels compiled."""
-    return settings.engine != "vllm" and narrow_problem(settings) is None and has_kernels()
+    return settings.engine == "transformers" and narrow_problem(settings) is None and has_kernels()
 
 
 def has_kernels() -> bool:

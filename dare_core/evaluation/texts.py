@@ -16,7 +16,7 @@ from dare_core import models
 from dare_core.config.domains import Domain
 from dare_core.config.settings import Settings, Verification
 from dare_core.engines.precision import INT8, model_precision, settings_at
-from dare_core.errors import ModelError
+from dare_core.errors import ModelError, SettingError
 from dare_core.evaluation.service import Entity
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, Prompt, fit_prompt, request_id
@@ -89,7 +89,13 @@ def write_texts(
     Raises:
         ModelError: a text could not be written, or not in an arm's precision.
         InputError: a prompt does not fit the model's context.
+        SettingError: a server is to write them.
     """
+    if settings.engine == "endpoint":
+        raise SettingError(
+            "an evaluation compares strict, relaxed and int8 texts, which DARE_ENGINE=endpoint cannot write; evaluate "
+            "with DARE_ENGINE=transformers or vllm"
+        )
     desk = _Desk(settings, domain, entities)
     generated = Throughput()
     by_arm = {arm.name: desk.texts_of(arm, generated, on_progress) for arm in arms}

@@ -6,6 +6,7 @@ What is embedded and loaded is the content of an answer; its ``token_ids`` stay 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,6 +73,12 @@ class JsonForm:
         if "\0" in text:
             raise AnswerError("wrong_form", "an escape is the character NUL, which cannot be stored")
         return text
+
+    def continuation(self, answer: str) -> str:
+        """What an answer that was not begun says behind the opening; one that begins otherwise as it is."""
+        marks = r"\s*".join(re.escape(mark) for mark in re.findall(r'"[^"]+"|\S', self.opening))
+        begun = re.match(rf"\s*(```\w*\s*)?{marks}", answer)
+        return answer[begun.end() :] if begun else answer
 
     def _value(self, found: dict[str, Any], key: str, may_lack: bool) -> str:
         if key not in found:

@@ -33,6 +33,7 @@ class PromptLine:
     id: str
     group: str
     prompt_token_ids: list[int]
+    prompt: str | None = None
 
 
 def read_prompts(path: Path, encode: Callable[[str], list[int]]) -> list[PromptLine]:
@@ -84,7 +85,7 @@ def _parse(line: str, encode: Callable[[str], list[int]]) -> PromptLine:
         if not isinstance(row["prompt"], str):
             raise InputError(f"prompt is {_short(row['prompt'])}; a string is needed")
         row["prompt"].encode()
-        return PromptLine(row["id"], row["group"], encode(row["prompt"]))
+        return PromptLine(row["id"], row["group"], encode(row["prompt"]), row["prompt"])
     ids = row["prompt_token_ids"]
     if not isinstance(ids, list) or not all(type(token) is int and abs(token) < 2**31 for token in ids):
         raise InputError("prompt_token_ids is not a list of token ids")
@@ -121,9 +122,13 @@ def generate(
     read_prompts(prompts, lambda text: [])  # what is wrong with the file is said before the tokenizer is loaded
     tokenizer = models.load_tokenizer(settings)
     lines = read_prompts(prompts, ChatEncoder(tokenizer).encode)
+    if settings.engine == "endpoint" and (unworded := [line.id for line in lines if line.prompt is None]):
+        raise InputError(
+            f"{prompts}: id {_short(unworded[0])} has prompt_token_ids; a server (DARE_ENGINE=endpoint) needs prompt"
+        )
     opened = open_pool(settings, pool, tokenizer, pool_version) if pool else None
     writer = Writer(settings, tokenizer)
-    requests = _requests(lines, settings.max_new_tokens)
+    requests = _requests(lines, settings)
     longest = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests)
     groups = {line.id: line.group for line in lines}
     throughput = Throughput()
@@ -137,10 +142,15 @@ def generate(
     return throughput.summary()
 
 
-def _requests(lines: list[PromptLine], max_new_tokens: int) -> "list[Request]":
+def _requests(lines: list[PromptLine], settings: Settings) -> "list[Request]":
     from dare_core.decoding import Request
 
-    return [Request(line.id, line.group, line.prompt_token_ids, max_new_tokens) for line in lines]
+    new = settings.max_new_tokens
+    if settings.engine != "endpoint":
+        return [Request(line.id, line.group, line.prompt_token_ids, new) for line in lines]
+    from dare_core.engines.endpoint.engine import ChatRequest, turns
+
+    return [ChatRequest(line.id, line.group, line.prompt_token_ids, new, turns(line.prompt or "")) for line in lines]
 
 
 def _row(line: PromptLine, result: "Result", writer: Writer) -> dict[str, Any]:

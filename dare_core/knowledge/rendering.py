@@ -25,7 +25,7 @@ class Rendered:
     """What came of some entities of one kind.
 
     Attributes:
-        requests: REQUEST rows of those to write for, in their order.
+        requests: REQUEST rows of those to write for, in their order; CHAT_REQUEST rows where a server is asked.
         renderings: RENDERING rows of all that were rendered as the warehouse has them.
         reopened: requests whose text was closed and is right again.
         earlier: requests whose prompt was the same at an earlier moment than their text says, and that moment.
@@ -116,8 +116,10 @@ class Renderer:
             found.settled["unfit"] += 1
             found.unfit.append(self._refused(entity, str(error)))
             return None
+        turns = vars(prompt.question) if self.decoding.is_remote else {}
         return self._identified(
             {
+                **turns,
                 **{name: entity[name] for name in (*_IDENTITY, "group_name", "data_as_of")},
                 "prompt": prompt.text,
                 "prompt_token_ids": prompt.token_ids,

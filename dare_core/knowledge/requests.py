@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dare_core.config.domains import Domain, EntityTable
-from dare_core.config.settings import Verification
-from dare_core.engines.precision import FP32
-from dare_core.errors import InputError
+from dare_core.config.settings import Settings, Verification
+from dare_core.engines.precision import ENDPOINT, FP32
+from dare_core.errors import InputError, ModelError
 from dare_core.knowledge.chat import ChatEncoder
-from dare_core.knowledge.prompts import render
+from dare_core.knowledge.prompts import Question, render
 from dare_core.schemas import Kind
 
 
@@ -31,14 +31,35 @@ class Decoding:
     max_new_tokens: int
     precision: str = FP32
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server writes the text, asked in messages."""
+        return self.precision == ENDPOINT
+
+
+def written_as_planned(settings: Settings, run_id: str, decoding: Decoding) -> Settings:
+    """``settings`` with the model that a run was planned for.
+
+    Raises:
+        ModelError: it was planned for a server and they name none, or the other way round.
+    """
+    if decoding.is_remote != (settings.engine == "endpoint"):
+        whose = "a server" if decoding.is_remote else "an engine of our own"
+        raise ModelError(
+            f"run {run_id} was planned for {whose} to write with, not for DARE_ENGINE={settings.engine}; plan again"
+        )
+    return settings.model_copy(update={"endpoint_model" if decoding.is_remote else "model": decoding.model})
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked, for a reader; its token ids, and how many of the oldest history entries it had to leave out."""
+    """What is asked, for a reader; its token ids, how many of the oldest history entries it had to leave out, and the
+    same in turns."""
 
     text: str
     token_ids: list[int]
     dropped_history: int
+    question: Question
 
 
 def fit_prompt(
@@ -52,7 +73,7 @@ def fit_prompt(
 
     def attempt(dropped: int) -> Prompt:
         question = render(domain, kind, attributes, dropped)
-        return Prompt(question.text, encoder.encode(**vars(question)), dropped)
+        return Prompt(question.text, encoder.encode(**vars(question)), dropped, question)
 
     prompt = attempt(0)
     fewest, most = 0, len(attributes.get("history", []))

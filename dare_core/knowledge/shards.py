@@ -2,7 +2,7 @@
 
 <run>/plan.json                      what is asked of the run; written last by planning
 <run>/shards/<shard>.parquet         entities that are due (``schemas.SHARD``), sorted by group
-<run>/requests/<shard>.parquet       what they are asked (``schemas.REQUEST``), once the shard is rendered
+<run>/requests/<shard>.parquet       what they are asked (``schemas.REQUEST``, or ``CHAT_REQUEST``), once it is rendered
 <run>/staged/<shard>/part-0000-<try>.parquet      written texts (``schemas.KNOWLEDGE``)
 <run>/staged/<shard>/failed-0000-<try>.parquet    requests that could not be served (``schemas.QUARANTINE``)
 <run>/staged/<shard>/manifest-<try>.json          written last by the worker
@@ -27,7 +27,7 @@ from dare_core.config.domains import Framework
 from dare_core.errors import InputError
 from dare_core.knowledge.costs import Estimate, Funnel
 from dare_core.knowledge.requests import Decoding
-from dare_core.schemas import KNOWLEDGE, QUARANTINE, REQUEST, SHARD, Kind
+from dare_core.schemas import CHAT_REQUEST, KNOWLEDGE, QUARANTINE, REQUEST, SHARD, Kind
 from dare_core.storage import run_files
 from dare_core.storage.locations import Location, exists, fetched, matching, read_bytes
 
@@ -53,7 +53,11 @@ class Shard(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a run does, fixed when it is planned, so that its later stages agree whatever settings say by then."""
+    """What a run does, fixed when it is planned, so that its later stages agree whatever settings say by then.
+
+    Attributes:
+        endpoint: the URL of the server that was to write the texts when the run was planned; None: no server.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,6 +69,7 @@ class Plan(BaseModel):
     shards: list[Shard]
     funnel: dict[Kind, Funnel]
     estimate: Estimate
+    endpoint: str | None = None
 
     @property
     def requests(self) -> int:
@@ -121,19 +126,27 @@ def entities(run_dir: Location, shard: str) -> Iterator[list[dict[str, Any]]]:
         yield piece.to_pylist()
 
 
-def write_requests(run_dir: Location, shard: str, pieces: Iterable[pa.Table], settled: Mapping[str, int]) -> None:
-    """Write what a shard's entities are asked, in schema REQUEST.
+def request_schema(decoding: Decoding) -> pa.Schema:
+    """The columns of a run's requests."""
+    return CHAT_REQUEST if decoding.is_remote else REQUEST
+
+
+def write_requests(
+    run_dir: Location, shard: str, pieces: Iterable[pa.Table], schema: pa.Schema, settled: Mapping[str, int]
+) -> None:
+    """Write what a shard's entities are asked.
 
     Args:
         run_dir: the run's.
         shard: its name.
         pieces: of the requests.
+        schema: theirs; see :func:`request_schema`.
         settled: how many of its entities need no text after all, by reason; read when the last piece has come.
     """
     run_files.write_pieces(
         _requests_path(run_dir, shard),
         pieces,
-        REQUEST,
+        schema,
         lambda: {_SETTLED: json.dumps({reason: n for reason, n in settled.items() if n})},
     )
 
@@ -166,23 +179,25 @@ def funnels(run_dir: Location, plan: Plan) -> dict[Kind, Funnel]:
 
 
 def requests(run_dir: Location, shard: str) -> Iterator[pa.Table]:
-    """A rendered shard's requests, in pieces.
+    """A rendered shard's requests, in pieces of :func:`request_schema`.
 
     Raises:
         InputError: it is not rendered; see also :func:`dare_core.storage.run_files.read_pieces`.
     """
     if (path := _rendered(run_dir, shard)) is None:
         raise InputError(f"shard {shard} of {run_dir} has no requests yet: run the generation task that it belongs to")
-    return run_files.read_pieces(path, REQUEST, _PIECE)
+    schema = CHAT_REQUEST if "message" in run_files.read_names(path) else REQUEST
+    return run_files.read_pieces(path, schema, _PIECE)
 
 
 def read_requests(run_dir: Location, shard: str) -> pa.Table:
-    """All of a rendered shard's requests.
+    """All of a rendered shard's requests, in schema REQUEST.
 
     Raises:
         InputError: see :func:`requests`.
     """
-    return pa.concat_tables([REQUEST.empty_table(), *requests(run_dir, shard)])
+    pieces = (piece.select(REQUEST.names) for piece in requests(run_dir, shard))
+    return pa.concat_tables([REQUEST.empty_table(), *pieces])
 
 
 def _shard_path(run_dir: Location, shard: str) -> Location:

@@ -4,8 +4,9 @@ stopped."""
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,11 +14,13 @@ import pyarrow.compute as pc
 
 from dare_core import models
 from dare_core.config.settings import Settings
+from dare_core.engines.endpoint import require_consent
 from dare_core.engines.precision import settings_at
-from dare_core.errors import ModelError
+from dare_core.errors import EndpointError, ModelError
 from dare_core.knowledge import shards
-from dare_core.knowledge.answers import answer_form, structural_token_ids
+from dare_core.knowledge.answers import JsonForm, answer_form, structural_token_ids
 from dare_core.knowledge.probe import Probe, write_probe
+from dare_core.knowledge.requests import written_as_planned
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.writer import Throughput, Writer, open_pool
 from dare_core.schemas import Kind
@@ -82,9 +85,8 @@ class PlannedWriter:
                 f"run {plan.run_id}, planned in {decoding.precision}, cannot be written here: {error}; "
                 "plan again with the settings of the machines that write"
             ) from None
-        self._settings = at_precision.model_copy(
+        self._settings = written_as_planned(at_precision, plan.run_id, decoding).model_copy(
             update={
-                "model": decoding.model,
                 "verification": decoding.verification,
                 "top_k": decoding.top_k,
                 "min_prob": decoding.min_prob,
@@ -112,14 +114,17 @@ class PlannedWriter:
 
         Raises:
             PoolError: the pinned pool version cannot be opened.
+            SettingError: see :func:`dare_core.engines.endpoint.require_consent`.
         """
+        require_consent(self._settings, [kind])
         root = self._settings.pool_dir(self._plan.domain, kind)
         exactly = self._settings.deterministic
         pool = open_pool(self._settings, root, self._tokenizer, pool_version, exactly) if pool_version else None
         new = self._plan.decoding.max_new_tokens
         form = answer_form(self._plan.framework, kind)
         structural = structural_token_ids(self._tokenizer, form) if form else frozenset[int]()
-        return self._writer.write(self._requests(rows), pool, longest + new, sequences, structural)
+        results = self._writer.write(self._requests(rows), pool, longest + new, sequences, structural)
+        return map(partial(_unbegun, form), results) if form and self._plan.decoding.is_remote else results
 
     def text(self, result: "Result") -> str:
         """See :meth:`Writer.text`."""
@@ -133,7 +138,23 @@ class PlannedWriter:
         from dare_core.decoding import Request
 
         new = self._plan.decoding.max_new_tokens
-        return (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
+        if not self._plan.decoding.is_remote:
+            return (Request(row["request_id"], row["group_name"], row["prompt_token_ids"], new) for row in rows)
+        from dare_core.engines.endpoint.engine import ChatRequest, turns
+
+        return (
+            ChatRequest(
+                row["request_id"], row["group_name"], row["prompt_token_ids"], new, turns(row["message"], row["system"])
+            )
+            for row in rows
+        )
+
+
+def _unbegun(form: JsonForm, result: "Result") -> "Result":
+    """A server's answer begins with what ours continue."""
+    from dare_core.engines.endpoint.engine import ChatResult
+
+    return replace(result, text=form.continuation(result.text)) if isinstance(result, ChatResult) else result
 
 
 def require_tokenizer(plan: Plan, found: str) -> None:
@@ -171,6 +192,7 @@ def work_off(
 
     Raises:
         ModelError, PoolError, OutOfMemoryError: see :class:`PlannedWriter`.
+        EndpointError: the server does not answer; what it had written is staged.
     """
     run_dir = settings.run_dir(plan.run_id)
     folders = [shards.staged_folder(run_dir, shard.name) for shard in assigned]
@@ -295,14 +317,19 @@ class _Work:
         sequences = sum(len(desk.missing) for desk in desks)
         unstaged: dict[str, _Desk] = {}
         due = time.monotonic() + self._settings.checkpoint_seconds
-        for result in self._writer.write(rows(), kind, pool_version, longest, sequences):
-            desk, row = open_rows.pop(result.id)
-            desk.take(row, result)
-            unstaged[desk.shard.name] = desk
-            if not desk.missing or time.monotonic() >= due:
+        try:
+            for result in self._writer.write(rows(), kind, pool_version, longest, sequences):
+                desk, row = open_rows.pop(result.id)
+                desk.take(row, result)
+                unstaged[desk.shard.name] = desk
+                if not desk.missing or time.monotonic() >= due:
+                    self._checkpoint(list(unstaged.values()))
+                    unstaged.clear()
+                    due = time.monotonic() + self._settings.checkpoint_seconds
+        except EndpointError:  # what is written is paid for
+            if unstaged:
                 self._checkpoint(list(unstaged.values()))
-                unstaged.clear()
-                due = time.monotonic() + self._settings.checkpoint_seconds
+            raise
 
     def probe(self, desk: _Desk) -> None:
         """Time plain decoding beside what a finished shard took, where that time suffices."""

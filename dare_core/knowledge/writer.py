@@ -81,6 +81,7 @@ class Writer:
         started = time.perf_counter()
         self._settings = settings
         self._tokenizer = tokenizer
+        self._at_once = settings.endpoint_concurrency if settings.engine == "endpoint" else settings.batch_size
         with _full_memory_worded(settings):
             self._engines = load_engines(settings)
         self.seconds = 0.0
@@ -105,12 +106,13 @@ class Writer:
 
         Raises:
             OutOfMemoryError: they do not fit into memory beside the model.
+            EndpointError, SettingError, ModelError: see :meth:`dare_core.engines.endpoint.client.ChatClient.write`.
         """
         with _full_memory_worded(self._settings):
             engine = self._prepare(pool, longest, sequences, structural_token_ids)
             coming = iter(requests)
             while True:
-                if (room := self._settings.batch_size - engine.waiting) > 0:
+                if (room := self._at_once - engine.waiting) > 0:
                     engine.add(islice(coming, room))
                 if not engine.busy:
                     return
@@ -120,7 +122,11 @@ class Writer:
                 yield from finished
 
     def text(self, result: "Result") -> str:
-        """A result's text, without control tokens."""
+        """A result's text, without control tokens; of a server's as it wrote it."""
+        if self._settings.engine == "endpoint":
+            from dare_core.engines.endpoint.engine import ChatResult
+
+            return result.text if isinstance(result, ChatResult) else ""
         return str(self._tokenizer.decode(result.token_ids, skip_special_tokens=True))
 
     def _prepare(self, pool: Pool | None, longest: int, sequences: int, structural: frozenset[int]) -> "TextEngine":
@@ -129,7 +135,7 @@ class Writer:
         settings, facts = self._settings, self._engines.facts
         started = time.perf_counter()
         config = EngineConfig(
-            max_sequences=min(settings.batch_size, sequences),
+            max_sequences=min(self._at_once, sequences),
             max_length=min(longest, facts.context_length),
             rule=Rule(settings.verification, settings.top_k, settings.min_prob),
             eos_token_ids=facts.eos_token_ids,
@@ -145,7 +151,9 @@ class Writer:
         return engine
 
     def probe(self, requests: "Sequence[Request]", tokens: int, seconds: float) -> Probe | None:
-        """See :func:`dare_core.knowledge.probe.probe`."""
+        """See :func:`dare_core.knowledge.probe.probe`. A server decodes as it does, and is paid for it."""
+        if self._settings.engine == "endpoint":
+            return None
         with _full_memory_worded(self._settings):
             return probe(self._settings, self._engines, requests, tokens, seconds)
 

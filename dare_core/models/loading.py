@@ -149,7 +149,7 @@ def context_length(settings: Settings) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ModelError(f"the config of model {settings.model!r} names no max_position_embeddings; add it there")
-    if settings.engine == "vllm":
+    if settings.engine != "transformers":
         return positions
     from dare_core.decoding.rotary import rotary_limit
 

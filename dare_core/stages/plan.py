@@ -12,7 +12,9 @@ from sqlalchemy import Engine
 from dare_core import models
 from dare_core.config.domains import Domain, load_domain
 from dare_core.config.settings import Settings
-from dare_core.engines.precision import precision_of
+from dare_core.engines.endpoint import require_consent
+from dare_core.engines.precision import ENDPOINT, precision_of
+from dare_core.errors import SettingError
 from dare_core.evaluation.gate import gated
 from dare_core.knowledge import costs, shards
 from dare_core.knowledge.costs import Funnel
@@ -111,6 +113,7 @@ def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
         shards=parts,
         funnel=funnel,
         estimate=costs.estimate(requests, terms.measured, most, settings.cost_per_hour),
+        endpoint=settings.endpoint_url if terms.decoding.is_remote else None,
     )
     _record_run(engine, request, planned)
     return planned
@@ -118,6 +121,7 @@ def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
 
 def _terms(settings: Settings, engine: Engine, request: RunRequest) -> _Terms:
     domain = load_domain(settings, request.domain)
+    require_consent(settings, request.kinds)
     prompts = models.prompt_format(settings)
     decoding = gated(settings, engine, domain.name, _decoding(settings, request, prompts.tokenizer_hash))
     room = prompt_room(settings, prompts, decoding.max_new_tokens)
@@ -126,14 +130,18 @@ def _terms(settings: Settings, engine: Engine, request: RunRequest) -> _Terms:
 
 
 def _decoding(settings: Settings, request: RunRequest, tokenizer_hash: str) -> Decoding:
+    precision = precision_of(settings)
+    remote = precision == ENDPOINT
+    if remote and request.verification == "relaxed":
+        raise SettingError("with DARE_ENGINE=endpoint nothing is verified, a server decodes by itself; ask for strict")
     return Decoding(
-        model=settings.model,
+        model=(settings.endpoint_model or settings.model) if remote else settings.model,
         tokenizer_hash=tokenizer_hash,
-        verification=request.verification or settings.verification,
+        verification="strict" if remote else request.verification or settings.verification,
         top_k=request.top_k or settings.top_k,
         min_prob=settings.min_prob if request.min_prob is None else request.min_prob,
         max_new_tokens=request.max_new_tokens or settings.max_new_tokens,
-        precision=precision_of(settings),
+        precision=precision,
     )
 
 
@@ -186,9 +194,11 @@ def _rules(domain: Domain, request: RunRequest, identified: str) -> Rules:
 
 
 def _pin(settings: Settings, engine: Engine, request: RunRequest, terms: _Terms, kind: Kind, due: int) -> str | None:
-    """Pin the pool that texts are drafted from; None where there is no pool to use."""
+    """Pin the pool that texts are drafted from; None where there is no pool to use, or nothing is drafted."""
     # First the run, then its pin: `maintain` takes pins away from whoever is no run.
     record_run(engine, request.run_id, **_begun(request, terms.decoding, datetime.now(UTC)), planned=due)
+    if terms.decoding.is_remote:
+        return None
     return pin_pool(settings, engine, request, kind, terms.decoding.tokenizer_hash)
 
 
@@ -202,6 +212,7 @@ def _record_run(engine: Engine, request: RunRequest, planned: Plan) -> None:
         plan={
             "max_new_tokens": planned.decoding.max_new_tokens,
             "precision": planned.decoding.precision,
+            **({"endpoint": planned.endpoint} if planned.endpoint else {}),
             **planned.model_dump(mode="json", include={"funnel", "estimate"}),
         },
         **_begun(request, planned.decoding, planned.started_at) | done,

@@ -20,11 +20,11 @@ from dare_core.errors import InputError
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.rendering import Rendered, Renderer
-from dare_core.knowledge.requests import identify_settings
+from dare_core.knowledge.requests import identify_settings, written_as_planned
 from dare_core.knowledge.shards import Plan, Shard
 from dare_core.knowledge.worker import require_tokenizer
 from dare_core.models import PromptFormat
-from dare_core.schemas import QUARANTINE, RENDERING, REQUEST, Kind
+from dare_core.schemas import QUARANTINE, RENDERING, Kind
 from dare_core.stages.request import RunRequest
 from dare_core.warehouse import quarantine
 from dare_core.warehouse.knowledge import reopen, request_states, seen_earlier
@@ -57,13 +57,13 @@ def render(settings: Settings, request: RunRequest, plan: Plan, assigned: Sequen
     waiting = [shard for shard in assigned if not shards.is_rendered(run_dir, shard.name)]
     if not waiting:
         return
-    of_plan = settings.model_copy(update={"model": plan.decoding.model})
+    of_plan = written_as_planned(settings, plan.run_id, plan.decoding)
     with open_warehouse(settings) as (_, engine):
         renderers = {kind: _renderer(of_plan, engine, plan, kind) for kind in {shard.kind for shard in waiting}}
         for shard in waiting:
             settled = Counter[str]()
             pieces = _pieces(settings, engine, request, shard, renderers[shard.kind], settled)
-            shards.write_requests(run_dir, shard.name, pieces, settled)
+            shards.write_requests(run_dir, shard.name, pieces, shards.request_schema(plan.decoding), settled)
 
 
 def _renderer(settings: Settings, engine: Engine, plan: Plan, kind: Kind) -> Renderer:
@@ -97,7 +97,7 @@ def _pieces(
         found = renderer.render(shard.kind, entities)
         settled.update(found.settled)
         _record(engine, request.domain, request.run_id, found)
-        yield pa.Table.from_pylist(found.requests, REQUEST)
+        yield pa.Table.from_pylist(found.requests, shards.request_schema(renderer.decoding))
 
 
 def _record(engine: Engine, domain: str, run_id: str, found: Rendered) -> None:

@@ -153,6 +153,55 @@ def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tell-no-one" not in load_settings().model_dump_json()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("endpoint_key", "sk-tell no-one", "only visible ASCII characters"),
+        ("endpoint_key", "sk-tell\nno-one", "only visible ASCII characters"),
+        ("endpoint_key", "sk-tell-no-oné", "only visible ASCII characters"),
+        ("endpoint_url", "https://me:tell-no-one@api.example.com/v1", "give the key as endpoint_key"),
+        ("endpoint_url", "https://api.example.com/v1?key=tell-no-one", "a query"),
+        ("endpoint_url", "api.example.com/v1", "http:// or https://"),
+        ("endpoint_url", "ftp://api.example.com/v1", "http:// or https://"),
+        ("endpoint_url", "http://api.example.com:99999/v1", "http:// or https://"),
+        ("endpoint_url", "http:///v1", "http:// or https://"),
+        ("endpoint_url", "http://[::1/v1", "http:// or https://"),
+        ("endpoint_url", "http://api.exämple.com/v1", "in ASCII"),
+    ],
+)
+def test_a_wrong_endpoint_is_refused_and_its_value_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"DARE_{name.upper()}", value)
+    with pytest.raises(SettingError, match=re.escape(f"{name} (DARE_{name.upper()}) is its value: ")) as caught:
+        load_settings()
+    assert said in str(caught.value)
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("endpoint_concurrency", "0"), ("endpoint_requests_per_minute", "0"), ("endpoint_tokens_per_minute", "-1"),
+     ("endpoint_timeout", "0"), ("endpoint_retries", "-1"), ("endpoint_may_see_users", "perhaps"), ("engine", "api")],
+)  # fmt: skip
+def test_a_wrong_value_of_the_endpoint_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"DARE_{name.upper()}", value)
+    with pytest.raises(SettingError, match=rf"setting {name} \(DARE_{name.upper()}\) is '{value}': "):
+        load_settings()
+
+
+def test_the_endpoint_s_key_comes_from_a_file_and_is_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dare_endpoint_key").write_text("sk-tell-no-one\n")
+    monkeypatch.setenv("DARE_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("DARE_ENDPOINT_URL", "https://api.example.com/v1/")
+    found = load_settings()
+    assert found.endpoint_url == "https://api.example.com/v1"
+    assert found.endpoint_key is not None and found.endpoint_key.get_secret_value() == "sk-tell-no-one"
+    assert "tell-no-one" not in repr(found) + found.model_dump_json()
+
+
 def test_the_shipped_domain_is_valid_and_others_are_said_not_to_be_there() -> None:
     assert load_domain(load_settings(), "movies").knowledge.noun == "movie"
     for name in ("books", "../movies", "Movies"):

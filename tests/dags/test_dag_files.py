@@ -310,7 +310,9 @@ def test_a_refresh_has_a_deadline_and_a_backfill_of_days_has_none(parsed: dict[s
     assert not parsed["dags"]["backfill_knowledge_movies"]["deadline"]
 
 
-@pytest.mark.parametrize("error", ["WarehouseError", "SourceError", "RunInUseError", "OutOfMemoryError", "MemoryError"])
+@pytest.mark.parametrize(
+    "error", ["WarehouseError", "SourceError", "EndpointError", "RunInUseError", "OutOfMemoryError", "MemoryError"]
+)
 def test_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any], error: str) -> None:
     assert parsed["retries"][error] == "retry"
 

@@ -65,6 +65,7 @@ LIST_RUNS = """
 import json, os, sys
 from pathlib import Path
 
+from dare_airflow.installation import settings
 from dare_airflow.run_reports import listed_runs
 
 found = [run.run_id for run in listed_runs()]
@@ -74,7 +75,9 @@ try:
     said = ""
 except Exception as error:
     said = f"{type(error).__name__}: {error}"
-print(json.dumps([found, said, Path(os.environ["DARE_DATA_DIR"]).exists()]))
+os.environ["DARE_ENGINE"] = "endpoint"
+key = settings().endpoint_key.get_secret_value()
+print(json.dumps([found, said, Path(os.environ["DARE_DATA_DIR"]).exists(), key]))
 """
 
 
@@ -84,11 +87,16 @@ def test_pages_read_the_warehouse_of_airflows_connection_and_start_no_server(
     now = datetime(2026, 1, 1, tzinfo=UTC)
     record_run(engine, "monday", domain="movies", state="planned", params="{}", model="m", planned=1, started_at=now)
     connection = json.dumps(connection_fields(warehouse_url))
-    variables = {"AIRFLOW_CONN_DARE_WAREHOUSE": connection, "DARE_DATA_DIR": str(tmp_path / "data")}
-    found, said, started = in_airflow(LIST_RUNS, tmp_path, **variables)
+    variables = {
+        "AIRFLOW_CONN_DARE_WAREHOUSE": connection,
+        "AIRFLOW_CONN_DARE_ENDPOINT": json.dumps({"conn_type": "http", "password": "sk-secret"}),
+        "DARE_DATA_DIR": str(tmp_path / "data"),
+    }
+    found, said, started, key = in_airflow(LIST_RUNS, tmp_path, **variables)
     assert found == ["monday"]
     assert said.startswith("WarehouseError: no warehouse is known here: set DARE_WAREHOUSE_URL, or")
     assert not started
+    assert key == "sk-secret"  # of the endpoint, likewise
 
 
 @pytest.fixture(scope="module")

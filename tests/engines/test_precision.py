@@ -27,6 +27,8 @@ def of(**changes: object) -> Settings:
         ({"engine": "vllm", "dtype": "bfloat16"}, "bf16"),
         ({"engine": "vllm", "dtype": "bfloat16", "quantization": "fp8"}, "bf16+fp8"),
         ({"quantization": "fp8"}, "fp32"),
+        ({"engine": "endpoint", "endpoint_url": "http://localhost/v1", "dtype": "bfloat16"}, "endpoint"),
+        ({"engine": "endpoint", "endpoint_url": "http://localhost/v1", "weights": "auto"}, "endpoint"),
     ],
 )
 def test_settings_mean_one_precision(changes: dict[str, object], precision: str) -> None:
@@ -41,6 +43,7 @@ def test_settings_mean_one_precision(changes: dict[str, object], precision: str)
         ({"dtype": "bfloat16"}, "DARE_WEIGHTS=int8 needs DARE_DTYPE=float32, not bfloat16"),
         ({"compile_layers": True}, "DARE_COMPILE_LAYERS"),
         ({"engine": "vllm"}, "vLLM has DARE_QUANTIZATION"),
+        ({"engine": "endpoint", "endpoint_url": "http://localhost/v1"}, "a server decides for itself"),
     ],
 )
 def test_narrow_weights_that_cannot_be_had_are_refused_before_anything_is_loaded(
@@ -99,3 +102,12 @@ def test_without_kernels_nothing_is_written_that_would_only_be_called_int8(monke
     with pytest.raises(ModelError, match="int8 weights need our kernels"):
         load_engines(of(weights="int8"))
     assert not writes_int8(of())
+
+
+def test_a_server_must_be_named_and_writes_in_no_precision_of_ours() -> None:
+    with pytest.raises(SettingError, match="DARE_ENGINE=endpoint needs DARE_ENDPOINT_URL"):
+        load_engines(of(engine="endpoint"))
+    with pytest.raises(ModelError, match="not in int8"):
+        settings_at(of(engine="endpoint", endpoint_url="http://localhost/v1"), "int8")
+    with pytest.raises(ModelError, match="does not write in endpoint"):
+        settings_at(of(), "endpoint")
