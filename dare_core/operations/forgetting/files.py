@@ -108,7 +108,8 @@ class DataFiles:
     def name(self, path: Location) -> str:
         """What a file is called: its path below ``data_dir``, or all of it."""
         own = self.places[0]
-        return "/".join(_below(path, own)) if isinstance(path, Path) and path.is_relative_to(own) else str(path)
+        is_own = isinstance(path, Path) and isinstance(own, Path) and path.is_relative_to(own)
+        return "/".join(_below(path, own)) if is_own else str(path)
 
     def _stored(self, place: Location, folder: Location) -> Iterator[Stored]:
         """The files below a folder of a place, without those that hold nobody's text, and those of the other place."""
