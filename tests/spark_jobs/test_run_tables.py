@@ -10,10 +10,12 @@ import pytest
 from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 
+from dare_core.errors import StorageError
 from dare_core.schemas import TIME
 from dare_core.storage import run_files
 from dare_core.storage.locations import files_in, location
 from spark_jobs import run_tables
+from spark_jobs.source_tables import failures_in_words
 
 SCHEMA = pa.schema(
     [pa.field("entity_id", pa.string(), nullable=False), pa.field("at", TIME), pa.field("events", pa.int64())]
@@ -103,3 +105,10 @@ def test_a_damaged_file_fails_by_its_name(spark: SparkSession, tmp_path: Path) -
     pq.write_table(rows(5).drop_columns("events"), file)
     with pytest.raises(PythonException, match=f"{file.name} is not what a run left there: it has no column 'events'"):
         found(spark, str(tmp_path))
+
+
+def test_a_place_that_cannot_be_written_is_said_in_one_sentence(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where the folder should be", "utf-8")
+    with pytest.raises(StorageError, match="cannot be written: File exists; ") as raised, failures_in_words():
+        run_tables.write(spark.createDataFrame(rows(1)), str(tmp_path / "file"), SCHEMA)
+    assert "\n" not in str(raised.value)
