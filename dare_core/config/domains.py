@@ -32,7 +32,7 @@ NoneValues = dict[str, tuple[str | int | float, ...]]
 
 _PROMPT_NAME: Final = re.compile(rf"({'|'.join(get_args(Framework))})(@[1-9][0-9]{{0,5}})?")
 #: Bytes of a prompt's template.
-_MOST_BYTES: Final = 65_536
+_MOST_BYTES: Final = 32_768
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _RULE = "a domain's file is called <name>.toml, its name of a-z, 0-9 and _, a letter first, 63 characters at most"

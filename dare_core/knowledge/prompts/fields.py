@@ -119,7 +119,7 @@ class Value:
         return self._there
 
     def __eq__(self, other: object) -> bool:
-        return self.raw == _raw(other)
+        return bool(self.raw == _raw(other))
 
     def __hash__(self) -> int:
         return hash(self.text)

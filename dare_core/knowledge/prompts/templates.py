@@ -15,8 +15,9 @@ from typing import Any, Final, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import LoopContext
-from jinja2.sandbox import SandboxedEnvironment, SecurityError
+from jinja2.sandbox import SandboxedEnvironment
 
 from dare_core.config.descriptions import Attributes
 from dare_core.config.domains import Domain
@@ -37,7 +38,7 @@ from dare_core.schemas import Kind
 _SHIPPED: Final = Path(__file__).parent / "shipped"
 _BLOCKS: Final = ("system", "user")
 #: Of a template: nodes of its syntax tree, how deep they nest, and loops within one another.
-_MOST_NODES: Final = 4_000
+_MOST_NODES: Final = 2_000
 _MOST_DEPTH: Final = 40
 _MOST_LOOPS: Final = 2
 _LOOP: Final = ("first", "index", "last", "length")
@@ -76,12 +77,18 @@ class Template:
     origin: str
     own: bool
     names: tuple[str, ...]
+    _source: str
     _compiled: jinja2.Template
 
     @property
     def is_first(self) -> bool:
         """Whether it is the wording that a framework had before there were versions."""
         return not self.own and self.version.endswith("@1")
+
+    def line_of(self, text: str) -> int | None:
+        """The first line that holds a text; None: it comes together from several pieces."""
+        at = self._source.find(text)
+        return None if at < 0 else self._source.count("\n", 0, at) + 1
 
     def render(
         self, domain: Domain, kind: Kind, attributes: Attributes, history: list[Attributes]
@@ -139,7 +146,7 @@ def _checked(
     except (SyntaxError, RecursionError, MemoryError, jinja2.TemplateError) as error:
         raise SettingError(f"{origin}: cannot be compiled: {_first_line(error)}; write it simpler") from None
     return Template(
-        f"{version}@{written}" if own else version, written, origin, own, tuple(sorted(check.named)), compiled
+        f"{version}@{written}" if own else version, written, origin, own, tuple(sorted(check.named)), source, compiled
     )
 
 
@@ -156,7 +163,8 @@ def _parsed(source: str, origin: str) -> nodes.Template:
         raise SettingError(f"{origin}: nested too deeply; write it simpler") from None
     except ValueError as error:  # a number of thousands of digits
         raise SettingError(f"{origin}: cannot be read: {_first_line(error)}; write it simpler") from None
-    count, waiting = 0, [(tree, 0)]
+    count = 0
+    waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
         count += 1
@@ -175,6 +183,8 @@ def _blocks(tree: nodes.Template, origin: str) -> list[nodes.Block]:
         if isinstance(node, nodes.Block):
             if node.name not in _BLOCKS:
                 _refuse(origin, node.lineno, f"there is no part {node.name!r}; the parts are: {', '.join(_BLOCKS)}")
+            if node.required:
+                _refuse(origin, node.lineno, "a part cannot be required; remove the word")
             blocks.append(node)
         elif not isinstance(node, nodes.Output) or any(
             not isinstance(part, nodes.TemplateData) or part.data.strip() for part in node.nodes
@@ -204,7 +214,8 @@ class _Check:
                             self._text(part, scope)
                 case nodes.If():
                     self._expression(node.test, scope)
-                    for branch in (node.body, *([each] for each in node.elif_), node.else_):
+                    others: list[nodes.Node] = list(node.elif_)
+                    for branch in (node.body, others, node.else_):
                         self.statements(branch, scope, loops)
                 case nodes.For():
                     self._loop(node, scope, loops)
@@ -235,7 +246,7 @@ class _Check:
         if kind != TEXT:
             self._refuse(node, f"this has several fields; name one with a dot: {', '.join(sorted(kind))}")
 
-    def _expression(self, node: nodes.Expr, scope: Row) -> Any:
+    def _expression(self, node: nodes.Node, scope: Row) -> Any:
         match node:
             case nodes.Const():
                 if isinstance(node.value, str) and SENTINEL in node.value:
@@ -314,7 +325,7 @@ class _Check:
 def _shape(node: object) -> object:
     """What a piece of a template says, whatever comments stand in it."""
     if isinstance(node, nodes.Output):
-        parts: list[object] = []
+        parts: list[Any] = []
         for part in node.nodes:
             if isinstance(part, nodes.TemplateData) and parts and isinstance(parts[-1], str):
                 parts[-1] += part.data
