@@ -16,12 +16,14 @@ import typer
 from dare_core.cli import (
     backup,
     bench,
+    domain,
     evaluation,
     everyday,
     features,
     knowledge,
     pipeline,
     pool,
+    prompt,
     quarantine,
     source,
     warehouse,
@@ -37,6 +39,8 @@ app.add_typer(everyday.app)
 app.add_typer(backup.app)
 app.add_typer(knowledge.app)
 app.add_typer(evaluation.app)
+app.add_typer(domain.app, name="domain")
+app.add_typer(prompt.app, name="prompt")
 app.add_typer(source.app, name="source")
 app.add_typer(warehouse.app, name="warehouse")
 app.add_typer(pipeline.app, name="pipeline")

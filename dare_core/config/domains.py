@@ -8,10 +8,11 @@ import codecs
 import re
 import tomllib
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dare_core.config.kinds import KINDS, Kind
 from dare_core.config.settings import Settings
 from dare_core.config.wording import REFUSALS, Language
 from dare_core.errors import SettingError
@@ -28,6 +29,10 @@ TimeUnit = Literal["seconds", "milliseconds", "microseconds", "nanoseconds"]
 
 #: By column: values that stand for none.
 NoneValues = dict[str, tuple[str | int | float, ...]]
+
+_PROMPT_NAME: Final = re.compile(rf"({'|'.join(get_args(Framework))})(@[1-9][0-9]{{0,5}})?")
+#: Bytes of a prompt's template.
+_MOST_BYTES: Final = 32_768
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _RULE = "a domain's file is called <name>.toml, its name of a-z, 0-9 and _, a letter first, 63 characters at most"
@@ -218,7 +223,9 @@ class Grouping(_Section):
 class Knowledge(_Section):
     """How the knowledge is asked for."""
 
-    framework: Framework = "kar"
+    framework: str = Field(
+        "kar@1", description="what is asked, and how answers are read, with the version of its prompts; none: @1"
+    )
     noun: str = Field(description="what an item is: movie, product")
     plural: str
     history: str = Field(description="what a user's history is of: viewing, purchase")
@@ -237,6 +244,25 @@ class Knowledge(_Section):
         "answer",
         description="what vectors are made of: the text alone, or also the attributes, or of users also the history",
     )
+
+    @field_validator("framework")
+    @classmethod
+    def _known(cls, framework: str) -> str:
+        if not _PROMPT_NAME.fullmatch(framework):
+            names = ", ".join(get_args(Framework))
+            raise ValueError(f"{framework!r} is no framework; there are {names}, each with a version, as kar@2")
+        return framework
+
+    @property
+    def framework_name(self) -> Framework:
+        """The framework without the version."""
+        name: Framework = self.framework.partition("@")[0]  # type: ignore[assignment]  # as validated
+        return name
+
+    @property
+    def prompt(self) -> str:
+        """The framework and the version of its prompts: files that name none were written when there was one."""
+        return self.framework if "@" in self.framework else f"{self.framework}@1"
 
 
 #: Click models that evaluate.
@@ -345,10 +371,18 @@ class Quality(_Section):
     features: FeatureQuality = FeatureQuality()
 
 
+class OwnPrompt(NamedTuple):
+    """A domain's own template of a kind's prompts: its file, and what is in it."""
+
+    path: str
+    source: str
+
+
 class Domain(_Section):
-    """One ``config/<name>.toml``."""
+    """One ``config/<name>.toml``, and the templates in ``config/<name>/prompts``."""
 
     name: str
+    own_prompts: dict[Kind, OwnPrompt] = {}
     schedule: Schedule = Schedule()
     source: Source
     grouping: Grouping = Grouping()
@@ -396,7 +430,9 @@ def read_domain(path: Path) -> Domain:
         content = tomllib.loads(path.read_text("utf-8-sig"))
         if "name" in content:  # it names folders, and what is stored
             raise SettingError(f"{path}: name: a domain is called what its file is; remove the line")
-        return Domain.model_validate({"name": path.stem, **content})
+        if "own_prompts" in content:
+            raise SettingError(f"{path}: own_prompts: put templates into {_prompt_folder(path)}; remove the line")
+        return Domain.model_validate({"name": path.stem, "own_prompts": _own_prompts(path), **content})
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -406,3 +442,35 @@ def read_domain(path: Path) -> Domain:
     except ValidationError as error:
         problem = error.errors()[0]
         raise SettingError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def _prompt_folder(path: Path) -> Path:
+    return path.parent / path.stem / "prompts"
+
+
+def _own_prompts(path: Path) -> dict[Kind, OwnPrompt]:
+    """The templates beside a domain's file.
+
+    Raises:
+        SettingError: one has another name than a kind's, is too long, or cannot be read as text.
+    """
+    folder = _prompt_folder(path)
+    if not folder.is_dir():
+        return {}
+    names: dict[str, Kind] = {f"{kind}.md.j2": kind for kind in KINDS}
+    found: dict[Kind, OwnPrompt] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(".") or file.suffix != ".j2":
+            continue
+        if file.name not in names:
+            raise SettingError(f"{file} is no kind's prompt; call it {' or '.join(names)}")
+        try:
+            content = file.read_bytes()
+            if len(content) > _MOST_BYTES:
+                raise SettingError(f"{file}: {len(content)} bytes, of at most {_MOST_BYTES}; write it shorter")
+            found[names[file.name]] = OwnPrompt(str(file), content.decode("utf-8-sig"))
+        except OSError as error:
+            raise SettingError(f"{file}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise SettingError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return found

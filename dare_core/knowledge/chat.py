@@ -64,6 +64,11 @@ class ChatEncoder:
             raise ModelError("the chat template does not show a message once")
         self._message_alone, self._with_system = message_alone, _frame(tokenizer, ["system", "user"])
 
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """What stands for a control token in text."""
+        return tuple(self._control_texts)
+
     def encode(self, message: str, system: str = "", opening: str = "") -> list[int]:
         """Token ids of the prompt that asks ``message`` and waits for the answer, or for the rest of one.
 

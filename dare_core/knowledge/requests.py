@@ -12,6 +12,7 @@ from dare_core.engines.precision import ENDPOINT, FP32
 from dare_core.errors import InputError, ModelError
 from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.prompts import Question, render
+from dare_core.knowledge.prompts.templates import template_of
 from dare_core.schemas import Kind
 
 
@@ -122,7 +123,8 @@ def _unless_fp32(decoding: Decoding) -> list[str]:
 def identify_settings(domain: Domain, kind: Kind, decoding: Decoding, prompt_encoding: str, max_tokens: int) -> str:
     """32 hex digits that identify all that shapes a kind's requests beside its entities.
 
-    The wording is taken in as it comes out, from an entity whose attributes are named after themselves.
+    The wording is taken in as it comes out, from an entity whose attributes are named after themselves; of a template
+    that has no older installations, also what it says of other entities.
 
     Args:
         domain: how knowledge is asked for.
@@ -136,5 +138,14 @@ def identify_settings(domain: Domain, kind: Kind, decoding: Decoding, prompt_enc
     probe = {name: name for name in spec.attributes} | {"title": "title", "history": [entry]}
     wording = render(domain, kind, probe).text
     decided = {name: value for name, value in asdict(decoding).items() if name != "precision"}
-    shapes = [decided, prompt_encoding, max_tokens, domain.knowledge.framework, wording, *_unless_fp32(decoding)]
+    template = template_of(domain, kind)
+    shapes = [
+        decided,
+        prompt_encoding,
+        max_tokens,
+        domain.knowledge.framework_name,
+        wording,
+        *_unless_fp32(decoding),
+        *([] if template.is_first else [template.hash]),
+    ]
     return hashlib.sha256(json.dumps(shapes, separators=(",", ":")).encode()).hexdigest()[:32]

@@ -1,13 +1,15 @@
 """Whether the tables of a domain's source are there, asked before Spark takes half a minute to start and find out."""
 
+import csv
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import psycopg
+import pyarrow.parquet as pq
 from psycopg import sql
 
-from dare_core.config.domains import Domain, EntityTable, InteractionTable
+from dare_core.config.domains import CsvFormat, Domain, EntityTable, InteractionTable
 from dare_core.errors import SettingError, SourceError
 
 #: Keys of an entity's JSON that the platform gives a meaning; an attribute may not take them.
@@ -35,6 +37,20 @@ def require_tables(domain: Domain, warehouse_url: str) -> None:
             return
 
 
+def what_is_checked(domain: Domain) -> str:
+    """What :func:`require_tables` looks at in a domain's tables, in words."""
+    tables = ", ".join(spec.table for _, spec in _sections(domain))
+    match domain.source.format:
+        case "postgres":
+            return f"{tables}: there, with every column that the file names"
+        case "jdbc":
+            return f"{tables}: not looked at; a pull asks the database"
+        case _ if _folder(domain) is not None:
+            return f"{tables}: there, with every column that the file names in the first file of each"
+        case _:
+            return f"{tables}: not looked at; a pull reads the files"
+
+
 def require_names(domain: Domain) -> None:
     """Check what a domain file calls things.
 
@@ -51,12 +67,54 @@ def require_names(domain: Domain) -> None:
         raise SettingError(f"domain {domain.name}: source.items.title is missing")
 
 
-def _require_files(domain: Domain) -> None:
-    location, suffix = domain.source.location, domain.source.format
-    if location is None or ":" in location.partition("/")[0]:  # a URL is for Spark to read
+def require_columns_of_files(domain: Domain) -> None:
+    """Check the columns of tables that are local files: in the first file of each, as it stands on the disk.
+
+    Raises:
+        SourceError: a column is missing, or the file cannot be read.
+    """
+    folder = _folder(domain)
+    if folder is None:
         return
     for section, spec in _sections(domain):
-        base = Path(location) / spec.table
+        file = _first_file(folder, spec.table, domain.source.format)
+        if file is None or file.suffix not in (".parquet", ".csv"):  # packed ones are for Spark to read
+            continue
+        try:
+            there = _columns(file, domain.source.csv)
+        except (OSError, ValueError, csv.Error) as error:
+            raise SourceError(f"{_about(domain, section, spec.table)}: {file} cannot be read: {error}") from None
+        there += [part.partition("=")[0] for part in file.relative_to(folder).parts if "=" in part]
+        _require_named(domain, section, spec, there)
+
+
+def _first_file(folder: Path, table: str, suffix: str) -> Path | None:
+    file = folder / f"{table}.{suffix}"
+    return file if file.is_file() else next(iter(sorted((folder / table).rglob(f"*.{suffix}"))), None)
+
+
+def _columns(file: Path, written: CsvFormat) -> list[str]:
+    if file.suffix == ".parquet":
+        return list(pq.read_schema(file).names)
+    with file.open(encoding=written.encoding, newline="", errors="replace") as lines:
+        rows = csv.reader(lines, delimiter=written.separator, quotechar=written.quote)
+        return [name.removeprefix("\ufeff") for name in next(rows, [])]
+
+
+def _folder(domain: Domain) -> Path | None:
+    """Where the tables' files are; None where they are no local files, but for Spark to read."""
+    location = domain.source.location
+    if domain.source.format not in ("parquet", "csv") or location is None or ":" in location.partition("/")[0]:
+        return None
+    return Path(location)
+
+
+def _require_files(domain: Domain) -> None:
+    folder, suffix = _folder(domain), domain.source.format
+    if folder is None:
+        return
+    for section, spec in _sections(domain):
+        base = folder / spec.table
         if not base.exists() and not Path(f"{base}.{suffix}").exists():
             raise SourceError(f"{_about(domain, section, spec.table)}: there is neither {base}.{suffix} nor {base}/")
 
@@ -71,14 +129,17 @@ def _require_columns(domain: Domain, connection: "psycopg.Connection[tuple[objec
         except psycopg.Error as error:
             said = error.diag.message_primary or type(error).__name__
             raise SourceError(f"{_about(domain, section, spec.table)} cannot be read: {said}") from None
-        there = [column.name for column in found.description or ()]
-        for key, names in spec.columns.items():
-            for name in names:
-                if name not in there:
-                    raise SourceError(
-                        f"{_about(domain, section, spec.table)}: no column {name!r} (source.{section}.{key}); "
-                        f"there are: {', '.join(there)}"
-                    )
+        _require_named(domain, section, spec, [column.name for column in found.description or ()])
+
+
+def _require_named(domain: Domain, section: str, spec: EntityTable | InteractionTable, there: list[str]) -> None:
+    for key, names in spec.columns.items():
+        for name in names:
+            if name not in there:
+                raise SourceError(
+                    f"{_about(domain, section, spec.table)}: no column {name!r} (source.{section}.{key}); "
+                    f"there are: {', '.join(there)}"
+                )
 
 
 def _sections(domain: Domain) -> "list[tuple[str, EntityTable | InteractionTable]]":

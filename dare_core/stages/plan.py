@@ -107,7 +107,7 @@ def _make_plan(settings: Settings, engine: Engine, request: RunRequest) -> Plan:
     planned = Plan(
         run_id=request.run_id,
         domain=request.domain,
-        framework=terms.domain.knowledge.framework,
+        framework=terms.domain.knowledge.framework_name,
         decoding=terms.decoding,
         started_at=datetime.now(UTC),
         shards=parts,

@@ -19,6 +19,7 @@ from dare_core.config.settings import Settings
 from dare_core.errors import InputError
 from dare_core.knowledge import shards
 from dare_core.knowledge.chat import ChatEncoder
+from dare_core.knowledge.prompts.checks import check_prompts
 from dare_core.knowledge.rendering import Rendered, Renderer
 from dare_core.knowledge.requests import identify_settings, written_as_planned
 from dare_core.knowledge.shards import Plan, Shard
@@ -52,6 +53,7 @@ def render(settings: Settings, request: RunRequest, plan: Plan, assigned: Sequen
 
     Raises:
         ModelError: the model's tokenizer is not the one that the run was planned for.
+        SettingError: the domain's prompts are not what they must be.
     """
     run_dir = settings.run_dir(plan.run_id)
     waiting = [shard for shard in assigned if not shards.is_rendered(run_dir, shard.name)]
@@ -71,11 +73,13 @@ def _renderer(settings: Settings, engine: Engine, plan: Plan, kind: Kind) -> Ren
     prompts = models.prompt_format(settings)
     require_tokenizer(plan, prompts.tokenizer_hash)
     room = prompt_room(settings, prompts, decoding.max_new_tokens)
+    encoder = ChatEncoder(models.load_tokenizer(settings))
+    check_prompts(domain, kind, encoder, room)
     days = domain.knowledge.expires_after_days
     expired_before = None if days is None else plan.started_at - timedelta(days=days)
     return Renderer(
         domain=domain,
-        encoder=ChatEncoder(models.load_tokenizer(settings)),
+        encoder=encoder,
         decoding=decoding,
         max_prompt_tokens=room,
         settings=identify_settings(domain, kind, decoding, prompts.files, room),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
-from sqlalchemy import Engine, Text, cast, func, select
+from sqlalchemy import Engine, Text, cast, func, select, text
 
 from dare_core import schemas
 from dare_core.errors import WarehouseError
@@ -232,6 +232,29 @@ def attributes(engine: Engine, domain: str, kind: str, entity_ids: Sequence[str]
     )
     with engine.connect() as connection:
         return {row.entity_id: row.attributes for row in connection.execute(query)}
+
+
+def sample(engine: Engine, domain: str, kind: str, count: int) -> dict[str, str]:
+    """The attributes of some entities, JSON objects by id: the longest one's first, then ``count`` of all groups."""
+    query = text("""
+        (SELECT entity_id, attributes::text FROM knowledge.entity
+            WHERE domain = :domain AND kind = :kind AND deleted_at IS NULL
+            ORDER BY pg_column_size(attributes) DESC, entity_id LIMIT 1)
+        UNION ALL
+        (SELECT entity_id, attributes::text FROM knowledge.entity
+            WHERE domain = :domain AND kind = :kind AND deleted_at IS NULL
+            ORDER BY md5(entity_id), entity_id LIMIT :count)
+    """)
+    with engine.connect() as connection:
+        bound = {"domain": domain, "kind": kind, "count": count}
+        return {row.entity_id: row.attributes for row in connection.execute(query, bound)}
+
+
+def count_entities(engine: Engine, domain: str, kind: str) -> int:
+    """How many entities of a kind are there."""
+    query = select(func.count()).where(ENTITY.c.domain == domain, ENTITY.c.kind == kind, ENTITY.c.deleted_at.is_(None))
+    with engine.connect() as connection:
+        return connection.execute(query).scalar_one()
 
 
 def tombstone(domain: str, kind: str, entity_id: str) -> str:

@@ -41,3 +41,42 @@ def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, line: str, wrong: str
     (tmp_path / "shop.toml").write_text(MOVIES.replace(line, wrong), "utf-8")
     with pytest.raises(SettingError, match=said):
         read_domain(tmp_path / "shop.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"x" * 32_769, "32769 bytes, of at most 32768; write it shorter"),
+        (b"\xff", "not UTF-8 text: invalid start byte at byte 0"),
+    ],
+)
+def test_a_template_that_is_no_text_of_usual_length_is_refused_by_its_file(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "shop.toml").write_text(MOVIES, "utf-8")
+    file = tmp_path / "shop" / "prompts" / "user.md.j2"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(SettingError, match=f"user.md.j2: {said}"):
+        read_domain(tmp_path / "shop.toml")
+
+
+@pytest.mark.parametrize(
+    ("framework", "prompt"), [("once", "once@1"), ("kar@2", "kar@2"), ("kar@0", None), ("kar@", None), ("kra", None)]
+)
+def test_a_framework_is_named_with_or_without_a_version(tmp_path: Path, framework: str, prompt: str | None) -> None:
+    (tmp_path / "shop.toml").write_text(MOVIES.replace('framework = "kar@1"', f'framework = "{framework}"'), "utf-8")
+    if prompt is not None:
+        knowledge = read_domain(tmp_path / "shop.toml").knowledge
+        assert (knowledge.prompt, knowledge.framework_name) == (prompt, prompt.partition("@")[0])
+        return
+    with pytest.raises(
+        SettingError, match=f"knowledge.framework: .*{framework!r} is no framework; there are kar, trawl"
+    ):
+        read_domain(tmp_path / "shop.toml")
+
+
+def test_templates_are_files_and_no_key(tmp_path: Path) -> None:
+    (tmp_path / "shop.toml").write_text("own_prompts = {}\n" + MOVIES, "utf-8")
+    with pytest.raises(SettingError, match=r"own_prompts: put templates into .*shop/prompts; remove the line"):
+        read_domain(tmp_path / "shop.toml")

@@ -178,7 +178,7 @@ def test_amazon_reviews_of_2023_are_read_and_asked_about(tmp_path: Path) -> None
     assert {source.interactions.value, source.interactions.time} <= set(tables["amazon_reviews"][0])
     assert '"Dune" (brand Ace; category Books; price 9.5)' in render(domain, "item", item).message
     history = [{"title": "Dune", "value": 5}]
-    assert '(active since 2009) has this book reading history, oldest first:\n- "Dune": 5 stars' in (
+    assert 'A user (active since 2009), whose history is:\n- "Dune": 5 stars' in (
         render(domain, "user", {**user, "history": history}).message
     )
 

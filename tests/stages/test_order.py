@@ -126,7 +126,7 @@ def test_every_text_of_every_framework_is_loaded_or_in_quarantine(
     settings: Settings, engine: Engine, tmp_path: Path, framework: str
 ) -> None:
     config = (settings.config_dir / "movies.toml").read_text("utf-8")
-    (tmp_path / "movies.toml").write_text(config.replace('framework = "kar"', f'framework = "{framework}"'), "utf-8")
+    (tmp_path / "movies.toml").write_text(config.replace('framework = "kar@1"', f'framework = "{framework}"'), "utf-8")
     lenient = settings.model_copy(update={"max_failing_share": 1.0, "config_dir": tmp_path})
     request = RunRequest(run_id="r", verification="relaxed")
     generate_all(lenient, request)

@@ -1,10 +1,6 @@
-"""What the language model is asked, by framework.
+"""The prompts of the four frameworks as they were written in code, before they were templates: version 1 of each.
 
-*KAR* (arXiv 2306.10933, section 3.2) asks for factual knowledge of an item and for reasoning about a user's preferences
-along scenario-specific factors. *TRAWL* (arXiv 2403.06642) gives an instruction: go through the factors that matter for
-recommending, then comment. *RLMRec* (arXiv 2310.15950, section 3.2) sets a role, hands the facts over as JSON and asks
-for a profile as JSON. *ONCE* (arXiv 2305.06566, section 3) has items condensed by a content summariser, and users
-described by topics and regions. docs/frameworks.md says where these prompts differ from the papers'.
+Texts in installations were asked for with these words. They must never change.
 """
 
 import json
@@ -61,7 +57,7 @@ def render(domain: Domain, kind: Kind, attributes: Attributes, dropped_history: 
     Raises:
         InputError: an item has no title.
     """
-    ask_item, ask_user = _FRAMEWORKS[domain.knowledge.framework]
+    ask_item, ask_user = _FRAMEWORKS[domain.knowledge.framework_name]
     if kind == "item":
         if not is_titled(attributes):
             raise InputError("the item has no title to ask about")
