@@ -21,6 +21,7 @@ _SERVER: Final = Path(__file__).with_name("swift_server.py")
 _PYTHON: Final = "/usr/bin/python3"
 _HOST: Final = "127.0.0.1"
 _BUCKET: Final = "dare"
+#: An account of Swift's, and a user of it.
 USER: Final = "dare:tests"
 _END_SECONDS: Final = 10
 
@@ -65,8 +66,8 @@ def is_installed() -> bool:
     """Whether there is a Swift to start."""
     if shutil.which(_PYTHON) is None:
         return False
-    asked = subprocess.run([_PYTHON, "-c", "import swift.proxy.server"], capture_output=True, check=False, env={})
-    return asked.returncode == 0
+    program = "import importlib.util, sys; sys.exit(not importlib.util.find_spec('swift.proxy.server'))"
+    return subprocess.run([_PYTHON, "-c", program], capture_output=True, check=False, env={}).returncode == 0
 
 
 @contextmanager
