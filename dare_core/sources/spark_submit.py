@@ -52,8 +52,8 @@ _LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
 STACK: Final = "-Xss16m"
 
 #: Of a local master's process. Programs of a minute would spend it compiling Java with the second compiler, on the
-#: cores that the data needs; and Java's usual collector keeps some 300 MB of notes beside a heap of 1 GB, the serial one
-#: hardly any.
+#: cores that the data needs; and Java's usual collector keeps some 300 MB of notes beside a heap of 1 GB, the serial
+#: one hardly any.
 LOCAL_JAVA: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 #: Lines of Spark's log that a failure shows.
