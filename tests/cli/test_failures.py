@@ -20,7 +20,7 @@ from dare_core.errors import DareError, WarehouseError
 #: What a command is given for what it must have, by the name of the parameter; and what keeps it short, by command.
 GIVEN: Final = {
     "prompts": "broken", "out": "out", "knowledge": "broken", "pool": "pool", "kind": "item", "entity": "50",
-    "name": "/no-model", "request_id": "r", "domain": "movies", "folder": "backup",
+    "name": "/no-model", "request_id": "r", "domain": "movies", "folder": "backup", "place": "backup",
 }  # fmt: skip
 BESIDES: Final = {
     "source import": ("--from", "folder"),
