@@ -11,8 +11,8 @@ from sqlalchemy import Engine, text
 from bench.scale.source import DOMAIN
 from bench.scale.stand_ins import text_of
 from dare_core.config.settings import Settings
+from dare_core.knowledge.figures import finished_files
 from dare_core.knowledge.shards import read_plan
-from dare_core.operations.digest import finished_files
 from dare_core.schemas import KNOWLEDGE, KNOWLEDGE_EMBEDDING
 from dare_core.storage import run_files
 from dare_core.storage.locations import Location

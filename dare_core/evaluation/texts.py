@@ -22,9 +22,9 @@ from dare_core.knowledge.chat import ChatEncoder
 from dare_core.knowledge.requests import Decoding, Prompt, fit_prompt, request_id
 from dare_core.knowledge.writer import Throughput, Writer
 from dare_core.schemas import KINDS, STATISTICS, TOKENS
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import storing, write_atomically
 from dare_core.storage.locations import files_in, read_bytes
-from dare_core.storage.run_files import storing, write_table
+from dare_core.storage.run_files import write_table
 
 #: Tokens of a text at most: fewer than the installation's texts have, since an evaluation writes each several times.
 MAX_NEW_TOKENS: Final = 64

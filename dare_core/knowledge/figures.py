@@ -80,6 +80,18 @@ def read_figures(run_dir: Location, shard: str) -> Figures | None:
     return run_files.read_json(manifests[-1], Figures, "the shard is not finished") if manifests else None
 
 
+def finished_files(run_dir: Location, shard: str) -> dict[str, list[Location]]:
+    """The files of a finished shard by what they hold: ``passed``, ``refused``, ``vectors``; none before it is."""
+    if (found := read_figures(run_dir, shard)) is None:
+        return {}
+    files = folder(run_dir, shard, found.attempt)
+    return {
+        "passed": [files / "knowledge.parquet"],
+        "refused": [files / "quarantine.parquet"],
+        "vectors": matching(files, "vectors-*.parquet"),
+    }
+
+
 def write_figures(run_dir: Location, figures: Figures) -> None:
     """Say that a shard is finished."""
     path = run_dir / "finished" / figures.shard / f"manifest-{figures.attempt}.json"

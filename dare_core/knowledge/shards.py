@@ -99,7 +99,7 @@ def write_shards(
     written = []
     for number, table in enumerate(_cut(batches, size)):
         shard = Shard(name=f"{kind}-{number:04d}", kind=kind, requests=len(table), pool_version=pool_version)
-        run_files.write_table(_shard_path(run_dir, shard.name), table)
+        run_files.write_table(shard_path(run_dir, shard.name), table)
         written.append(shard)
     return written
 
@@ -122,7 +122,7 @@ def entities(run_dir: Location, shard: str) -> Iterator[list[dict[str, Any]]]:
     Raises:
         InputError: see :func:`dare_core.storage.run_files.read_pieces`.
     """
-    for piece in run_files.read_pieces(_shard_path(run_dir, shard), SHARD, _PIECE):
+    for piece in run_files.read_pieces(shard_path(run_dir, shard), SHARD, _PIECE):
         yield piece.to_pylist()
 
 
@@ -160,7 +160,7 @@ def _rendered(run_dir: Location, shard: str) -> Location | None:
     """The file of a shard's requests: up to release 0.1.0 it was the shard itself."""
     if exists(path := _requests_path(run_dir, shard)):
         return path
-    path = _shard_path(run_dir, shard)
+    path = shard_path(run_dir, shard)
     return path if "request_id" in run_files.read_names(path) else None
 
 
@@ -200,7 +200,8 @@ def read_requests(run_dir: Location, shard: str) -> pa.Table:
     return pa.concat_tables([REQUEST.empty_table(), *pieces])
 
 
-def _shard_path(run_dir: Location, shard: str) -> Location:
+def shard_path(run_dir: Location, shard: str) -> Location:
+    """Where a shard's work list lies."""
     return run_dir / "shards" / f"{shard}.parquet"
 
 

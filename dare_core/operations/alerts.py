@@ -13,8 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from dare_core.config.settings import Settings, load_settings
-from dare_core.errors import StorageError
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import storing, write_atomically
 from dare_core.storage.locations import Location, matching, read_bytes, remove
 
 log = logging.getLogger(__name__)
@@ -48,10 +47,8 @@ def raise_alert(settings: Settings, alert: str, **facts: Any) -> None:
     now = datetime.now(UTC)
     content = {"at": now.isoformat(timespec="seconds"), "alert": alert, **facts}
     path = _folder(settings) / f"{now.strftime(_TIME)}-{uuid4().hex[:8]}.json"
-    try:
+    with storing(path):
         write_atomically(path, json.dumps(content).encode(), durable=False)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_alerts(settings: Settings) -> list[dict[str, Any]]:

@@ -116,24 +116,12 @@ def unfinished(settings: Settings, engine: Engine) -> list[str]:
     return [*found, *_broken_texts(engine)]
 
 
-def finished_files(run_dir: Location, shard: str) -> dict[str, list[Location]]:
-    """The files of a finished shard by what they hold: ``passed``, ``refused``, ``vectors``; none before it is."""
-    if (found := figures.read_figures(run_dir, shard)) is None:
-        return {}
-    folder = figures.folder(run_dir, shard, found.attempt)
-    return {
-        "passed": [folder / "knowledge.parquet"],
-        "refused": [folder / "quarantine.parquet"],
-        "vectors": matching(folder, "vectors-*.parquet"),
-    }
-
-
 def _finished(what: str) -> _Read:
-    return lambda run, shard: map(read_parquet, finished_files(run, shard).get(what, ()))
+    return lambda run, shard: map(read_parquet, figures.finished_files(run, shard).get(what, ()))
 
 
 def _due(run_dir: Location, shard: str) -> Iterator[pa.Table]:
-    if exists(path := run_dir / "shards" / f"{shard}.parquet"):
+    if exists(path := shards.shard_path(run_dir, shard)):
         yield read_parquet(path)
 
 

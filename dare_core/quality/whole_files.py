@@ -6,9 +6,8 @@ from typing import Any, Final
 from great_expectations.data_context.store.tuple_store_backend import TupleStoreBackend
 from great_expectations.exceptions import InvalidKeyError
 
-from dare_core.storage.atomic import write_atomically
+from dare_core.storage.atomic import storing, write_atomically
 from dare_core.storage.locations import Location, exists, files_below, location, read_bytes
-from dare_core.storage.run_files import storing
 
 #: Folder of stylesheets, fonts and images, which all pages share. They alone come as bytes, at every check.
 _STATIC: Final = "static"

@@ -95,3 +95,19 @@ def write_atomically(path: Location, data: bytes, durable: bool = True) -> None:
     """Write a file as :func:`appearing` does."""
     with appearing(path, durable) as scratch, scratch.open("wb") as file:
         file.write(data)
+
+
+@contextmanager
+def storing(path: Location) -> Iterator[None]:
+    """Word what goes wrong while a file of a run is written.
+
+    Raises:
+        StorageError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}; nothing is left of it. "
+            f"Make room there and run the same again: it goes on where it was"
+        ) from error

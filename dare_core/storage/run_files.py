@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
@@ -12,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
-from dare_core.errors import InputError, StorageError
-from dare_core.storage.atomic import appearing, write_atomically
+from dare_core.errors import InputError
+from dare_core.storage.atomic import appearing, storing, write_atomically
 from dare_core.storage.locations import Location, fetched, is_folder, matching, read_bytes
 
 #: Characters of a problem that an error shows.
@@ -23,22 +22,6 @@ _MANIFEST: Final = "_files-"
 #: How files begin that a table has only where a manifest names them.
 _LISTED: Final = "listed-"
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-@contextlib.contextmanager
-def storing(path: Location) -> Iterator[None]:
-    """Word what goes wrong while a file of a run is written.
-
-    Raises:
-        StorageError: in place of an ``OSError``.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}; nothing is left of it. "
-            f"Make room there and run the same again: it goes on where it was"
-        ) from error
 
 
 def write_json(path: Location, content: str) -> None:

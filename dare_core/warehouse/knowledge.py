@@ -96,13 +96,12 @@ def load_chunks(
         with transaction(engine) as cursor:
             return merge_knowledge(cursor, *chunk)
 
-    with ThreadPoolExecutor(_LOADERS) as loaders:
-        loads = [loaders.submit(load, chunk) for chunk in chunks]
-        try:
-            for summary in loads:
-                total = total.plus(summary.result())
-        finally:
-            loaders.shutdown(cancel_futures=True)
+    loaders = ThreadPoolExecutor(_LOADERS)
+    try:
+        for loading in [loaders.submit(load, chunk) for chunk in chunks]:
+            total = total.plus(loading.result())
+    finally:
+        loaders.shutdown(cancel_futures=True)
     settle_load(engine, changed=total.loaded + total.already_there > 0)
     return total
 

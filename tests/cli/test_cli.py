@@ -1,5 +1,4 @@
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine
 
-from dare_core.cli.main import main
 from dare_core.schemas import GENERATED
 from dare_core.warehouse.knowledge import load_knowledge
+from tests.support.command import Dare, in_process
 from tests.support.tiny_model import save_tiny_model
-
-Dare = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +24,7 @@ def dare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     """Runs ``dare …`` in a folder of its own: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DARE_DATA_DIR", str(tmp_path / "data"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return int(ended.value.code or 0), written.out, written.err
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def write_prompts(path: Path, *rows: object) -> Path:

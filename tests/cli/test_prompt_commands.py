@@ -1,7 +1,6 @@
 """``dare prompt show`` and ``dare domain check``: what is asked, shown before anything is written."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, text
 
-from dare_core.cli.main import main
 from dare_core.config.settings import PROJECT_DIR
 from dare_core.warehouse.entities import upsert_entities
+from tests.support.command import Dare, in_process
 from tests.support.tiny_model import save_tiny_model
 
-Dare = Callable[..., tuple[int, str, str]]
 TITLES = {"50": "Heat", "51": "Ghost \x1b[2J", "52": "A very long title, " * 5, "53": "Up"}
 
 
@@ -42,15 +40,7 @@ def dare(
     }.items():
         monkeypatch.setenv(f"DARE_{name}", str(value))
     monkeypatch.setattr("dare_core.models.load_model", None)  # nothing here needs weights
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return int(ended.value.code or 0), written.out, written.err
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 @pytest.fixture

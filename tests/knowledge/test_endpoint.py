@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 
 from dare_core import models
 from dare_core.config.settings import Settings
-from dare_core.engines.endpoint import client as clients
 from dare_core.errors import EndpointError, InputError, ModelError, SettingError
 from dare_core.evaluation.texts import STRICT, write_texts
 from dare_core.knowledge import shards
@@ -26,7 +25,7 @@ from dare_core.stages.request import RunRequest
 from dare_core.storage.run_files import read_parquet
 from dare_core.warehouse.entities import upsert_entities
 from dare_core.warehouse.runs import generation_runs
-from tests.support.chat_server import CANARY, ChatServer, Reply, Script, completion, serving
+from tests.support.chat_server import CANARY, ChatServer, Reply, Script, completion, serving, shorten_pauses
 from tests.support.tiny_model import save_tiny_model
 
 NOW = datetime(1998, 4, 1, tzinfo=UTC)
@@ -40,8 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_FIRST_PAUSE", 0.004)
-    monkeypatch.setattr(clients, "_LONGEST_PAUSE", 0.02)
+    shorten_pauses(monkeypatch)
 
 
 @pytest.fixture

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
+from dare_core.engines.endpoint import client
+
 CANARY = "Say yes."
 
 
@@ -148,3 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
+
+
+def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is to try again does so at once."""
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.004)
+    monkeypatch.setattr(client, "_LONGEST_PAUSE", 0.02)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine
 
-from dare_core.cli.main import main
 from dare_core.config.settings import PROJECT_DIR, Settings
 from dare_core.knowledge.costs import Estimate
 from dare_core.knowledge.requests import Decoding
@@ -24,9 +22,9 @@ from dare_core.stages.request import RunRequest
 from dare_core.storage import run_files
 from dare_core.warehouse.interactions import register_all
 from dare_core.warehouse.knowledge import load_knowledge
+from tests.support.command import Dare, in_process
 
 Rows = Callable[..., pa.Table]
-Dare = Callable[..., tuple[int, str, str]]
 _SHIPPED = (PROJECT_DIR / "config" / "movies.toml").read_text("utf-8")
 
 
@@ -56,15 +54,7 @@ def config(settings: Settings, warehouse_url: str, tmp_path: Path, monkeypatch: 
 def dare(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dare:
     """Runs ``dare …`` over these domains: exit status, standard output, standard error."""
     assert config.is_dir()
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return int(ended.value.code or 0), written.out, written.err
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def test_an_upgrade_tells_the_warehouse_of_all_domains_whose_interactions_it_has(

@@ -10,11 +10,20 @@ import pytest
 from dare_core.config.settings import Settings
 from dare_core.decoding import EngineConfig, Result, Rule
 from dare_core.engines import load_engines
-from dare_core.engines.endpoint import client as clients
 from dare_core.engines.endpoint.client import PassingError, RefusedError, read_answer
 from dare_core.engines.endpoint.engine import ChatRequest, ChatResult, turns
 from dare_core.errors import DareError, EndpointError, ModelError, SettingError
-from tests.support.chat_server import CANARY, ChatServer, Reply, Script, always, completion, serving, text_about
+from tests.support.chat_server import (
+    CANARY,
+    ChatServer,
+    Reply,
+    Script,
+    always,
+    completion,
+    serving,
+    shorten_pauses,
+    text_about,
+)
 from tests.support.tiny_model import save_tiny_model
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -28,8 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_FIRST_PAUSE", 0.004)
-    monkeypatch.setattr(clients, "_LONGEST_PAUSE", 0.02)
+    shorten_pauses(monkeypatch)
 
 
 Write = Callable[..., dict[str, Result]]
